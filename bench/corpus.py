@@ -1,0 +1,274 @@
+"""The images that demo, tests and benchmarks work on, made from real packages by tools that are not ours.
+
+``python -m bench.corpus NAME...`` builds what is missing and prints where it is; ``list`` tells the names. Each image is
+kept in ``CACHE/layerfs/corpus/NAME`` (``CACHE`` is ``$XDG_CACHE_HOME`` or ``~/.cache``) in three forms: ``oci`` (layout
+directory, reference ``latest``), ``oci.tar`` (OCI archive) and ``docker.tar`` (docker-archive, as skopeo writes it).
+An image appears there by one rename, so a build that was interrupted leaves nothing half done.
+
+Building needs root (chroot, owners, device nodes) and the Debian mirror that apt on this machine uses.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.debian import base_tar, enter, python_wheels
+from bench.synthetic import DeepShape, write_deep
+
+__all__ = ["CorpusImage", "cache_directory", "image", "main", "names"]
+
+#: Bumped when a recipe changes, so that an image of an older recipe in the cache is made again.
+REVISION = 1
+
+
+@dataclass(frozen=True, slots=True)
+class CorpusImage:
+    """One built image: ``directory`` holds ``oci``, ``oci.tar`` and ``docker.tar``."""
+
+    name: str
+    directory: Path
+
+    @property
+    def oci(self) -> Path:
+        """The OCI layout directory."""
+        return self.directory / "oci"
+
+    @property
+    def oci_archive(self) -> Path:
+        """The OCI layout as one tar."""
+        return self.directory / "oci.tar"
+
+    @property
+    def docker_archive(self) -> Path:
+        """The image as ``docker save`` would write it, layers uncompressed."""
+        return self.directory / "docker.tar"
+
+    def layers(self) -> list[Path]:
+        """The compressed layer blobs, bottom first."""
+        index = json.loads((self.oci / "index.json").read_bytes())
+        manifest = json.loads(self._blob(index["manifests"][0]["digest"]).read_bytes())
+        return [self._blob(layer["digest"]) for layer in manifest["layers"]]
+
+    def _blob(self, digest: str) -> Path:
+        algorithm, _, hexadecimal = digest.partition(":")
+        return self.oci / "blobs" / algorithm / hexadecimal
+
+
+def cache_directory() -> Path:
+    """Where built images are kept between runs."""
+    cache = os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache")
+    return Path(cache) / "layerfs" / "corpus"
+
+
+def image(name: str, *, say: Callable[[str], None] = print) -> CorpusImage:
+    """Return the image called ``name``, building it first when the cache lacks it."""
+    recipe = _RECIPES[name]
+    home = cache_directory()
+    final = home / name
+    stamp = final / "revision"
+    if stamp.is_file() and stamp.read_text().strip() == str(REVISION):
+        return CorpusImage(name, final)
+    home.mkdir(parents=True, exist_ok=True)
+    say(f"==> building the image {name}, once, into {final}")
+    with tempfile.TemporaryDirectory(prefix=f".{name}-", dir=home) as scratch:
+        work = Path(scratch)
+        made = CorpusImage(name, work / "image")
+        made.directory.mkdir()
+        recipe(work, made.oci, say)
+        local = f"localhost/{name}:latest"
+        run(["skopeo", "copy", "--quiet", f"oci:{made.oci}:latest", f"oci-archive:{made.oci_archive}:latest"])
+        run(["skopeo", "copy", "--quiet", f"oci:{made.oci}:latest", f"docker-archive:{made.docker_archive}:{local}"])
+        (made.directory / "revision").write_text(f"{REVISION}\n")
+        shutil.rmtree(final, ignore_errors=True)
+        made.directory.rename(final)
+    return CorpusImage(name, final)
+
+
+def names() -> list[str]:
+    """The names of all images that can be built."""
+    return sorted(_RECIPES)
+
+
+def run(command: Sequence[str | Path], *, quiet: bool = True) -> None:
+    """Run ``command``; when it fails, raise with the end of what it printed."""
+    done = subprocess.run(
+        [os.fspath(word) for word in command],
+        check=False,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE if quiet else None,
+        stderr=subprocess.STDOUT,
+    )
+    if done.returncode:
+        printed = (done.stdout or b"").decode(errors="replace")[-4000:]
+        raise RuntimeError(f"{' '.join(map(str, command))} exited with {done.returncode}\n{printed}")
+
+
+def _demo(work: Path, layout: Path, say: Callable[[str], None]) -> None:
+    """Two layers by umoci: Debian's base, then Python and a few packages."""
+    base = base_tar(cache_directory().parent, say)
+    reference = f"{layout}:latest"
+    bundle = work / "bundle"
+    say("==> umoci: the base layer, then python3 and a few packages on top")
+    run(["umoci", "init", "--layout", layout])
+    run(["umoci", "new", "--image", reference])
+    run(["umoci", "raw", "add-layer", "--image", reference, base])
+    run(["umoci", "config", "--image", reference, "--config.cmd", "/bin/sh", "--config.env", "LANG=C.UTF-8"])
+    run(["umoci", "unpack", "--image", reference, bundle])
+    root = bundle / "rootfs"
+    enter(root, _apt_install("python3", "python3-requests", "curl", "iputils-ping", "git"))
+    enter(root, "rm -rf /usr/share/doc /var/lib/apt/lists && mkdir -p /usr/share/doc /var/lib/apt/lists")
+    run(["umoci", "repack", "--image", reference, bundle])
+    run(["umoci", "gc", "--layout", layout])
+
+
+def _apt_install(*packages: str) -> str:
+    words = " ".join(packages)
+    return (
+        "export DEBIAN_FRONTEND=noninteractive; apt-get -qq update && "
+        f"apt-get -qq -y install --no-install-recommends {words} && apt-get clean"
+    )
+
+
+#: One layer per row, as a Dockerfile would make them: what is said, and the shell lines run inside the image.
+_PYTHON_APP: tuple[tuple[str, str], ...] = (
+    ("apt: python3", _apt_install("python3", "python3-venv", "ca-certificates", "netbase", "tzdata")),
+    ("apt: compilers and tools", _apt_install("build-essential", "git", "curl", "libpq-dev", "iputils-ping")),
+    ("venv", "python3 -m venv /opt/venv"),
+    ("pip: numpy", "/opt/venv/bin/pip install -q --no-index --find-links /wheels numpy"),
+    ("pip: pandas", "/opt/venv/bin/pip install -q --no-index --find-links /wheels pandas scipy"),
+    ("pip: django", "/opt/venv/bin/pip install -q --no-index --find-links /wheels django"),
+    (
+        "remove compilers",  # thousands of whiteouts
+        "export DEBIAN_FRONTEND=noninteractive; apt-get -qq -y purge --autoremove build-essential libpq-dev &&"
+        " apt-get clean && rm -rf /var/lib/apt/lists && mkdir /var/lib/apt/lists",
+    ),
+    (
+        "tidy",  # directories removed and made again: opaque
+        "rm -rf /usr/share/doc && mkdir /usr/share/doc && echo none >/usr/share/doc/README &&"
+        " D=/opt/venv/lib/python3.11/site-packages/numpy/_core/tests && rm -rf $D && mkdir $D && touch $D/__init__.py",
+    ),
+    (
+        "users, capabilities, hard links",
+        "useradd --create-home --uid 1000 app && cp /usr/bin/python3.11 /usr/local/bin/python-net &&"
+        " setcap cap_net_bind_service+ep /usr/local/bin/python-net &&"
+        " cp -al /opt/venv/lib/python3.11/site-packages/django /opt/django-links",
+    ),
+    (
+        "the application",
+        "mkdir -p /srv && cd /srv && /opt/venv/bin/django-admin startproject shop && chown -R app:app shop &&"
+        " chmod 2775 shop && mkfifo shop/events",
+    ),
+)
+
+
+def _python_app(work: Path, layout: Path, say: Callable[[str], None]) -> None:
+    """Eleven layers by buildah: Debian, python3, compilers that go away again, numpy, pandas, django, an application."""
+    wheels = python_wheels(cache_directory().parent, ["numpy", "pandas", "scipy", "django", "setuptools"], say)
+    _build_with_buildah(work, layout, say, _PYTHON_APP, binds={"/wheels": wheels})
+
+
+_NODE_PACKAGES = (
+    "nodejs", "npm", "webpack", "node-typescript", "eslint", "gulp", "mocha", "rollup", "node-babel7", "node-jest-worker",
+    "node-d3", "node-lodash", "node-express", "node-rxjs", "node-core-js", "node-date-fns", "node-react", "jest",
+)  # fmt: skip
+
+#: Copies what Debian ships as modules into one project, every text file made different by its first line, so that no
+#: two layers hold the same file.
+_NODE_PROJECT = """
+set -e
+mkdir -p /srv/{name}/node_modules
+cd /usr/share/nodejs
+find . -type f \\( -name '*.js' -o -name '*.ts' -o -name '*.json' -o -name '*.map' -o -name '*.mjs' -o -name '*.cjs' \\) \
+ -size -200k | sort | awk 'NR % {modulus} == {rest}' > /tmp/list
+cpio --quiet -pdm /srv/{name}/node_modules < /tmp/list
+cd /srv/{name}/node_modules
+xargs -d '\\n' sed -i '1s|^|/* {name} */ |' < /tmp/list
+rm /tmp/list
+"""
+
+
+def _node_like(work: Path, layout: Path, say: Callable[[str], None]) -> None:
+    """Six layers by buildah: Debian, node and its modules, then four projects with tens of thousands of small files."""
+    steps = [("apt: node and modules", _apt_install("cpio", *_NODE_PACKAGES))]
+    steps += [
+        (f"project {name}", _NODE_PROJECT.format(name=name, modulus=modulus, rest=0))
+        for name, modulus in (("api", 2), ("web", 1), ("admin", 2), ("jobs", 3))
+    ]
+    _build_with_buildah(work, layout, say, steps)
+
+
+def _build_with_buildah(
+    work: Path,
+    layout: Path,
+    say: Callable[[str], None],
+    steps: Sequence[tuple[str, str]],
+    *,
+    binds: dict[str, Path] | None = None,
+) -> None:
+    """The base, then one committed layer per step, then the image as an OCI layout with gzip layers."""
+    base = base_tar(cache_directory().parent, say)
+    buildah = ["buildah", "--root", f"{work}/storage", "--runroot", f"{work}/run", "--storage-driver", "overlay"]
+
+    def query(*words: str) -> str:
+        return subprocess.run([*buildah, *words], check=True, capture_output=True, text=True).stdout.strip()
+
+    container = query("from", "scratch")
+    try:
+        run(["tar", "--xattrs", "--xattrs-include=*", "--numeric-owner", "-xpf", base, "-C", query("mount", container)])
+        parent = query("commit", "--quiet", "--rm", container)
+        for title, script in steps:
+            say(f"==> buildah: a layer: {title}")
+            container = query("from", "--pull-never", parent)
+            enter(Path(query("mount", container)), script, binds=binds)
+            parent = query("commit", "--quiet", "--rm", container)
+        say("==> buildah: push as an OCI layout")
+        run([*buildah, "push", "--quiet", "--format", "oci", parent, f"oci:{layout}:latest"])
+    finally:
+        # Leaves no mount behind in the scratch directory, whatever happened.
+        subprocess.run([*buildah, "rm", "--all"], check=False, capture_output=True)
+        for mount in (f"{work}/storage/overlay", f"{work}/run"):
+            subprocess.run(["umount", "--quiet", "--recursive", mount], check=False, capture_output=True)
+
+
+def _deep(layers: int) -> Callable[[Path, Path, Callable[[str], None]], None]:
+    def build(work: Path, layout: Path, say: Callable[[str], None]) -> None:
+        say(f"==> {layers} small layers")
+        write_deep(layout, DeepShape(layers=layers))
+
+    return build
+
+
+_RECIPES: dict[str, Callable[[Path, Path, Callable[[str], None]], None]] = {
+    "demo": _demo,
+    "python-app": _python_app,
+    "node-like": _node_like,
+    "deep-101": _deep(101),
+    "deep-256": _deep(256),
+    "deep-499": _deep(499),
+}
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Build the images named on the command line and print their directories."""
+    parser = argparse.ArgumentParser(prog="python -m bench.corpus", description=__doc__.partition("\n")[0])
+    parser.add_argument("name", nargs="+", choices=[*names(), "all", "list"])
+    wanted: list[str] = parser.parse_args(arguments).name
+    if "list" in wanted:
+        print("\n".join(names()))
+        return 0
+    for name in names() if "all" in wanted else wanted:
+        print(image(name, say=lambda text: print(text, file=sys.stderr, flush=True)).directory)
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main())
