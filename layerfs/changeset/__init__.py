@@ -1,0 +1,1 @@
+"""Changesets: the difference between two trees as an ordered stream of changes."""

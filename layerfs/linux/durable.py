@@ -1,0 +1,197 @@
+"""Making files and directories survive a power cut, and visible only when they are complete.
+
+What it is: the order "data, fsync, rename, fsync of the directory", written once. What it is not: a policy about what
+must be durable; every function takes ``sync`` and with ``sync=False`` keeps its atomicity but not its durability.
+
+A failed fsync is final: the kernel may have dropped the dirty pages, so it is reported and never tried again.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import ctypes
+import errno
+import os
+import secrets
+import stat
+
+from layerfs.linux.syscall import AT_FDCWD, declare_libc
+
+__all__ = ["fsync_directory", "fsync_file", "publish", "start_writeback", "write_document"]
+
+StrPath = str | os.PathLike[str]
+
+#: Fail with EEXIST instead of replacing the destination (linux/fs.h).
+_RENAME_NOREPLACE = 1
+#: Start writing dirty pages of the range that are not yet being written; does not wait (linux/fs.h).
+_SYNC_FILE_RANGE_WRITE = 2
+
+_renameat2 = declare_libc("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
+_sync_file_range = declare_libc("sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
+
+def fsync_directory(directory: StrPath | int, *, sync: bool = True) -> None:
+    """Make the entries of a directory durable.
+
+    Args:
+        directory: its path, or a descriptor opened on it (which stays open).
+        sync: False does nothing.
+
+    Raises:
+        OSError: EIO or ENOSPC if the device failed, ENOTDIR, ENOENT.
+
+    Blocking: waits for the device.
+    """
+    if not sync:
+        return
+    if isinstance(directory, int):
+        os.fsync(directory)
+        return
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def fsync_file(path: StrPath, *, dir_fd: int | None = None, sync: bool = True) -> None:
+    """Make the bytes and the metadata of a regular file durable; its name is made so by its directory.
+
+    Args:
+        path: the file; a symbolic link is refused.
+        dir_fd: directory that a relative ``path`` starts from.
+        sync: False does nothing.
+
+    Raises:
+        OSError: ELOOP for a symbolic link, EIO or ENOSPC if the device failed.
+
+    Blocking: waits for the device.
+    """
+    if not sync:
+        return
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    try:
+        os.fsync(fd)
+    finally:
+        os.close(fd)
+
+
+def publish(source: StrPath, destination: StrPath, *, replace: bool = False, sync: bool = True) -> None:
+    """Give a finished file, or a directory of finished files, its final name.
+
+    Args:
+        source: a regular file, or a flat directory whose regular files are all written; on the same file system.
+        destination: the final name. Its directory exists.
+        replace: True replaces an existing destination (a directory only if it is empty), False refuses it.
+        sync: False skips every fsync.
+
+    Raises:
+        OSError: EEXIST if the destination exists and ``replace`` is False, EXDEV on another file system, EIO or
+            ENOSPC if the device failed.
+
+    Blocking: waits for the device: one fsync per file, one per directory concerned.
+    Atomicity: after a crash the destination is absent (or the old one) or complete, never partial. When the function
+        has returned with ``sync``, the destination is there after a power cut.
+    """
+    if sync:
+        if stat.S_ISDIR(os.lstat(source).st_mode):
+            with os.scandir(source) as entries:
+                for entry in entries:
+                    if entry.is_file(follow_symlinks=False):
+                        fsync_file(entry.path)
+            fsync_directory(source)
+        else:
+            fsync_file(source)
+    if replace:
+        os.rename(source, destination)
+    else:
+        _rename_new(source, destination)
+    if sync:
+        to_parent = os.path.dirname(os.path.abspath(destination))
+        from_parent = os.path.dirname(os.path.abspath(source))
+        fsync_directory(to_parent)
+        # The old name must go too: a sweep that met it after a crash on a file system without ordered
+        # metadata would delete the published files through it.
+        if from_parent != to_parent:
+            fsync_directory(from_parent)
+
+
+def write_document(path: StrPath, data: bytes, *, mode: int = 0o600, sync: bool = True) -> None:
+    """Replace a small file by ``data`` at once.
+
+    Args:
+        path: the final name; its directory exists.
+        data: the whole new content.
+        mode: permission bits of the file, not reduced by the umask.
+        sync: False skips the fsyncs.
+
+    Raises:
+        OSError: ENOSPC, EDQUOT, EIO, EACCES; the old file is then untouched and nothing is left beside it.
+
+    Blocking: waits for the device: two fsyncs.
+    Atomicity: readers and crashes see the old content or the new, never a mixture and never an empty file.
+    """
+    final = os.path.abspath(path)
+    directory, name = os.path.split(final)
+    # A leading dot and a random suffix: a leftover of a crash is recognisable and never collides.
+    temporary = os.path.join(directory, f".{name}.{secrets.token_hex(6)}")
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+    try:
+        try:
+            os.fchmod(fd, mode)
+            view = memoryview(data)
+            while view:
+                view = view[os.write(fd, view) :]
+            if sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        os.rename(temporary, final)
+    except BaseException:
+        with contextlib.suppress(OSError):
+            os.unlink(temporary)
+        raise
+    fsync_directory(directory, sync=sync)
+
+
+def start_writeback(fd: int, offset: int = 0, length: int = 0, *, sync: bool = True) -> None:
+    """Ask the kernel to begin writing dirty pages of a range, so that a later fsync has little left to wait for.
+
+    Args:
+        fd: a regular file, open for writing.
+        offset: first byte.
+        length: number of bytes; 0 means to the end of the file.
+        sync: False does nothing, because no fsync will follow.
+
+    Raises:
+        OSError: EIO or ENOSPC if an earlier write of the range failed.
+
+    Blocking: may wait while the device's queue is full; does not wait for the data. Promises no durability.
+    """
+    if not sync:
+        return
+    try:
+        _sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+    except OSError as err:
+        # It is only a hint: a kernel or file system that does not know it is no reason to fail.
+        if err.errno not in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
+            raise
+
+
+def _rename_new(source: StrPath, destination: StrPath) -> None:
+    """Rename, refusing an existing destination even when another process makes it at the same moment."""
+    old, new = os.fsencode(source), os.fsencode(destination)
+    try:
+        _renameat2(AT_FDCWD, old, AT_FDCWD, new, _RENAME_NOREPLACE)
+    except OSError as err:
+        if err.errno in {errno.EINVAL, errno.ENOSYS}:
+            # A file system without RENAME_NOREPLACE. rename(2) itself refuses a non-empty directory, and a link
+            # refuses any existing file, so both stay safe against a race.
+            if stat.S_ISDIR(os.lstat(source).st_mode):
+                os.mkdir(destination, 0o700)
+                os.rename(source, destination)
+            else:
+                os.link(source, destination, follow_symlinks=False)
+                os.unlink(source)
+            return
+        raise OSError(err.errno, err.strerror, os.fsdecode(old), None, os.fsdecode(new)) from None

@@ -1,0 +1,187 @@
+"""Sparse files: punching holes, copying ranges inside the kernel, and seeing what is really allocated.
+
+Offsets and lengths are bytes. Nothing here uses or moves the file offset, except :func:`data_segments`, which says so.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import errno
+import os
+from collections.abc import Callable, Iterator
+
+from layerfs.linux.syscall import declare_libc
+
+__all__ = ["allocated_bytes", "copy_data", "copy_range", "data_segments", "punch_hole"]
+
+#: Do not change the file's size (linux/falloc.h).
+_FALLOC_FL_KEEP_SIZE = 1
+#: Deallocate the range (linux/falloc.h).
+_FALLOC_FL_PUNCH_HOLE = 2
+#: One round of a copy: long enough to be cheap, short enough that ``check`` is polled several times a second.
+_COPY_STEP = 64 << 20
+#: Buffer of the fall-back that copies through user space.
+_COPY_BUFFER = 1 << 20
+#: What copy_file_range answers where only the fall-back can help: other file systems, other kinds of file.
+_NO_COPY_FILE_RANGE = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EIO})
+
+_fallocate = declare_libc("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def punch_hole(fd: int, offset: int, length: int) -> None:
+    """Give a range back to the file system; it then reads as zeros.
+
+    Blocks that lie wholly inside the range are freed, bytes of partial blocks at its ends are zeroed. The size stays.
+
+    Args:
+        fd: a regular file, open for writing.
+        offset: first byte of the range.
+        length: bytes; 0 does nothing.
+
+    Raises:
+        OSError: EOPNOTSUPP where the file system has no holes, ENOSPC, EIO, EBADF.
+
+    Atomicity: none; after a crash any part of the range may still hold its old bytes.
+    """
+    if length:
+        _fallocate(fd, _FALLOC_FL_PUNCH_HOLE | _FALLOC_FL_KEEP_SIZE, offset, length)
+
+
+def copy_range(
+    source_fd: int,
+    source_offset: int,
+    destination_fd: int,
+    destination_offset: int,
+    length: int,
+    *,
+    check: Callable[[], None] | None = None,
+) -> None:
+    """Copy a range from one file to another, as a reflink or inside the kernel where that is possible.
+
+    Args:
+        source_fd: a file open for reading.
+        source_offset: first byte to copy.
+        destination_fd: a file open for writing, not for appending.
+        destination_offset: where the first byte goes.
+        length: bytes to copy. Holes of the source may become allocated zeros; :func:`copy_data` keeps them.
+        check: called between rounds; what it raises stops the copy.
+
+    Raises:
+        OSError: EIO if the source ends before ``length`` bytes, ENOSPC, EBADF.
+
+    Blocking: disk reads and writes; polls ``check``.
+    Atomicity: none; a crash leaves a part of the range copied.
+    """
+    done = 0
+    while done < length:
+        if check is not None:
+            check()
+        step = min(length - done, _COPY_STEP)
+        try:
+            copied = os.copy_file_range(
+                source_fd, destination_fd, step, source_offset + done, destination_offset + done
+            )
+        except OSError as err:
+            if err.errno not in _NO_COPY_FILE_RANGE:
+                raise
+            copied = 0
+        if copied == 0:
+            # Also some special files answer 0 although they have bytes (linux commit 868f9f2f8e00), so the
+            # fall-back decides whether this is the end of the source.
+            copied = _copy_buffered(
+                source_fd, source_offset + done, destination_fd, destination_offset + done, min(step, _COPY_BUFFER)
+            )
+        done += copied
+
+
+def copy_data(
+    source_fd: int,
+    source_offset: int,
+    destination_fd: int,
+    destination_offset: int,
+    length: int,
+    *,
+    check: Callable[[], None] | None = None,
+) -> None:
+    """Copy only the data segments of a range, so that holes of the source stay holes.
+
+    Args:
+        source_fd: a file open for reading; its file offset is moved.
+        source_offset: first byte to copy.
+        destination_fd: a file open for writing that has no data in the destination range; its size is not changed by
+            a hole at the end.
+        destination_offset: where the first byte goes.
+        length: bytes.
+        check: called between rounds; what it raises stops the copy.
+
+    Raises:
+        OSError: as :func:`copy_range`.
+
+    Blocking: disk reads and writes; polls ``check``.
+    """
+    for start, end in data_segments(source_fd, source_offset, source_offset + length):
+        copy_range(
+            source_fd,
+            start,
+            destination_fd,
+            destination_offset + start - source_offset,
+            end - start,
+            check=check,
+        )
+
+
+def allocated_bytes(fd: int) -> int:
+    """Return how many bytes of disk the file occupies now, holes excluded.
+
+    Args:
+        fd: a regular file.
+
+    Returns:
+        Bytes; file systems with delayed allocation may answer with a slightly old number.
+    """
+    return os.fstat(fd).st_blocks * 512
+
+
+def data_segments(fd: int, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:
+    """Yield the ranges of a file that are not holes.
+
+    Args:
+        fd: a regular file, open for reading. Its file offset is moved, so no one else may rely on it meanwhile.
+        start: first byte to look at.
+        end: byte after the last to look at; None means the end of the file.
+
+    Returns:
+        Pairs (first byte, byte after the last), ascending, clipped to the range; lazily. A file system that knows
+        no holes gives one segment.
+
+    Raises:
+        OSError: EBADF, ESPIPE for what cannot seek.
+    """
+    stop = os.fstat(fd).st_size if end is None else min(end, os.fstat(fd).st_size)
+    position = start
+    while position < stop:
+        try:
+            first = os.lseek(fd, position, os.SEEK_DATA)
+        except OSError as err:
+            if err.errno == errno.ENXIO:
+                return
+            if err.errno != errno.EINVAL:
+                raise
+            yield position, stop
+            return
+        if first >= stop:
+            return
+        position = min(os.lseek(fd, first, os.SEEK_HOLE), stop)
+        yield first, position
+
+
+def _copy_buffered(source_fd: int, source_offset: int, destination_fd: int, destination_offset: int, step: int) -> int:
+    """Copy up to ``step`` bytes through a buffer and return how many; the end of the source is EIO."""
+    data = os.pread(source_fd, step, source_offset)
+    if not data:
+        raise OSError(errno.EIO, f"source ends at byte {source_offset}, inside the range to copy")
+    view = memoryview(data)
+    while view:
+        written = os.pwrite(destination_fd, view, destination_offset + len(data) - len(view))
+        view = view[written:]
+    return len(data)

@@ -1,0 +1,144 @@
+"""Safe paths: nothing outside the root is reached, read, made or removed."""
+
+from __future__ import annotations
+
+import errno
+import os
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from layerfs.linux.safe_path import make_directories, open_beneath, open_in_root, remove_tree
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[int]:
+    (tmp_path / "outside").write_text("secret")
+    top = tmp_path / "root"
+    (top / "dir").mkdir(parents=True)
+    (top / "dir" / "file").write_text("inside")
+    (top / "absolute").symlink_to("/dir/file")
+    (top / "escape").symlink_to("../../../outside")
+    (top / "up").symlink_to("..")
+    (top / "loop").symlink_to("loop")
+    fd = os.open(top, os.O_RDONLY | os.O_DIRECTORY)
+    yield fd
+    os.close(fd)
+
+
+def _read(fd: int) -> bytes:
+    try:
+        return os.read(fd, 100)
+    finally:
+        os.close(fd)
+
+
+@pytest.mark.parametrize("path", [b"/dir/file", b"dir/../dir/file", b"absolute", b"../../dir/file", b"up/dir/file"])
+def test_in_root_follows_like_a_container(root: int, path: bytes) -> None:
+    assert _read(open_in_root(root, path)) == b"inside"
+
+
+@pytest.mark.parametrize(
+    ("path", "number"),
+    [(b"escape", errno.ENOENT), (b"up/outside", errno.ENOENT), (b"loop", errno.ELOOP), (b"dir/file/x", errno.ENOTDIR)],
+)
+def test_in_root_never_leaves(root: int, path: bytes, number: int) -> None:
+    with pytest.raises(OSError) as caught:
+        open_in_root(root, path)
+    assert caught.value.errno == number
+    assert caught.value.filename == os.fsdecode(path)
+
+
+@pytest.mark.parametrize(
+    ("path", "number"),
+    [
+        (b"absolute", errno.ELOOP),
+        (b"up/dir/file", errno.ELOOP),
+        (b"../outside", errno.EXDEV),
+        (b"/dir/file", errno.EXDEV),
+    ],
+)
+def test_beneath_refuses_links_and_ways_out(root: int, path: bytes, number: int) -> None:
+    with pytest.raises(OSError) as caught:
+        open_beneath(root, path)
+    assert caught.value.errno == number
+
+
+def test_beneath_makes_files(root: int) -> None:
+    os.close(open_beneath(root, b"dir/new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o640))
+    assert os.stat("dir/new", dir_fd=root).st_mode & 0o777 == 0o640
+    fd = open_beneath(root, b".", os.O_RDONLY)
+    assert os.get_inheritable(fd) is False
+    os.close(fd)
+
+
+def test_make_directories(root: int) -> None:
+    os.close(make_directories(root, [b"dir", b"x", b"y"]))
+    os.close(make_directories(root, []))
+    assert os.path.isdir(f"/proc/self/fd/{root}/dir/x/y")
+    for parts in ([b"up", b"x"], [b"dir", b"file"]):
+        with pytest.raises(OSError):
+            make_directories(root, parts)
+    for part in (b"", b".", b"..", b"a/b"):
+        with pytest.raises(OSError, match="not a name"):
+            make_directories(root, [part])
+    assert not os.path.exists(f"/proc/self/fd/{root}/../x")
+
+
+def test_remove_tree_does_not_follow(tmp_path: Path, root: int) -> None:
+    remove_tree(tmp_path / "root")
+    assert (tmp_path / "outside").read_text() == "secret"
+    assert not (tmp_path / "root").exists()
+
+
+def test_remove_tree_of_files_links_and_nothing(tmp_path: Path) -> None:
+    (tmp_path / "f").write_text("")
+    (tmp_path / "l").symlink_to("f")
+    remove_tree(tmp_path / "l")
+    assert (tmp_path / "f").exists()
+    remove_tree(tmp_path / "f")
+    remove_tree(tmp_path / "f", missing_ok=True)
+    with pytest.raises(FileNotFoundError):
+        remove_tree(tmp_path / "f")
+
+
+@pytest.mark.parametrize("depth", [63, 64, 65, 2500])
+def test_remove_tree_of_any_depth_with_few_descriptors(tmp_path: Path, depth: int) -> None:
+    fd = os.open(tmp_path, os.O_RDONLY)
+    for level in range(depth):
+        os.mkdir("d", dir_fd=fd)
+        os.mkdir("e", dir_fd=fd)
+        os.close(os.open("f", os.O_CREAT | os.O_WRONLY, dir_fd=fd))
+        deeper = os.open("d", os.O_RDONLY, dir_fd=fd)
+        os.close(fd)
+        fd = deeper
+        del level
+    os.close(fd)
+    before = len(os.listdir("/proc/self/fd"))
+    fd = os.open(tmp_path, os.O_RDONLY)
+    remove_tree("d", dir_fd=fd)
+    os.close(fd)
+    assert sorted(os.listdir(tmp_path)) == ["e", "f"]
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_remove_tree_stops_when_asked(tmp_path: Path) -> None:
+    (tmp_path / "t" / "a").mkdir(parents=True)
+
+    def stop() -> None:
+        raise InterruptedError
+
+    before = len(os.listdir("/proc/self/fd"))
+    with pytest.raises(InterruptedError):
+        remove_tree(tmp_path / "t", check=stop)
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+def test_remove_tree_without_permissions(tmp_path: Path) -> None:
+    inner = tmp_path / "t" / "a"
+    inner.mkdir(parents=True)
+    (inner / "f").write_text("")
+    inner.chmod(0o000)
+    remove_tree(tmp_path / "t")
+    assert not (tmp_path / "t").exists()
