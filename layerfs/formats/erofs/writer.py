@@ -1,0 +1,351 @@
+"""Writes a tree as a metadata-only EROFS image whose file data lies in other files, the layer tars.
+
+The image is a pure function of the tree, the device list and the UUID: names are sorted, nothing depends on time,
+memory addresses or dictionary order. See :mod:`layerfs.formats.erofs.layout` for the format.
+
+The image is laid out as superblock, device table, shared xattrs, inodes, data blocks (large directories and symlinks).
+Inodes stand in breadth-first order, so that the inodes of one directory lie together.
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+from layerfs.errors import FormatError, LimitExceeded
+from layerfs.formats.erofs.layout import (
+    BLOCK,
+    BLOCK_BITS,
+    CHUNK_INDEX,
+    CHUNK_INDEXES,
+    COMPAT_MTIME,
+    COMPAT_SB_CHECKSUM,
+    DEVICE_SLOT,
+    FILE_TYPES,
+    INCOMPAT_CHUNKED_FILE,
+    INCOMPAT_DEVICE_TABLE,
+    INODE,
+    LAYOUT_CHUNKED,
+    LAYOUT_INLINE,
+    LAYOUT_PLAIN,
+    MAGIC,
+    MAX_CHUNK_BITS,
+    SLOT,
+    SUPER_OFFSET,
+    SUPERBLOCK,
+    XATTR_ENTRY,
+    XATTR_HEADER,
+    XATTR_PREFIXES,
+    crc32c,
+)
+from layerfs.formats.tree import Node
+
+__all__ = ["MAX_DEVICE_BLOCKS", "Device", "write_tree"]
+
+#: Blocks of one device that a 32-bit block number reaches: 2 TiB.
+MAX_DEVICE_BLOCKS = 0xFFFFFFFF
+
+#: i_xattr_icount is 16 bits and counts 4-byte units.
+_MAX_INLINE_XATTRS = 12 + 4 * (0xFFFF - 1)
+
+_INODE_SIZE = INODE.size
+_CHUNK = 1 << MAX_CHUNK_BITS
+
+
+@dataclass(frozen=True, slots=True)
+class Device:
+    """One slot of the device table.
+
+    Attributes:
+        key: what ``Node.device`` holds for files in it.
+        tag: at most 64 bytes that name it, the layer's diffID.
+        blocks: its size in 512-byte blocks.
+    """
+
+    key: object
+    tag: bytes
+    blocks: int
+
+
+def write_tree(root: Node, devices: Sequence[Device], uuid: bytes) -> bytes:
+    """Return the EROFS image of a tree.
+
+    Args:
+        root: a directory. The writer uses the nodes' scratch fields, so one tree may be written by one thread at a time.
+        devices: the layer tars, in the order of the ``device=`` options of a mount; every ``Node.device`` below
+            ``root`` must be the key of one.
+        uuid: 16 bytes for the superblock.
+
+    Raises:
+        LimitExceeded: xattrs, a device or the image beyond what the format can hold.
+        FormatError: a directory whose children the format cannot name.
+    """
+    return _Writer(devices).write(root, uuid)
+
+
+@dataclass(slots=True)
+class _Directory:
+    """A directory under way: its entries in order and the blocks they fill."""
+
+    node: Node
+    entries: list[tuple[bytes, Node]]
+    blocks: list[int]  # index of the first entry of each block
+    size: int
+    inline: bool
+
+
+class _Writer:
+    """One run; holds what the passes hand to each other."""
+
+    def __init__(self, devices: Sequence[Device]) -> None:
+        self._devices = devices
+        for device in devices:
+            if device.blocks > MAX_DEVICE_BLOCKS:
+                raise LimitExceeded(f"layer of {device.blocks * BLOCK} bytes, at most {MAX_DEVICE_BLOCKS * BLOCK}")
+        self._slots = {device.key: index + 1 for index, device in enumerate(devices)}
+        self._nodes: list[Node] = []
+        self._directories: dict[int, _Directory] = {}
+        self._xattrs: dict[int, bytes] = {}
+        self._shared: dict[tuple[bytes, bytes], int] = {}
+        self._data: list[bytes] = []
+        self._data_blocks = 0
+
+    def write(self, root: Node, uuid: bytes) -> bytes:
+        self._collect(root)
+        shared = self._share_xattrs()
+        meta = _align(1024 + 128 + 128 * len(self._devices), BLOCK)
+        xattr_block = meta >> BLOCK_BITS
+        meta = _align(meta + len(shared), BLOCK)
+        end = _align(self._place(meta), BLOCK)
+        image = bytearray(end)
+        image[xattr_block << BLOCK_BITS : (xattr_block << BLOCK_BITS) + len(shared)] = shared
+        self._write_inodes(image, meta, end >> BLOCK_BITS)
+        total = (end >> BLOCK_BITS) + self._data_blocks
+        if total > MAX_DEVICE_BLOCKS:
+            raise LimitExceeded("tree is too large for one EROFS image")
+        self._write_superblock(image, uuid, total, meta >> BLOCK_BITS, xattr_block, (root.position - meta) // SLOT)
+        return b"".join((image, *self._data))
+
+    def _collect(self, root: Node) -> None:
+        """List every inode once, in breadth-first order, and count its names."""
+        token = object()
+        nodes = self._nodes
+        nodes.append(root)
+        root.seen = token
+        root.links = 2
+        queue = [(root, root)]
+        for node, parent in queue:
+            assert node.children is not None
+            entries = sorted(node.children.items())
+            for _, child in entries:
+                if child.children is not None:
+                    child.seen = token
+                    child.links = 2
+                    node.links += 1
+                    queue.append((child, node))
+                    nodes.append(child)
+                elif child.seen is token:
+                    child.links += 1
+                else:
+                    child.seen = token
+                    child.links = 1
+                    nodes.append(child)
+            entries += ((b".", node), (b"..", parent))
+            entries.sort(key=_name)
+            self._directories[id(node)] = _pack(node, entries)
+
+    def _share_xattrs(self) -> bytes:
+        """Encode the xattrs of all nodes; those that several inodes carry go into the shared area, returned."""
+        counts: dict[tuple[bytes, bytes], int] = {}
+        carriers = [node for node in self._nodes if node.xattrs]
+        for node in carriers:
+            for item in (node.xattrs or {}).items():
+                counts[item] = counts.get(item, 0) + 1
+        area = bytearray()
+        for item in sorted(item for item, count in counts.items() if count > 1):
+            self._shared[item] = len(area) // 4
+            area += _xattr_entry(*item)
+        encoded: dict[tuple[tuple[bytes, bytes], ...], bytes] = {}
+        for node in carriers:
+            items = tuple(sorted((node.xattrs or {}).items()))
+            body = encoded.get(items)
+            if body is None:
+                body = encoded[items] = self._inline_xattrs(items)
+            self._xattrs[id(node)] = body
+        return bytes(area)
+
+    def _inline_xattrs(self, items: Iterable[tuple[bytes, bytes]]) -> bytes:
+        shared = [self._shared[item] for item in items if item in self._shared][:255]
+        kept = set(shared)
+        own = b"".join(_xattr_entry(*item) for item in items if self._shared.get(item, -1) not in kept)
+        body = XATTR_HEADER.pack(0, len(shared)) + struct.pack(f"<{len(shared)}I", *shared) + own
+        if len(body) > _MAX_INLINE_XATTRS:
+            raise LimitExceeded(f"xattrs of one file take {len(body)} bytes, at most {_MAX_INLINE_XATTRS} fit")
+        return body
+
+    def _place(self, position: int) -> int:
+        """Give every inode its position; return the end of the last."""
+        directories, xattrs = self._directories, self._xattrs
+        for node in self._nodes:
+            size = _INODE_SIZE
+            if node.xattrs is not None:
+                size += len(xattrs[id(node)])
+            # An inode does not cross a block; where a directory or symlink wants its content in the same block as its
+            # last byte of xattrs, neither does that.
+            if position & (BLOCK - 1) > BLOCK - _INODE_SIZE:
+                position = _align(position, BLOCK)
+            if node.children is not None:
+                found = directories[id(node)]
+                position, found.inline = _fit(position, size, found.size)
+                tail = found.size if found.inline else 0
+            elif node.target is not None:
+                position, inline = _fit(position, size, len(node.target))
+                tail = len(node.target) if inline else 0
+            elif node.size:
+                tail = _align(size, 8) - size + 8 * -(-node.size // _CHUNK)
+            else:
+                tail = 0
+            node.position = position
+            position = _align(position + size + tail, SLOT)
+        return position
+
+    def _write_inodes(self, image: bytearray, meta: int, data_block: int) -> None:
+        pack = INODE.pack_into
+        slots = self._slots
+        for number, node in enumerate(self._nodes, 1):
+            position = node.position
+            mode = node.mode
+            size = value = 0
+            layout = LAYOUT_PLAIN
+            body = b"" if node.xattrs is None else self._xattrs[id(node)]
+            after = position + _INODE_SIZE
+            if body:
+                image[after : after + len(body)] = body
+                after += len(body)
+            if node.children is not None or node.target is not None:
+                if node.children is not None:
+                    found = self._directories[id(node)]
+                    content = _encode(found, meta)
+                else:
+                    content = node.target or b""
+                size = len(content)
+                # _place decided by the same rule, so the content fits where it says.
+                if after % BLOCK + size <= BLOCK and (node.children is None or found.inline):
+                    layout = LAYOUT_INLINE
+                    image[after : after + size] = content
+                else:
+                    value = data_block + self._data_blocks
+                    self._append(content)
+            elif node.size:
+                size = node.size
+                layout = LAYOUT_CHUNKED
+                bits = max((size - 1).bit_length(), BLOCK_BITS)
+                value = CHUNK_INDEXES | (min(bits, MAX_CHUNK_BITS) - BLOCK_BITS)
+                slot = slots[node.device]
+                at = after + -after % 8
+                if size <= _CHUNK:
+                    CHUNK_INDEX.pack_into(image, at, 0, slot, node.offset >> BLOCK_BITS)
+                else:
+                    for start in range(0, size, _CHUNK):
+                        CHUNK_INDEX.pack_into(image, at, 0, slot, (node.offset + start) >> BLOCK_BITS)
+                        at += 8
+            elif node.rdev:
+                value = node.rdev
+            pack(
+                image, position, 1 | layout << 1, 1 + (len(body) - 12) // 4 if body else 0, mode, 0, size, value,
+                number, node.uid, node.gid, node.mtime, node.mtime_ns, node.links,
+            )  # fmt: skip
+
+    def _append(self, content: bytes) -> None:
+        self._data.append(content)
+        if padding := -len(content) % BLOCK:
+            self._data.append(bytes(padding))
+        self._data_blocks += -(-len(content) // BLOCK)
+
+    def _write_superblock(
+        self, image: bytearray, uuid: bytes, total: int, meta_block: int, xattr_block: int, root: int
+    ) -> None:
+        count = len(self._devices)
+        incompat = INCOMPAT_CHUNKED_FILE | INCOMPAT_DEVICE_TABLE if count else INCOMPAT_CHUNKED_FILE
+        SUPERBLOCK.pack_into(
+            image, SUPER_OFFSET, MAGIC, 0, COMPAT_SB_CHECKSUM | COMPAT_MTIME, BLOCK_BITS, 0, root, len(self._nodes),
+            0, 0, total, meta_block, xattr_block, uuid, b"layerfs", incompat, 0, count, (SUPER_OFFSET + 128) // 128, 0,
+        )  # fmt: skip
+        at = SUPER_OFFSET + SUPERBLOCK.size
+        for device in self._devices:
+            DEVICE_SLOT.pack_into(image, at, device.tag, device.blocks)
+            at += DEVICE_SLOT.size
+        checksum = crc32c(bytes(image[SUPER_OFFSET : SUPER_OFFSET + BLOCK]))
+        struct.pack_into("<I", image, SUPER_OFFSET + 4, checksum)
+
+
+def _name(entry: tuple[bytes, Node]) -> bytes:
+    return entry[0]
+
+
+def _align(position: int, unit: int) -> int:
+    return -(-position // unit) * unit
+
+
+def _fit(position: int, size: int, content: int) -> tuple[int, bool]:
+    """Return where an inode of ``size`` bytes goes and whether its content fits behind it in the same block."""
+    if (position + size) % BLOCK + content <= BLOCK and (position + size) % BLOCK:
+        return position, True
+    following = _align(position, BLOCK)
+    if (size % BLOCK) + content <= BLOCK and size % BLOCK and content:
+        return following, True
+    return position, False
+
+
+def _pack(node: Node, entries: list[tuple[bytes, Node]]) -> _Directory:
+    """Divide sorted entries into blocks: a block holds 12 bytes and the name of each."""
+    starts = [0]
+    used = 0
+    for index, (name, _) in enumerate(entries):
+        needed = 12 + len(name)
+        if not name or len(name) > 255:
+            raise FormatError(f"a name of {len(name)} bytes cannot be written")
+        if used + needed > BLOCK:
+            starts.append(index)
+            used = 0
+        used += needed
+    return _Directory(node, entries, starts, (len(starts) - 1) * BLOCK + used, inline=False)
+
+
+@lru_cache(maxsize=64)
+def _dirents(count: int) -> struct.Struct:
+    return struct.Struct("<" + "QHBx" * count)
+
+
+def _encode(found: _Directory, meta: int) -> bytes:
+    """Return a directory's data; every block but the last is padded with zeros."""
+    blocks = []
+    stops = [*found.blocks[1:], len(found.entries)]
+    for start, stop in zip(found.blocks, stops, strict=True):
+        entries = found.entries[start:stop]
+        offset = 12 * len(entries)
+        fields: list[int] = []
+        for name, node in entries:
+            fields += ((node.position - meta) // SLOT, offset, FILE_TYPES[node.mode >> 12])
+            offset += len(name)
+        blocks.append(_dirents(len(entries)).pack(*fields) + b"".join([name for name, _ in entries]))
+    last = blocks.pop()
+    return b"".join([*(block.ljust(BLOCK, b"\0") for block in blocks), last])
+
+
+def _xattr_entry(name: bytes, value: bytes) -> bytes:
+    """Return one entry, padded to 4 bytes."""
+    for index, prefix in XATTR_PREFIXES:
+        if name.startswith(prefix):
+            rest = name[len(prefix) :]
+            if (rest and index not in (2, 3)) or (not rest and index in (2, 3)):
+                break
+    else:
+        raise FormatError(f"xattr {name[:80]!r} is in no namespace that EROFS knows (user, trusted, security, ACL)")
+    if len(rest) > 255 or len(value) > 0xFFFF:
+        raise LimitExceeded(f"xattr {name[:80]!r} of {len(value)} bytes is too long")
+    entry = XATTR_ENTRY.pack(len(rest), index, len(value)) + rest + value
+    return entry + bytes(-len(entry) % 4)
+

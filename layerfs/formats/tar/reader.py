@@ -1,0 +1,367 @@
+"""A streaming reader of tar headers: v7, ustar, GNU and PAX, names as bytes.
+
+The reader is fed the archive piece by piece and hands back the members whose headers it has seen. It never sees file
+contents as such: the caller knows from each member where its data lies, and takes it from the same pieces. So the
+reader does no I/O, keeps no file data, and its memory does not grow with the size of the files.
+
+Sources: POSIX.1-2017 pax; GNU tar manual, "Basic Tar Format" and "Storing Sparse Files"; where readers differ, what
+Go's archive/tar does, because it is what the other container tools are built on.
+"""
+
+from __future__ import annotations
+
+import base64
+import binascii
+from urllib.parse import unquote_to_bytes
+
+from layerfs.errors import FormatError, LimitExceeded, UnsupportedFormat
+from layerfs.formats.tar.header import BLOCK, HEADER, NUL_BLOCK, checksum_matches, parse_number
+from layerfs.formats.tar.member import MAX_ID, Member
+from layerfs.formats.tar.pax import parse_records, parse_time
+from layerfs.formats.tar.sparse import MAX_PIECES, check_map, map_from_records, pieces_of_block, text_map
+
+__all__ = ["MAX_EXTENSION", "MAX_MEMBERS", "TarReader"]
+
+#: Bytes of PAX and GNU extension headers before one member. The largest real ones carry xattrs (64 KiB each); Go's
+#: reader stops at 1 MiB too (CVE-2022-2879 was the missing limit).
+MAX_EXTENSION = 1 << 20
+
+#: Members of one archive; the largest real layers have under two million.
+MAX_MEMBERS = 20_000_000
+
+#: Linux device numbers: 12 bits of major, 20 of minor (include/linux/kdev_t.h).
+_MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
+
+#: How many distinct header fields are remembered; owners, modes and times repeat from member to member.
+_NUMBER_CACHE = 4096
+
+_HEADER_ONLY = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
+_REGULAR = {b"0": b"0", b"\0": b"0", b"7": b"0", b"S": b"0"}
+
+_PAX_NUMBERS = (b"uid", b"gid", b"size")
+
+
+class TarReader:
+    """Parses a tar archive that arrives in pieces.
+
+    Attributes:
+        position: bytes fed so far.
+        ended: whether the end-of-archive marker (or its first block) was seen; what follows is ignored.
+    """
+
+    def __init__(self) -> None:
+        """Start at the first byte of an archive."""
+        self.position = 0
+        self.ended = False
+        self._next = 0  # where the next header, or the next wanted byte of an extension, lies
+        self._skipping_to = 0  # end of the file data being passed over, for the truncation check
+        self._start = -1  # first block of the member under way, -1 between members
+        self._members = 0
+        self._wanted = 0  # bytes of extension payload (padded) still to gather
+        self._gathered: list[bytes] = []
+        self._payload_kind = b""
+        self._payload_size = 0
+        self._extension_bytes = 0
+        self._global: list[tuple[bytes, bytes]] = []
+        self._records: list[tuple[bytes, bytes]] = []
+        self._long_name: bytes | None = None
+        self._long_link: bytes | None = None
+        self._closing = False  # the first of the two zero blocks of the end marker was seen
+        self._pending: Member | None = None  # an old GNU sparse member that wants extension blocks
+        self._sparse_pieces: list[tuple[int, int]] = []
+        self._sparse_text: Member | None = None
+        self._numbers: dict[bytes, int] = {}
+
+    def feed(self, chunk: bytes) -> list[Member]:
+        """Take the next piece of the archive and return the members whose headers are now complete, in order.
+
+        Args:
+            chunk: a multiple of 512 bytes, but for the last piece of an archive that ends unevenly.
+
+        Raises:
+            FormatError: the stream is no tar, or breaks its rules; ``where`` is the byte offset.
+            UnsupportedFormat: a member of a type that cannot be honoured.
+            LimitExceeded: extension headers or members beyond the limits.
+        """
+        base = self.position
+        end = base + len(chunk)
+        self.position = end
+        members: list[Member] = []
+        while self._next < end and not self.ended:
+            at = self._next - base
+            try:
+                if self._wanted:
+                    self._gather(chunk, at, members)
+                else:
+                    block = chunk[at : at + BLOCK]
+                    if len(block) < BLOCK:
+                        raise FormatError("archive ends inside a header")
+                    self._block(block, members)
+            except FormatError as error:
+                if error.where:
+                    raise
+                raise type(error)(str(error), where=f"tar@{self._next:#x}") from error
+        return members
+
+    def close(self) -> None:
+        """Check that the archive ended between two members.
+
+        An archive without its end marker is accepted, as by every other reader.
+
+        Raises:
+            FormatError: it ends inside a member's headers or data.
+        """
+        if self.ended:
+            return
+        if self._start >= 0 or self.position < self._skipping_to:
+            raise FormatError("archive is truncated", where=f"tar@{self.position:#x}")
+
+    def _block(self, block: bytes, members: list[Member]) -> None:
+        """Take one header block at the current position."""
+        if self._pending is not None:
+            self._sparse_extension(self._pending, block, members)
+            return
+        (name, mode, uid, gid, size, mtime, _, kind, link, magic, _, _, major, minor, prefix) = HEADER.unpack(block)
+        if not name[0] and block == NUL_BLOCK:
+            if self._start >= 0:
+                raise FormatError("archive ends after an extension header")
+            self._next += BLOCK
+            self.ended, self._closing = self._closing, True
+            return
+        if self._closing:
+            raise FormatError("a lone block of zeros stands between two members")
+        if not checksum_matches(block):
+            raise FormatError("header checksum is wrong: not a tar archive, or a damaged one")
+        if self._start < 0:
+            self._start = self._next
+        numbers = self._numbers
+        stored = parse_number(size)
+        if kind in b"xgLKX":
+            self._begin_extension(kind, stored)
+            return
+        name = name.partition(b"\0")[0]
+        if prefix[0] and magic == b"ustar\00000":
+            name = prefix.partition(b"\0")[0] + b"/" + name
+        for field in (mode, uid, gid, mtime, major, minor):
+            if field not in numbers:
+                if len(numbers) >= _NUMBER_CACHE:
+                    numbers.clear()
+                    numbers.update((old, parse_number(old)) for old in (mode, uid, gid, mtime, major, minor))
+                numbers[field] = parse_number(field)
+        self._next += BLOCK
+        regular = _REGULAR.get(kind)
+        member = Member(
+            name, regular or kind, numbers[mode] & 0o7777, numbers[uid], numbers[gid], numbers[mtime], 0,
+            stored, link.partition(b"\0")[0], 0, 0, None, self._start, self._next, stored, None,
+        )  # fmt: skip
+        if kind in b"34":
+            member.major, member.minor = numbers[major], numbers[minor]
+        if kind == b"S":
+            self._begin_sparse(block, member, members)
+            return
+        self._finish(member, members)
+
+    def _begin_extension(self, kind: bytes, size: int) -> None:
+        if size < 0:
+            raise FormatError("extension header has a negative size")
+        self._extension_bytes += size + BLOCK
+        if self._extension_bytes > MAX_EXTENSION:
+            raise LimitExceeded(f"extension headers of one member exceed {MAX_EXTENSION} bytes")
+        self._next += BLOCK
+        self._payload_kind, self._payload_size = kind, size
+        self._gathered = []
+        self._wanted = -(-size // BLOCK) * BLOCK
+        if not self._wanted:
+            self._extension(b"")
+
+    def _gather(self, chunk: bytes, at: int, members: list[Member]) -> None:
+        piece = chunk[at : at + self._wanted]
+        self._gathered.append(piece)
+        self._next += len(piece)
+        self._wanted -= len(piece)
+        if self._wanted:
+            return
+        payload = b"".join(self._gathered)
+        if self._sparse_text is not None:
+            self._sparse_text_block(payload, members)
+            return
+        self._gathered = []
+        self._extension(payload[: self._payload_size])
+
+    def _extension(self, payload: bytes) -> None:
+        kind = self._payload_kind
+        if kind == b"g":
+            self._global = _merge(self._global, parse_records(payload))
+            self._start = -1
+            self._extension_bytes = 0
+        elif kind == b"L":
+            self._long_name = payload.partition(b"\0")[0]
+        elif kind == b"K":
+            self._long_link = payload.partition(b"\0")[0]
+        else:
+            self._records = parse_records(payload)
+
+    def _begin_sparse(self, block: bytes, member: Member, members: list[Member]) -> None:
+        pieces, more = pieces_of_block(block, extension=False)
+        self._sparse_pieces = pieces
+        member.size = parse_number(block[483:495])
+        if more:
+            self._pending = member
+            return
+        member.sparse = tuple(pieces)
+        self._finish(member, members)
+
+    def _sparse_extension(self, member: Member, block: bytes, members: list[Member]) -> None:
+        pieces, more = pieces_of_block(block, extension=True)
+        self._sparse_pieces += pieces
+        if len(self._sparse_pieces) > MAX_PIECES:
+            raise LimitExceeded(f"sparse map has more than {MAX_PIECES} pieces")
+        self._next += BLOCK
+        if more:
+            return
+        self._pending = None
+        member.data_offset = self._next
+        member.sparse = tuple(self._sparse_pieces)
+        self._finish(member, members)
+
+    def _finish(self, member: Member, members: list[Member]) -> None:
+        """Apply the extensions to a member whose header is complete, and check it."""
+        if self._long_name is not None:
+            member.name = self._long_name
+        if self._long_link is not None:
+            member.link = self._long_link
+        if self._records or self._global:
+            records = _merge(self._global, self._records) if self._global else self._records
+            if _apply(member, records):
+                self._sparse_text = member
+                self._gathered = []
+                self._wanted = BLOCK
+                _check_size(member)
+                self._skipping_to = member.data_offset + _padded(member.data_size)
+                return
+        self._emit(member, members)
+
+    def _sparse_text_block(self, payload: bytes, members: list[Member]) -> None:
+        member = self._sparse_text
+        assert member is not None
+        found = text_map(payload)
+        if found is None:
+            if len(payload) >= _padded(member.data_size) or len(payload) > 42 * MAX_PIECES:
+                raise FormatError("sparse map is not complete")
+            self._gathered = [payload]
+            self._wanted = min(max(BLOCK, len(payload)), _padded(member.data_size) - len(payload))
+            return
+        pieces, used = found
+        self._sparse_text = None
+        self._gathered = []
+        member.data_offset += used
+        member.data_size -= used
+        if member.data_size < 0:
+            raise FormatError("sparse map is longer than its member")
+        member.sparse = tuple(pieces)
+        self._emit(member, members)
+
+    def _emit(self, member: Member, members: list[Member]) -> None:
+        kind = member.kind
+        if kind in _HEADER_ONLY:
+            member.size = member.data_size = 0
+            if kind in b"34" and not (0 <= member.major <= _MAX_MAJOR and 0 <= member.minor <= _MAX_MINOR):
+                raise FormatError(f"{member.name[:200]!r} has device number {member.major}:{member.minor}")
+        elif kind == b"0":
+            _check_size(member)
+            if member.sparse is not None:
+                member.sparse = check_map(list(member.sparse), member.size, member.data_size)
+            elif member.name.endswith(b"/"):
+                member.kind = b"5"  # how v7 wrote a directory
+        elif kind == b"V":
+            self._reset(member.data_offset)
+            return
+        else:
+            raise UnsupportedFormat(f"{member.name[:200]!r} is of type {kind!r}, which no layer may contain")
+        if not (0 <= member.uid <= MAX_ID and 0 <= member.gid <= MAX_ID):
+            raise FormatError(
+                f"{member.name[:200]!r} is owned by {member.uid}:{member.gid}, outside 0..{MAX_ID}",
+            )
+        self._members += 1
+        if self._members > MAX_MEMBERS:
+            raise LimitExceeded(f"archive has more than {MAX_MEMBERS} members")
+        members.append(member)
+        self._reset(member.data_offset + _padded(member.data_size))
+
+    def _reset(self, following: int) -> None:
+        self._next = self._skipping_to = following
+        self._start = -1
+        self._extension_bytes = 0
+        self._records = []
+        self._long_name = self._long_link = None
+
+
+def _padded(size: int) -> int:
+    return -(-size // BLOCK) * BLOCK
+
+
+def _check_size(member: Member) -> None:
+    if member.data_size < 0 or member.size < 0:
+        raise FormatError(f"{member.name[:200]!r} has a negative size")
+
+
+def _merge(old: list[tuple[bytes, bytes]], new: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
+    """Return the records of ``old`` that ``new`` does not set, then ``new``; order and repeats of ``new`` stay."""
+    keys = {key for key, _ in new}
+    return [record for record in old if record[0] not in keys] + new
+
+
+def _apply(member: Member, records: list[tuple[bytes, bytes]]) -> bool:
+    """Let PAX records override the header; return whether a 1.0 sparse map leads the data."""
+    values: dict[bytes, bytes] = {}
+    xattrs: dict[bytes, bytes] = {}
+    for key, value in records:
+        if key.startswith(b"SCHILY.xattr."):
+            xattrs[key[13:]] = value
+        elif key.startswith(b"LIBARCHIVE.xattr."):
+            xattrs.setdefault(*_libarchive_xattr(key[17:], value))
+        else:
+            values[key] = value
+    member.xattrs = xattrs or None
+    member.name = values.get(b"path", member.name)
+    member.link = values.get(b"linkpath", member.link)
+    for key in _PAX_NUMBERS:
+        # An empty value deletes what a global header set (POSIX): back to the header's own.
+        if text := values.get(key):
+            if len(text) > 20 or not text.isdigit():
+                raise FormatError(f"pax {key.decode()} is no number: {text[:40]!r}")
+            setattr(member, "data_size" if key == b"size" else key.decode(), int(text))
+    sparse_file = member.sparse is not None
+    if b"size" in values and not sparse_file:
+        member.size = member.data_size
+    if text := values.get(b"mtime"):
+        member.mtime, member.mtime_ns = parse_time(text, "mtime")
+    if member.kind == b"0" and any(key.startswith(b"GNU.sparse.") for key in values):
+        return _apply_sparse(member, records, values)
+    return False
+
+
+def _apply_sparse(member: Member, records: list[tuple[bytes, bytes]], values: dict[bytes, bytes]) -> bool:
+    member.name = values.get(b"GNU.sparse.name", member.name)
+    size = values.get(b"GNU.sparse.realsize", values.get(b"GNU.sparse.size"))
+    version = (values.get(b"GNU.sparse.major"), values.get(b"GNU.sparse.minor"))
+    if version not in ((None, None), (b"1", b"0"), (b"0", b"0"), (b"0", b"1")):
+        raise UnsupportedFormat(f"{member.name[:200]!r} is sparse in format {version[0]!r}.{version[1]!r}")
+    if size is None or len(size) > 20 or not size.isdigit():
+        raise FormatError(f"{member.name[:200]!r} is sparse without a size")
+    member.size = int(size)
+    if version == (b"1", b"0"):
+        return True
+    pieces = map_from_records(records)
+    if pieces is None:
+        raise FormatError(f"{member.name[:200]!r} is sparse without a map")
+    member.sparse = tuple(pieces)
+    return False
+
+
+def _libarchive_xattr(name: bytes, value: bytes) -> tuple[bytes, bytes]:
+    """Decode libarchive's spelling: the name URL-encoded, the value base64 without padding."""
+    try:
+        return unquote_to_bytes(name), base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
+    except binascii.Error as error:
+        raise FormatError(f"xattr {name[:80]!r} is no base64") from error

@@ -1,0 +1,103 @@
+"""Sparse members: the four ways in which tars write the map of a file with holes.
+
+Sources: GNU tar manual, "Storing Sparse Files" (old GNU format, PAX formats 0.0, 0.1 and 1.0).
+"""
+
+from __future__ import annotations
+
+from layerfs.errors import FormatError, LimitExceeded
+from layerfs.formats.tar.header import BLOCK, parse_number
+from layerfs.formats.tar.member import SparseMap
+
+__all__ = [
+    "MAX_PIECES",
+    "check_map",
+    "map_from_records",
+    "pieces_of_block",
+    "text_map",
+]
+
+#: Pieces of one sparse member. GNU tar makes one per run of data; a real file of this many would be all fragments.
+MAX_PIECES = 1 << 20
+
+_PIECES_IN_HEADER = 4
+_PIECES_IN_EXTENSION = 21
+
+
+def pieces_of_block(block: bytes, *, extension: bool) -> tuple[list[tuple[int, int]], bool]:
+    """Return the pieces in an old GNU sparse header or extension block, and whether another extension follows."""
+    start, count, flag = (0, _PIECES_IN_EXTENSION, 504) if extension else (386, _PIECES_IN_HEADER, 482)
+    pieces = []
+    for index in range(count):
+        at = start + 24 * index
+        if not block[at]:
+            break
+        pieces.append((parse_number(block[at : at + 12]), parse_number(block[at + 12 : at + 24])))
+    return pieces, block[flag] not in (0, 0x30)
+
+
+def map_from_records(records: list[tuple[bytes, bytes]]) -> list[tuple[int, int]] | None:
+    """Return the pieces of PAX formats 0.0 (repeated keys) or 0.1 (one list), or None when neither is there."""
+    offsets = [value for key, value in records if key == b"GNU.sparse.offset"]
+    lengths = [value for key, value in records if key == b"GNU.sparse.numbytes"]
+    for key, value in records:
+        if key == b"GNU.sparse.map":
+            numbers = value.split(b",") if value else []
+            offsets, lengths = numbers[::2], numbers[1::2]
+    if len(offsets) != len(lengths):
+        raise FormatError("sparse map has an offset without a length")
+    if not offsets and not any(key in (b"GNU.sparse.map", b"GNU.sparse.numblocks") for key, _ in records):
+        return None
+    return [(_decimal(offset), _decimal(length)) for offset, length in zip(offsets, lengths, strict=True)]
+
+
+def text_map(payload: bytes) -> tuple[list[tuple[int, int]], int] | None:
+    """Return the pieces of a PAX 1.0 map and the bytes it fills, or None while ``payload`` is still too short.
+
+    Args:
+        payload: the member's stored data from its start, whole blocks.
+    """
+    lines = payload.split(b"\n")
+    if len(lines) < 2:
+        _refuse_endless(payload)
+        return None
+    count = _decimal(lines[0])
+    if count > MAX_PIECES:
+        raise LimitExceeded(f"sparse map of {count} pieces, at most {MAX_PIECES} are taken")
+    needed = 1 + 2 * count
+    if len(lines) <= needed:
+        return None
+    numbers = [_decimal(line) for line in lines[1:needed]]
+    used = sum(len(line) + 1 for line in lines[:needed])
+    return list(zip(numbers[::2], numbers[1::2], strict=True)), -(-used // BLOCK) * BLOCK
+
+
+def check_map(pieces: list[tuple[int, int]], size: int, stored: int) -> SparseMap:
+    """Return the map after checking it: ascending, inside the file, and as long together as the stored data.
+
+    Raises:
+        FormatError: any of these does not hold.
+        LimitExceeded: more than :data:`MAX_PIECES` pieces.
+    """
+    if len(pieces) > MAX_PIECES:
+        raise LimitExceeded(f"sparse map of {len(pieces)} pieces, at most {MAX_PIECES} are taken")
+    position = total = 0
+    for offset, length in pieces:
+        if length < 0 or offset < position or offset + length > size:
+            raise FormatError(f"sparse map piece {offset}+{length} overlaps or leaves the file of {size} bytes")
+        position = offset + length
+        total += length
+    if total != stored:
+        raise FormatError(f"sparse map covers {total} bytes, but {stored} are stored")
+    return tuple(piece for piece in pieces if piece[1])
+
+
+def _decimal(text: bytes) -> int:
+    if not text or len(text) > 20 or not text.isdigit():
+        raise FormatError(f"sparse map has {text[:30]!r} where a number belongs")
+    return int(text)
+
+
+def _refuse_endless(payload: bytes) -> None:
+    if len(payload) > BLOCK:
+        raise FormatError("sparse map has no line end")

@@ -1,0 +1,317 @@
+"""A file tree in memory: what the tar of a layer describes and what ``tree.erofs`` is written from.
+
+Nodes are what inodes are elsewhere: the same :class:`Node` under two names is a hard link. A tree is built from a layer
+tar by :class:`LayerTree`, stacked by :mod:`layerfs.formats.merge`, and written by :mod:`layerfs.formats.erofs.writer`.
+Paths are resolved inside this tree only, so no name in an archive can reach anything else.
+"""
+
+from __future__ import annotations
+
+import stat
+
+from layerfs.errors import FormatError, LimitExceeded, UnsafePath
+from layerfs.formats.tar.member import Member, split_path
+from layerfs.formats.whiteout import (
+    IMPLICIT_XATTR,
+    LINK_XATTR,
+    OPAQUE_XATTR,
+    hidden_name,
+    is_whiteout_device,
+    without_private,
+)
+
+__all__ = ["MAX_SYMLINKS", "LayerTree", "Node", "directory", "hard_link_marker", "whiteout"]
+
+#: Symlinks followed while one path is resolved: the kernel's own limit (include/linux/namei.h, MAXSYMLINKS).
+MAX_SYMLINKS = 40
+
+#: The longest symlink target: PATH_MAX without its NUL, which is what the kernel can hold.
+_MAX_TARGET = 4095
+
+_TYPES = {b"0": stat.S_IFREG, b"2": stat.S_IFLNK, b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"6": stat.S_IFIFO}
+
+
+class Node:
+    """One inode of a tree.
+
+    Attributes:
+        mode: type and permission bits.
+        uid: owner.
+        gid: group.
+        mtime: seconds since the epoch, may be negative.
+        mtime_ns: nanoseconds on top, 0..999,999,999.
+        size: bytes of a regular file.
+        rdev: device number as ``os.makedev`` makes it; 0 for all but devices.
+        xattrs: by full name, or None.
+        children: name to node for directories, else None.
+        target: the target of a symlink, else None.
+        device: which layer tar holds a regular file's bytes: a key of the caller's choosing, None for an empty file.
+        offset: where in that tar they begin, in bytes, a multiple of 512.
+    """
+
+    __slots__ = (
+        "children", "device", "gid", "links", "mode", "mtime", "mtime_ns", "offset", "position", "rdev", "seen", "size",
+        "target", "uid", "xattrs",
+    )  # fmt: skip
+
+    def __init__(
+        self,
+        mode: int,
+        uid: int = 0,
+        gid: int = 0,
+        mtime: int = 0,
+        mtime_ns: int = 0,
+        xattrs: dict[bytes, bytes] | None = None,
+    ) -> None:
+        """Make a node without content."""
+        self.mode = mode
+        self.uid = uid
+        self.gid = gid
+        self.mtime = mtime
+        self.mtime_ns = mtime_ns
+        self.xattrs = xattrs
+        self.size = 0
+        self.rdev = 0
+        self.children: dict[bytes, Node] | None = None
+        self.target: bytes | None = None
+        self.device: object = None
+        self.offset = 0
+        # Scratch space of the writer: a token of the run that saw this node, its link count and place in the image.
+        self.seen: object = None
+        self.links = 0
+        self.position = 0
+
+    @property
+    def is_whiteout(self) -> bool:
+        """Whether this is overlayfs's whiteout."""
+        return is_whiteout_device(self.mode, self.rdev)
+
+    @property
+    def is_opaque(self) -> bool:
+        """Whether this directory hides all that lower layers have in it."""
+        return self.xattrs is not None and OPAQUE_XATTR in self.xattrs
+
+    @property
+    def is_implicit(self) -> bool:
+        """Whether this directory only exists because a path of the layer runs through it."""
+        return self.xattrs is not None and IMPLICIT_XATTR in self.xattrs
+
+    def set_xattr(self, name: bytes, value: bytes) -> None:
+        """Set one xattr without touching a dictionary that another node may share."""
+        self.xattrs = {**(self.xattrs or {}), name: value}
+
+    def drop_xattr(self, name: bytes) -> None:
+        """Remove one xattr, if it is there, without touching a dictionary that another node may share."""
+        if self.xattrs and name in self.xattrs:
+            self.xattrs = {key: value for key, value in self.xattrs.items() if key != name} or None
+
+
+def directory(*, implicit: bool) -> Node:
+    """Return a new empty directory, root's and 0755."""
+    node = Node(stat.S_IFDIR | 0o755, xattrs={IMPLICIT_XATTR: b"y"} if implicit else None)
+    node.children = {}
+    return node
+
+
+def whiteout() -> Node:
+    """Return a new whiteout."""
+    return Node(stat.S_IFCHR)
+
+
+def hard_link_marker(target: bytes) -> Node:
+    """Return the stand-in for a hard link whose target only a lower layer can have; mode and content are none."""
+    return Node(stat.S_IFREG, xattrs={LINK_XATTR: target})
+
+
+class LayerTree:
+    """Builds the tree of one layer from the members of its tar, in order.
+
+    The rules are those of OCI image-spec v1.1 layer.md: a later entry for a path replaces an earlier one, whiteouts act
+    on lower layers only, and parents that have no entry exist all the same.
+
+    Attributes:
+        root: the tree so far. Whiteouts are added by :meth:`finish`.
+        entries: members taken so far.
+    """
+
+    def __init__(self, device: object) -> None:
+        """Start with an empty, implicit root.
+
+        Args:
+            device: the key under which nodes name this layer's tar.
+        """
+        self.root = directory(implicit=True)
+        self.entries = 0
+        self._device = device
+        self._parents: dict[bytes, Node] = {}  # dirname as written -> directory, until a directory is replaced
+        self._hidden: list[tuple[Node, bytes]] = []  # whiteouts, applied at the end: order in the tar means nothing
+
+    def add(self, member: Member) -> Node | None:
+        """Take one member; return the node when it is a regular file with bytes of its own, else None.
+
+        Raises:
+            UnsafePath: the name or link leaves the tree, or is a whiteout of nothing.
+            FormatError: the member contradicts the tree (a file below a file, a link to a directory).
+            LimitExceeded: a name too long to be one.
+        """
+        self.entries += 1
+        name = member.name
+        kind = member.kind
+        if kind == b"5":
+            self._add_directory(member)
+            return None
+        prefix, _, leaf = name.rpartition(b"/")
+        parent = self._parents.get(prefix)
+        if parent is None or not leaf or leaf in (b".", b"..") or len(leaf) > 255 or b"\0" in leaf:
+            parts = split_path(name)
+            if not parts:
+                raise UnsafePath(f"the root of the layer is a {_kind_name(kind)}, not a directory")
+            leaf = parts.pop()
+            parent = self._parent(prefix, parts)
+        assert parent.children is not None
+        if leaf.startswith(b".wh."):
+            hidden = hidden_name(leaf)
+            if hidden is not None:
+                self._hidden.append((parent, hidden))
+                return None
+        node = self._link_target(member) if kind == b"1" else self._make(member)
+        old = parent.children.get(leaf)
+        if old is not None and (old.children is not None or old.target is not None):
+            self._parents.clear()
+        parent.children[leaf] = node
+        return node if kind == b"0" and node.size else None
+
+    def finish(self) -> Node:
+        """Apply the whiteouts and return the root; nothing may be added afterwards."""
+        for parent, hidden in self._hidden:
+            assert parent.children is not None
+            if not hidden:
+                parent.set_xattr(OPAQUE_XATTR, b"y")
+                continue
+            own = parent.children.get(hidden)
+            if own is None:
+                parent.children[hidden] = whiteout()
+            elif own.children is not None and not own.is_implicit:
+                own.set_xattr(OPAQUE_XATTR, b"y")
+            elif own.children is not None:
+                own.drop_xattr(IMPLICIT_XATTR)
+                own.set_xattr(OPAQUE_XATTR, b"y")
+        self._hidden.clear()
+        self._parents.clear()
+        return self.root
+
+    def _make(self, member: Member) -> Node:
+        xattrs = member.xattrs
+        node = Node(
+            _TYPES[member.kind] | member.mode,
+            member.uid,
+            member.gid,
+            member.mtime,
+            member.mtime_ns,
+            without_private(xattrs) if xattrs else None,
+        )
+        kind = member.kind
+        if kind == b"0":
+            if member.size:
+                node.size = member.size
+                node.device = self._device
+                node.offset = member.data_offset
+        elif kind == b"2":
+            target = member.link
+            if not target or len(target) > _MAX_TARGET or b"\0" in target:
+                raise FormatError(f"symlink {member.name[:200]!r} has a target of {len(target)} bytes")
+            node.mode = stat.S_IFLNK | 0o777
+            node.target = target
+            node.size = len(target)
+        elif kind != b"6":
+            node.rdev = _makedev(member.major, member.minor)
+            if node.is_whiteout:
+                raise UnsafePath(f"{member.name[:200]!r} is a character device 0:0, which overlayfs takes as a whiteout")
+        return node
+
+    def _add_directory(self, member: Member) -> None:
+        parts = split_path(member.name)
+        xattrs = without_private(member.xattrs)
+        if parts:
+            leaf = parts.pop()
+            if leaf.startswith(b".wh.") and hidden_name(leaf) is not None:
+                raise UnsafePath(f"directory {member.name[:200]!r} has the name of a whiteout")
+            parent = self._parent(member.name.rstrip(b"/").rpartition(b"/")[0], parts)
+            assert parent.children is not None
+            node = parent.children.get(leaf)
+            if node is None or node.children is None:
+                if node is not None:
+                    self._parents.clear()
+                node = parent.children[leaf] = directory(implicit=False)
+        else:
+            node = self.root
+        node.mode = stat.S_IFDIR | member.mode
+        node.uid, node.gid, node.mtime, node.mtime_ns = member.uid, member.gid, member.mtime, member.mtime_ns
+        node.xattrs = xattrs
+
+    def _parent(self, prefix: bytes, parts: list[bytes]) -> Node:
+        """Return the directory of these components, made where missing; symlinks of this layer are followed."""
+        found = self._parents.get(prefix)
+        if found is None:
+            found = self._walk(parts, make=True)
+            assert found is not None
+            self._parents[prefix] = found
+        return found
+
+    def _walk(self, parts: list[bytes], *, make: bool) -> Node | None:
+        """Resolve components to a directory within this tree; None if it is not there and may not be made."""
+        trail = [self.root]
+        todo = parts[::-1]
+        budget = MAX_SYMLINKS
+        while todo:
+            name = todo.pop()
+            if name == b"..":  # only ever from a symlink's target; the root is its own parent
+                if len(trail) > 1:
+                    trail.pop()
+                continue
+            here = trail[-1]
+            assert here.children is not None
+            node = here.children.get(name)
+            if node is None:
+                if not make:
+                    return None
+                if len(name) > 255:
+                    raise LimitExceeded(f"name of {len(name)} bytes in a symlink target")
+                if name.startswith(b".wh.") and hidden_name(name) is not None:
+                    raise UnsafePath(f"a path runs through the whiteout {name!r}")
+                node = here.children[name] = directory(implicit=True)
+            if node.target is not None:
+                budget -= 1
+                if budget < 0:
+                    raise UnsafePath(f"more than {MAX_SYMLINKS} symlinks in {b'/'.join(parts)[:200]!r}")
+                if node.target.startswith(b"/"):
+                    del trail[1:]
+                todo += [part for part in node.target.split(b"/")[::-1] if part and part != b"."]
+            elif node.children is None:
+                raise FormatError(f"{b'/'.join(parts)[:200]!r} runs through a file")
+            else:
+                trail.append(node)
+        return trail[-1]
+
+    def _link_target(self, member: Member) -> Node:
+        parts = split_path(member.link, what="link target")
+        if not parts:
+            raise UnsafePath(f"hard link {member.name[:200]!r} points at the root")
+        path = b"/".join(parts)
+        leaf = parts.pop()
+        parent = self._parents.get(member.link.rpartition(b"/")[0]) or self._walk(parts, make=False)
+        node = parent.children.get(leaf) if parent is not None and parent.children is not None else None
+        if node is None:
+            return hard_link_marker(path)
+        if node.children is not None:
+            raise FormatError(f"hard link {member.name[:200]!r} points at the directory {path[:200]!r}")
+        return node
+
+
+def _makedev(major: int, minor: int) -> int:
+    """Return ``os.makedev`` of glibc without importing os: the split halves of major and minor."""
+    return (minor & 0xFF) | (major & 0xFFF) << 8 | (minor & ~0xFF) << 12 | (major & ~0xFFF) << 32
+
+
+def _kind_name(kind: bytes) -> str:
+    return {b"0": "file", b"1": "hard link", b"2": "symlink"}.get(kind, "special file")

@@ -1,0 +1,84 @@
+"""How one layer hides names of the layers below: the one place that knows.
+
+In a layer tar an empty file ``.wh.NAME`` hides NAME, and ``.wh..wh..opq`` hides everything below its directory; both
+act on lower layers only, wherever they stand in the tar (OCI image-spec v1.1 layer.md, "Whiteouts"). On disk and in
+``tree.erofs`` overlayfs's forms are used: a character device 0/0, and the xattr ``trusted.overlay.opaque``
+(Linux Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories").
+"""
+
+from __future__ import annotations
+
+import stat
+from collections.abc import Mapping
+
+from layerfs.errors import UnsafePath
+
+__all__ = [
+    "IMPLICIT_XATTR",
+    "LINK_XATTR",
+    "OPAQUE_MARKER",
+    "OPAQUE_XATTR",
+    "WHITEOUT_PREFIX",
+    "hidden_name",
+    "is_private_xattr",
+    "is_whiteout_device",
+    "without_private",
+]
+
+WHITEOUT_PREFIX = b".wh."
+OPAQUE_MARKER = b".wh..wh..opq"
+
+OPAQUE_XATTR = b"trusted.overlay.opaque"
+
+#: Marks, in a layer's own tree, a directory that the layer does not contain but that one of its paths runs through:
+#: when layers are merged its attributes come from below.
+IMPLICIT_XATTR = b"trusted.layerfs.implicit"
+
+#: Marks, in a layer's own tree, a hard link to a file that only a lower layer has; the value is the target's path.
+LINK_XATTR = b"trusted.layerfs.link"
+
+#: AUFS's own bookkeeping names (``.wh..wh.aufs``, ``.wh..wh.plnk``, ``.wh..wh.orph``), found in old layers.
+_AUFS_PREFIX = b".wh..wh."
+
+#: Names that a file system reads as commands. An archive may not set them in any spelling: they would turn files of
+#: the image into redirects, opaque directories or foreign owners once mounted.
+_PRIVATE_PREFIXES = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.", b"trusted.layerfs.")
+_PRIVATE_NAMES = frozenset((b"user.containers.override_stat", b"user.rootlesscontainers"))
+
+
+def hidden_name(name: bytes) -> bytes | None:
+    """Return which lower name a file called ``name`` hides: None when it is no whiteout.
+
+    The empty string stands for "all of the directory" (the opaque marker). AUFS's bookkeeping files hide nothing that
+    can exist, and yield themselves.
+
+    Raises:
+        UnsafePath: a whiteout of nothing, ``.`` or ``..``.
+    """
+    if not name.startswith(WHITEOUT_PREFIX):
+        return None
+    if name == OPAQUE_MARKER:
+        return b""
+    if name.startswith(_AUFS_PREFIX):
+        return name
+    hidden = name[len(WHITEOUT_PREFIX) :]
+    if hidden in (b"", b".", b".."):
+        raise UnsafePath(f"whiteout {name!r} names no file")
+    return hidden
+
+
+def is_private_xattr(name: bytes) -> bool:
+    """Return whether an xattr of this name would act as a command on a mount, and so may not come from an archive."""
+    return name.startswith(_PRIVATE_PREFIXES) or name in _PRIVATE_NAMES
+
+
+def without_private(xattrs: Mapping[bytes, bytes] | None) -> dict[bytes, bytes] | None:
+    """Return the xattrs that may come from an archive, or None when none are left."""
+    if not xattrs:
+        return None
+    return {name: value for name, value in xattrs.items() if not is_private_xattr(name)} or None
+
+
+def is_whiteout_device(mode: int, rdev: int) -> bool:
+    """Return whether these attributes are overlayfs's whiteout, a character device 0/0."""
+    return rdev == 0 and stat.S_ISCHR(mode)
