@@ -1,8 +1,8 @@
 """Reaching paths that somebody else has made, without leaving the directory they belong to.
 
 Everything is relative to a held directory descriptor. Two ways to resolve: *in root*, where ``..`` and absolute
-symbolic links mean what they mean in a container (for reading inside an image), and *beneath*, where any symbolic link and any
-``..`` is refused (for writing into a tree that is being made).
+symbolic links mean what they mean in a container (for reading inside an image), and *beneath*, where any symbolic link
+and any ``..`` is refused (for writing into a tree that is being made).
 
 Invariant: no function here follows a symbolic link out of its directory, however the tree changes meanwhile.
 

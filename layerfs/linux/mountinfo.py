@@ -1,0 +1,219 @@
+"""What is mounted where, and who keeps a mount busy, read from /proc.
+
+Paths are text as the kernel shows them to this process: relative to its root directory, undecodable bytes as surrogate
+escapes, so that they can be passed back to the kernel unchanged.
+
+Source: proc_pid_mountinfo(5); Linux fs/proc_namespace.c and fs/seq_file.c for the escapes.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+__all__ = ["Holder", "MountEntry", "find_holders", "find_mount", "mount_id", "read_mounts"]
+
+_ESCAPE = re.compile(rb"\\([0-7]{3})")
+
+
+@dataclass(frozen=True, slots=True)
+class MountEntry:
+    """One mount of this process's mount namespace.
+
+    Attributes:
+        mount_id: the kernel's number of the mount; reused after an unmount.
+        parent_id: number of the mount that it covers a directory of.
+        device: ``MAJOR:MINOR`` of the file system.
+        root: path inside the file system that is the root of the mount.
+        target: where it is mounted.
+        options: attributes of this mount, such as ``("ro", "nosuid")``.
+        fstype: type of the file system.
+        source: what was given as source.
+        super_options: options of the file system instance, still escaped; read them by :meth:`option`.
+    """
+
+    mount_id: int
+    parent_id: int
+    device: str
+    root: str
+    target: str
+    options: tuple[str, ...]
+    fstype: str
+    source: str
+    super_options: str
+
+    def option(self, key: str) -> str | None:
+        """Return the value of the last option of the file system instance with this key, or None.
+
+        Args:
+            key: the option's name; the value of a flag is "".
+        """
+        for item in reversed(self.super_options.split(",")):
+            name, _, value = item.partition("=")
+            if name == key:
+                # Commas inside a value are escaped, so this comes after the split.
+                return _unescape(value)
+        return None
+
+
+@dataclass(frozen=True, slots=True)
+class Holder:
+    """A process that keeps a mount busy.
+
+    Attributes:
+        pid: its number.
+        command: its command name, at most 15 bytes; "?" if it ended meanwhile.
+        use: what it holds: ``working directory``, ``root directory``, ``program``, ``open file``, ``mapped file``.
+    """
+
+    pid: int
+    command: str
+    use: str
+
+    def __str__(self) -> str:
+        """Return ``COMMAND (PID, USE)``."""
+        return f"{self.command} ({self.pid}, {self.use})"
+
+
+def read_mounts(pid: int | str = "self") -> list[MountEntry]:
+    """Return all mounts that a process sees.
+
+    Args:
+        pid: the process, or "self".
+
+    Returns:
+        Entries in the kernel's order: a mount comes after the mount that it covers.
+
+    Raises:
+        OSError: ENOENT or ESRCH if there is no such process, EACCES.
+    """
+    with open(f"/proc/{pid}/mountinfo", "rb") as file:
+        text = os.fsdecode(file.read())
+    return [_parse(line) for line in text.split("\n") if line]
+
+
+def find_mount(target: str | os.PathLike[str]) -> MountEntry | None:
+    """Return the topmost mount at exactly this path, or None.
+
+    Args:
+        target: a path; symbolic links in it are resolved, except that a missing path has no mount.
+
+    Raises:
+        OSError: EACCES while resolving.
+    """
+    path = os.path.realpath(target)
+    found = None
+    for entry in read_mounts():
+        if entry.target == path:
+            found = entry
+    return found
+
+
+def mount_id(fd: int) -> int:
+    """Return the kernel's number of the mount that a descriptor lies on.
+
+    Args:
+        fd: any descriptor, O_PATH included.
+
+    Raises:
+        OSError: EBADF; ENODATA on a kernel that does not tell (before 3.15).
+    """
+    try:
+        with open(f"/proc/self/fdinfo/{fd}", "rb") as file:
+            number = _field(file.read())
+    except FileNotFoundError:
+        raise OSError(errno.EBADF, "no such descriptor") from None
+    if number is None:
+        raise OSError(errno.ENODATA, "the kernel does not tell the mount of a descriptor")
+    return number
+
+
+def find_holders(mount: int) -> Iterator[Holder]:
+    """Yield the processes of this mount namespace that keep a mount busy.
+
+    Args:
+        mount: number of the mount, as in :attr:`MountEntry.mount_id`.
+
+    Returns:
+        One entry per process, its first use found; lazily, in the order of their numbers. Processes that this one may
+        not look into are skipped, so an unprivileged caller may see none.
+
+    Blocking: reads a few files per process and one per open descriptor of it: some milliseconds on a quiet machine,
+        a second with 100,000 descriptors. For the explanation of EBUSY, not for a hot path.
+    """
+    pids = sorted(int(name) for name in os.listdir("/proc") if name.isdigit())
+    for pid in pids:
+        use = _use_of(pid, mount)
+        if use is not None:
+            command = "?"
+            with contextlib.suppress(OSError), open(f"/proc/{pid}/comm", "rb") as file:
+                command = os.fsdecode(file.read()).rstrip("\n")
+            yield Holder(pid, command, use)
+
+
+def _parse(line: str) -> MountEntry:
+    """Parse one line; optional fields end at a lone hyphen."""
+    front, _, back = line.partition(" - ")
+    number, parent, device, root, target, options = front.split(" ")[:6]
+    fstype, source, super_options = [*back.split(" "), "", ""][:3]
+    return MountEntry(
+        mount_id=int(number),
+        parent_id=int(parent),
+        device=device,
+        root=_unescape(root),
+        target=_unescape(target),
+        options=tuple(options.split(",")),
+        fstype=_unescape(fstype),
+        source=_unescape(source),
+        super_options=super_options,
+    )
+
+
+def _unescape(text: str) -> str:
+    r"""Turn ``\040`` and the like back into their bytes."""
+    if "\\" not in text:
+        return text
+    raw = os.fsencode(text)
+    return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), raw))
+
+
+def _field(fdinfo: bytes) -> int | None:
+    """Return ``mnt_id`` of the text of an fdinfo file."""
+    for line in fdinfo.splitlines():
+        if line.startswith(b"mnt_id:"):
+            return int(line[7:])
+    return None
+
+
+def _use_of(pid: int, mount: int) -> str | None:
+    """Return how a process uses a mount, or None; what may not be looked at counts as unused."""
+    base = f"/proc/{pid}"
+    for link, use in (("cwd", "working directory"), ("root", "root directory"), ("exe", "program")):
+        if _link_on(f"{base}/{link}", mount):
+            return use
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"{base}/fdinfo"):
+            with contextlib.suppress(OSError), open(f"{base}/fdinfo/{name}", "rb") as file:
+                if _field(file.read()) == mount:
+                    return "open file"
+    with contextlib.suppress(OSError):
+        for name in os.listdir(f"{base}/map_files"):
+            if _link_on(f"{base}/map_files/{name}", mount):
+                return "mapped file"
+    return None
+
+
+def _link_on(link: str, mount: int) -> bool:
+    """Whether a magic link of /proc leads onto the mount."""
+    try:
+        fd = os.open(link, os.O_PATH | os.O_CLOEXEC)
+    except OSError:
+        return False
+    try:
+        return mount_id(fd) == mount
+    finally:
+        os.close(fd)
