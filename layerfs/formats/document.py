@@ -253,7 +253,14 @@ class JsonObject:
             FormatError: not an object, or a member that is not a string.
         """
         inner = self.optional_child(key)
-        return {} if inner is None else {name: inner.text(name) for name in inner.members}
+        if inner is None:
+            return {}
+        texts = {}
+        for name, value in inner.members.items():
+            # Names come from outside too, and must not write lines of their own into an error.
+            member = f"{key}[{name!r:.80}]"
+            texts[name] = self._required(member, _checked(value, str, "a string", self.place(member)))
+        return texts
 
     def size(self, key: str) -> int:
         """Return a size in bytes: an integer, never negative, never a boolean or a fraction.

@@ -20,10 +20,41 @@ __all__ = ["KNOWN_ARCHITECTURES", "KNOWN_SYSTEMS", "Platform"]
 
 #: Values of GOOS and GOARCH. They are only needed to tell what a single word means; documents may hold others.
 KNOWN_SYSTEMS: Final = frozenset(
-    "aix android darwin dragonfly freebsd illumos ios js linux netbsd openbsd plan9 solaris wasip1 windows".split()
+    {
+        "aix",
+        "android",
+        "darwin",
+        "dragonfly",
+        "freebsd",
+        "illumos",
+        "ios",
+        "js",
+        "linux",
+        "netbsd",
+        "openbsd",
+        "plan9",
+        "solaris",
+        "wasip1",
+        "windows",
+    }
 )
 KNOWN_ARCHITECTURES: Final = frozenset(
-    "386 amd64 arm arm64 loong64 mips mips64 mips64le mipsle ppc64 ppc64le riscv64 s390x wasm".split()
+    {
+        "386",
+        "amd64",
+        "arm",
+        "arm64",
+        "loong64",
+        "mips",
+        "mips64",
+        "mips64le",
+        "mipsle",
+        "ppc64",
+        "ppc64le",
+        "riscv64",
+        "s390x",
+        "wasm",
+    }
 )
 
 #: Other spellings, as the kernel, Debian and users write them, to architecture and variant.
@@ -73,14 +104,12 @@ class Platform:
         architecture: as Go's GOARCH, such as ``amd64``.
         variant: such as ``v7``; None when the architecture says it all.
         os_version: version of the operating system, used on Windows only; or None.
-        os_features: required features of the operating system, used on Windows only.
     """
 
     os: str
     architecture: str
     variant: str | None = None
     os_version: str | None = None
-    os_features: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
         """Normalise the fields and refuse what is no word."""
@@ -111,8 +140,7 @@ class Platform:
         if not 1 <= len(parts) <= 3 or not all(parts):
             raise InvalidReference(f"not a platform: {text!r:.120}", hint="write OS/ARCHITECTURE, such as linux/arm64")
         if len(parts) > 1:
-            return cls(*parts)
-        # Made with the system "linux" only to have the one spelling of the word that the tables know.
+            return cls(parts[0], parts[1], parts[2] if len(parts) > 2 else None)
         host = host or Platform.host()
         word = text.lower()
         if word == "macos" or word in KNOWN_SYSTEMS:
@@ -152,8 +180,6 @@ class Platform:
         if (candidate.os, candidate.architecture) != (self.os, self.architecture):
             return None
         if self.os_version is not None and candidate.os_version not in {None, self.os_version}:
-            return None
-        if not set(candidate.os_features) <= set(self.os_features) and self.os_features:
             return None
         if candidate.variant == self.variant:
             return 0
