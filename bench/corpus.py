@@ -1,9 +1,9 @@
 """The images that demo, tests and benchmarks work on, made from real packages by tools that are not ours.
 
-``python -m bench.corpus NAME...`` builds what is missing and prints where it is; ``list`` tells the names. Each image is
-kept in ``CACHE/layerfs/corpus/NAME`` (``CACHE`` is ``$XDG_CACHE_HOME`` or ``~/.cache``) in three forms: ``oci`` (layout
-directory, reference ``latest``), ``oci.tar`` (OCI archive) and ``docker.tar`` (docker-archive, as skopeo writes it).
-An image appears there by one rename, so a build that was interrupted leaves nothing half done.
+``python -m bench.corpus NAME...`` builds what is missing and prints where it is; ``list`` tells the names. Each image
+is kept in ``CACHE/layerfs/corpus/NAME`` (``CACHE`` is ``$XDG_CACHE_HOME`` or ``~/.cache``) in three forms: ``oci``
+(layout directory, reference ``latest``), ``oci.tar`` (OCI archive) and ``docker.tar`` (docker-archive, as skopeo writes
+it). An image appears there by one rename, so a build that was interrupted leaves nothing half done.
 
 Building needs root (chroot, owners, device nodes) and the Debian mirror that apt on this machine uses.
 """
@@ -21,13 +21,10 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from bench.debian import base_tar, enter, python_wheels
+from bench.debian import base_tar, enter, python_wheels, run
 from bench.synthetic import DeepShape, write_deep
 
 __all__ = ["CorpusImage", "cache_directory", "image", "main", "names"]
-
-#: Bumped when a recipe changes, so that an image of an older recipe in the cache is made again.
-REVISION = 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -71,11 +68,11 @@ def cache_directory() -> Path:
 
 def image(name: str, *, say: Callable[[str], None] = print) -> CorpusImage:
     """Return the image called ``name``, building it first when the cache lacks it."""
-    recipe = _RECIPES[name]
+    revision, recipe = _RECIPES[name]
     home = cache_directory()
     final = home / name
     stamp = final / "revision"
-    if stamp.is_file() and stamp.read_text().strip() == str(REVISION):
+    if stamp.is_file() and stamp.read_text().strip() == str(revision):
         return CorpusImage(name, final)
     home.mkdir(parents=True, exist_ok=True)
     say(f"==> building the image {name}, once, into {final}")
@@ -87,7 +84,7 @@ def image(name: str, *, say: Callable[[str], None] = print) -> CorpusImage:
         local = f"localhost/{name}:latest"
         run(["skopeo", "copy", "--quiet", f"oci:{made.oci}:latest", f"oci-archive:{made.oci_archive}:latest"])
         run(["skopeo", "copy", "--quiet", f"oci:{made.oci}:latest", f"docker-archive:{made.docker_archive}:{local}"])
-        (made.directory / "revision").write_text(f"{REVISION}\n")
+        (made.directory / "revision").write_text(f"{revision}\n")
         shutil.rmtree(final, ignore_errors=True)
         made.directory.rename(final)
     return CorpusImage(name, final)
@@ -96,20 +93,6 @@ def image(name: str, *, say: Callable[[str], None] = print) -> CorpusImage:
 def names() -> list[str]:
     """The names of all images that can be built."""
     return sorted(_RECIPES)
-
-
-def run(command: Sequence[str | Path], *, quiet: bool = True) -> None:
-    """Run ``command``; when it fails, raise with the end of what it printed."""
-    done = subprocess.run(
-        [os.fspath(word) for word in command],
-        check=False,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE if quiet else None,
-        stderr=subprocess.STDOUT,
-    )
-    if done.returncode:
-        printed = (done.stdout or b"").decode(errors="replace")[-4000:]
-        raise RuntimeError(f"{' '.join(map(str, command))} exited with {done.returncode}\n{printed}")
 
 
 def _demo(work: Path, layout: Path, say: Callable[[str], None]) -> None:
@@ -141,54 +124,66 @@ def _apt_install(*packages: str) -> str:
 #: One layer per row, as a Dockerfile would make them: what is said, and the shell lines run inside the image.
 _PYTHON_APP: tuple[tuple[str, str], ...] = (
     ("apt: python3", _apt_install("python3", "python3-venv", "ca-certificates", "netbase", "tzdata")),
-    ("apt: compilers and tools", _apt_install("build-essential", "git", "curl", "libpq-dev", "iputils-ping")),
+    ("apt: compilers and tools", _apt_install("build-essential", "curl", "libpq-dev", "iputils-ping")),
     ("venv", "python3 -m venv /opt/venv"),
     ("pip: numpy", "/opt/venv/bin/pip install -q --no-index --find-links /wheels numpy"),
-    ("pip: pandas", "/opt/venv/bin/pip install -q --no-index --find-links /wheels pandas scipy"),
-    ("pip: django", "/opt/venv/bin/pip install -q --no-index --find-links /wheels django"),
+    ("pip: pandas", "/opt/venv/bin/pip install -q --no-index --find-links /wheels pandas"),
+    ("pip: django", "/opt/venv/bin/pip install -q --no-index --find-links /wheels django sympy networkx faker babel"),
     (
-        "remove compilers",  # thousands of whiteouts
-        "export DEBIAN_FRONTEND=noninteractive; apt-get -qq -y purge --autoremove build-essential libpq-dev &&"
-        " apt-get clean && rm -rf /var/lib/apt/lists && mkdir /var/lib/apt/lists",
+        "remove compilers: whiteouts",
+        """
+        export DEBIAN_FRONTEND=noninteractive
+        apt-get -qq -y purge --autoremove build-essential libpq-dev
+        apt-get clean
+        rm -rf /var/lib/apt/lists && mkdir /var/lib/apt/lists
+        """,
     ),
     (
-        "tidy",  # directories removed and made again: opaque
-        "rm -rf /usr/share/doc && mkdir /usr/share/doc && echo none >/usr/share/doc/README &&"
-        " D=/opt/venv/lib/python3.11/site-packages/numpy/_core/tests && rm -rf $D && mkdir $D && touch $D/__init__.py",
+        "tidy: directories removed and made again are opaque",
+        """
+        rm -rf /usr/share/doc && mkdir /usr/share/doc && echo none >/usr/share/doc/README
+        tests=/opt/venv/lib/python3.11/site-packages/numpy/_core/tests
+        rm -rf $tests && mkdir $tests && touch $tests/__init__.py
+        """,
     ),
     (
         "users, capabilities, hard links",
-        "useradd --create-home --uid 1000 app && cp /usr/bin/python3.11 /usr/local/bin/python-net &&"
-        " setcap cap_net_bind_service+ep /usr/local/bin/python-net &&"
-        " cp -al /opt/venv/lib/python3.11/site-packages/django /opt/django-links",
+        """
+        useradd --create-home --uid 1000 app
+        cp /usr/bin/python3.11 /usr/local/bin/python-net
+        setcap cap_net_bind_service+ep /usr/local/bin/python-net
+        cp -al /opt/venv/lib/python3.11/site-packages/django /opt/django-links
+        """,
     ),
     (
         "the application",
-        "mkdir -p /srv && cd /srv && /opt/venv/bin/django-admin startproject shop && chown -R app:app shop &&"
-        " chmod 2775 shop && mkfifo shop/events",
+        """
+        mkdir -p /srv && cd /srv && /opt/venv/bin/django-admin startproject shop
+        chown -R app:app shop && chmod 2775 shop && mkfifo shop/events
+        """,
     ),
 )
 
+_WHEELS = ("numpy", "pandas", "django", "sympy", "networkx", "faker", "babel")
+
 
 def _python_app(work: Path, layout: Path, say: Callable[[str], None]) -> None:
-    """Eleven layers by buildah: Debian, python3, compilers that go away again, numpy, pandas, django, an application."""
-    wheels = python_wheels(cache_directory().parent, ["numpy", "pandas", "scipy", "django", "setuptools"], say)
+    """Eleven layers by buildah: Debian, python3, compilers that go away again, numpy, pandas, django, a project."""
+    wheels = python_wheels(cache_directory().parent, _WHEELS, say)
     _build_with_buildah(work, layout, say, _PYTHON_APP, binds={"/wheels": wheels})
 
 
 _NODE_PACKAGES = (
-    "nodejs", "npm", "webpack", "node-typescript", "eslint", "gulp", "mocha", "rollup", "node-babel7", "node-jest-worker",
-    "node-d3", "node-lodash", "node-express", "node-rxjs", "node-core-js", "node-date-fns", "node-react", "jest",
+    "nodejs", "npm", "webpack", "node-typescript", "eslint", "gulp", "mocha", "rollup", "node-express", "node-d3",
+    "node-lodash", "node-react",
 )  # fmt: skip
 
-#: Copies what Debian ships as modules into one project, every text file made different by its first line, so that no
-#: two layers hold the same file.
+#: Copies the larger modules that Debian ships into a project, each made different by its first line, so that no two
+#: layers hold the same file.
 _NODE_PROJECT = """
-set -e
 mkdir -p /srv/{name}/node_modules
 cd /usr/share/nodejs
-find . -type f \\( -name '*.js' -o -name '*.ts' -o -name '*.json' -o -name '*.map' -o -name '*.mjs' -o -name '*.cjs' \\) \
- -size -200k | sort | awk 'NR % {modulus} == {rest}' > /tmp/list
+find . -type f -size +2k -size -400k > /tmp/list
 cpio --quiet -pdm /srv/{name}/node_modules < /tmp/list
 cd /srv/{name}/node_modules
 xargs -d '\\n' sed -i '1s|^|/* {name} */ |' < /tmp/list
@@ -197,12 +192,9 @@ rm /tmp/list
 
 
 def _node_like(work: Path, layout: Path, say: Callable[[str], None]) -> None:
-    """Six layers by buildah: Debian, node and its modules, then four projects with tens of thousands of small files."""
+    """Six layers by buildah: Debian, node and its modules, then four projects; tens of thousands of small files."""
     steps = [("apt: node and modules", _apt_install("cpio", *_NODE_PACKAGES))]
-    steps += [
-        (f"project {name}", _NODE_PROJECT.format(name=name, modulus=modulus, rest=0))
-        for name, modulus in (("api", 2), ("web", 1), ("admin", 2), ("jobs", 3))
-    ]
+    steps += [(f"project {name}", _NODE_PROJECT.format(name=name)) for name in ("api", "web", "admin", "jobs")]
     _build_with_buildah(work, layout, say, steps)
 
 
@@ -240,20 +232,21 @@ def _build_with_buildah(
 
 
 def _deep(layers: int) -> Callable[[Path, Path, Callable[[str], None]], None]:
-    def build(work: Path, layout: Path, say: Callable[[str], None]) -> None:
+    def build(_work: Path, layout: Path, say: Callable[[str], None]) -> None:
         say(f"==> {layers} small layers")
         write_deep(layout, DeepShape(layers=layers))
 
     return build
 
 
-_RECIPES: dict[str, Callable[[Path, Path, Callable[[str], None]], None]] = {
-    "demo": _demo,
-    "python-app": _python_app,
-    "node-like": _node_like,
-    "deep-101": _deep(101),
-    "deep-256": _deep(256),
-    "deep-499": _deep(499),
+#: What makes each image, and the recipe's revision: a higher one than in the cache makes the image again.
+_RECIPES: dict[str, tuple[int, Callable[[Path, Path, Callable[[str], None]], None]]] = {
+    "demo": (1, _demo),
+    "python-app": (2, _python_app),
+    "node-like": (2, _node_like),
+    "deep-101": (1, _deep(101)),
+    "deep-256": (1, _deep(256)),
+    "deep-499": (1, _deep(499)),
 }
 
 

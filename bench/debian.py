@@ -9,7 +9,7 @@ import tempfile
 from collections.abc import Callable, Mapping, Sequence
 from pathlib import Path
 
-__all__ = ["base_tar", "enter", "python_wheels"]
+__all__ = ["base_tar", "enter", "python_wheels", "run"]
 
 #: The release that all images are made of; its Python is 3.11.
 RELEASE = "bookworm"
@@ -40,7 +40,7 @@ def base_tar(cache: Path, say: Callable[[str], None]) -> Path:
     say(f"==> mmdebstrap --variant=minbase {RELEASE} {final}")
     with tempfile.TemporaryDirectory(prefix=".base-", dir=cache) as scratch:
         made = Path(scratch) / "base.tar"
-        _run(["mmdebstrap", "--quiet", "--variant=minbase", RELEASE, str(made)])
+        run(["mmdebstrap", "--quiet", "--variant=minbase", RELEASE, str(made)])
         made.rename(final)
     return final
 
@@ -55,7 +55,7 @@ def python_wheels(cache: Path, packages: Sequence[str], say: Callable[[str], Non
     with tempfile.TemporaryDirectory(prefix=".wheels-", dir=cache) as scratch:
         made = Path(scratch) / "wheels"
         made.mkdir()
-        _run([
+        run([
             sys.executable, "-m", "pip", "download", "--quiet", "--only-binary=:all:", *platforms,
             f"--python-version={PYTHON_VERSION}", f"--dest={made}", *packages,
         ])  # fmt: skip
@@ -73,14 +73,18 @@ def enter(root: Path, script: str, *, binds: Mapping[str, Path] | None = None) -
         directory.mkdir()
     words = [word for target, source in (binds or {}).items() for word in (str(source), target)]
     try:
-        _run(["unshare", "--mount", "--fork", "--kill-child", "sh", "-c", _ENTER, "enter", str(root), script, *words])
+        run(["unshare", "--mount", "--fork", "--kill-child", "sh", "-c", _ENTER, "enter", str(root), script, *words])
     finally:
         for directory in made:
             directory.rmdir()
 
 
-def _run(command: Sequence[str]) -> None:
-    done = subprocess.run(command, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT)
+def run(command: Sequence[str | Path]) -> None:
+    """Run ``command``; when it fails, raise with the end of what it printed."""
+    words = [os.fspath(word) for word in command]
+    done = subprocess.run(
+        words, check=False, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, stderr=subprocess.STDOUT
+    )
     if done.returncode:
         printed = done.stdout.decode(errors="replace")[-4000:]
-        raise RuntimeError(f"{command[0]} exited with {done.returncode}\n{printed}")
+        raise RuntimeError(f"{' '.join(words)} exited with {done.returncode}\n{printed}")
