@@ -1,0 +1,227 @@
+"""How things are timed here: fresh file systems, interleaved rounds, medians with spread, one JSON per result.
+
+A *variant* is one way to do the job (layerfs, a peer, the floor). Rounds are interleaved: every round runs each variant
+once, in shuffled order, so that a machine that is slow for a minute is slow for all of them. What a variant needs is
+made before its clock starts.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import platform
+import random
+import statistics
+import subprocess
+import tempfile
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
+
+from bench.corpus import cache_directory
+from bench.debian import run
+
+__all__ = [
+    "Report",
+    "Sample",
+    "command",
+    "drop_caches",
+    "fresh_directory",
+    "fresh_filesystem",
+    "interleave",
+    "repeat",
+    "settle",
+]
+
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One run: wall and CPU time in seconds, the largest resident set in bytes, and anything else worth keeping."""
+
+    wall: float
+    cpu: float = 0.0
+    peak: int = 0
+    extra: dict[str, float] = field(default_factory=dict)
+
+
+def command(words: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Sample:
+    """Run a command and measure it with its waited-for children; raise with what it printed when it fails."""
+    argv = [os.fspath(word) for word in words]
+    with tempfile.TemporaryFile() as printed:
+        start = time.perf_counter()
+        child = subprocess.Popen(
+            argv, stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT, env=env, cwd=cwd
+        )
+        _, status, usage = os.wait4(child.pid, 0)
+        wall = time.perf_counter() - start
+        child.returncode = os.waitstatus_to_exitcode(status)
+        if child.returncode:
+            printed.seek(0)
+            text = printed.read().decode(errors="replace")[-2000:]
+            raise RuntimeError(f"{' '.join(argv)} exited with {child.returncode}\n{text}")
+    return Sample(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def repeat(job: Callable[[], object], *, at_least: float = 0.05, most: int = 1000) -> Sample:
+    """Time a short job: repeated until ``at_least`` seconds are over, reported per run."""
+    count = 0
+    cpu = time.process_time()
+    start = time.perf_counter()
+    while True:
+        job()
+        count += 1
+        wall = time.perf_counter() - start
+        if wall >= at_least or count >= most:
+            break
+    return Sample(wall / count, (time.process_time() - cpu) / count)
+
+
+def interleave(
+    variants: Mapping[str, Callable[[], Sample]], rounds: int, *, seed: int = 1
+) -> tuple[dict[str, list[Sample]], dict[str, str]]:
+    """Run every variant ``rounds`` times, each round in an order of its own.
+
+    Returns:
+        The samples by variant, and the messages of variants that failed; those are not run again.
+    """
+    order = random.Random(seed)
+    samples: dict[str, list[Sample]] = {name: [] for name in variants}
+    failed: dict[str, str] = {}
+    for _ in range(rounds):
+        names = [name for name in variants if name not in failed]
+        order.shuffle(names)
+        for name in names:
+            try:
+                samples[name].append(variants[name]())
+            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
+                failed[name] = str(error)
+    return {name: found for name, found in samples.items() if name not in failed}, failed
+
+
+@contextlib.contextmanager
+def fresh_filesystem(size: int = 16 << 30) -> Iterator[Path]:
+    """A new ext4 on a loop device over a sparse file, mounted for the time of the block; ``size`` is in bytes.
+
+    Every writer starts on the same empty file system: on one where many files were removed, creating files is several
+    times dearer, for whoever comes second.
+    """
+    home = cache_directory().parent / "bench"
+    home.mkdir(parents=True, exist_ok=True)
+    with tempfile.TemporaryDirectory(prefix="fs-", dir=home) as scratch:
+        backing = Path(scratch) / "disk"
+        backing.touch()
+        os.truncate(backing, size)
+        run(["mkfs.ext4", "-q", "-E", "lazy_itable_init=0,lazy_journal_init=0,nodiscard", backing])
+        target = Path(scratch) / "mnt"
+        target.mkdir()
+        run(["mount", "-o", "loop", backing, target])
+        try:
+            yield target
+        finally:
+            run(["umount", "--recursive", target])
+
+
+@contextlib.contextmanager
+def fresh_directory(parent: Path) -> Iterator[Path]:
+    """A new directory below ``parent``, removed with all mounts in it after the block."""
+    with tempfile.TemporaryDirectory(prefix="bench-", dir=parent) as scratch:
+        try:
+            yield Path(scratch)
+        finally:
+            for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+                target = line.split()[4]
+                if target.startswith(f"{scratch}/"):
+                    run(["umount", target])
+
+
+def settle() -> None:
+    """Write back all that is dirty, so that one run does not pay for the one before."""
+    os.sync()
+
+
+def drop_caches() -> None:
+    """Empty the page cache and the caches of names and inodes: what follows is cold."""
+    os.sync()
+    Path("/proc/sys/vm/drop_caches").write_text("3\n")
+
+
+class Report:
+    """Collects rows of one scenario, prints them as Markdown tables and writes one JSON file."""
+
+    def __init__(self, scenario: str, settings: Mapping[str, object]) -> None:
+        self.scenario = scenario
+        self._started = time.strftime("%Y%m%dT%H%M%S")
+        self._tables: list[dict[str, object]] = []
+        self._settings = dict(settings)
+        self._load = os.getloadavg()[0]
+        if self._load > 0.7:
+            print(f"(this machine is busy: load {self._load:.1f} before the first run)")
+
+    def table(
+        self,
+        title: str,
+        samples: Mapping[str, Sequence[Sample]],
+        *,
+        base: str,
+        failed: Mapping[str, str] | None = None,
+        unit: tuple[str, float] = ("s", 1.0),
+    ) -> None:
+        """Add and print one table; ``base`` names the variant that ratios are against."""
+        name, factor = unit
+        against = statistics.median(s.wall for s in samples[base]) if samples.get(base) else None
+        print(f"\n### {title}\n\n| variant | n | median {name} | min | max | ratio to {base} | CPU {name} | peak MB |")
+        print("|---|---|---|---|---|---|---|---|")
+        for variant, found in samples.items():
+            walls = sorted(s.wall * factor for s in found)
+            median = statistics.median(walls)
+            ratio = f"{median / factor / against:.2f}" if against else "-"
+            cpu = statistics.median(s.cpu for s in found) * factor
+            peak = max(s.peak for s in found) / 1e6
+            extra = "".join(
+                f"; {key} {statistics.median(s.extra[key] for s in found):.4g}" for key in sorted(found[0].extra)
+            )
+            print(
+                f"| {variant}{extra} | {len(found)} | {median:.4g} | {walls[0]:.4g} | {walls[-1]:.4g} "
+                f"| {ratio} | {cpu:.4g} | {peak:.0f} |"
+            )
+        for variant, message in (failed or {}).items():
+            print(f"| {variant} | failed: {' '.join(message.split())[:300]} |")
+        self._tables.append(
+            {
+                "title": title,
+                "base": base,
+                "samples": {variant: [asdict(sample) for sample in found] for variant, found in samples.items()},
+                "failed": dict(failed or {}),
+            }
+        )
+
+    def write(self) -> Path:
+        """Write ``bench/results/SCENARIO-TIME.json`` and return its path."""
+        RESULTS.mkdir(exist_ok=True)
+        path = RESULTS / f"{self.scenario}-{self._started}.json"
+        document = {
+            "scenario": self.scenario,
+            "settings": self._settings,
+            "machine": {
+                "kernel": platform.release(),
+                "python": platform.python_version(),
+                "cpu": _cpu_model(),
+                "cpus": os.cpu_count(),
+                "load_before": self._load,
+            },
+            "tables": self._tables,
+        }
+        path.write_text(json.dumps(document, indent=1))
+        print(f"\n(written to {path})")
+        return path
+
+
+def _cpu_model() -> str:
+    for line in Path("/proc/cpuinfo").read_text().splitlines():
+        if line.startswith("model name"):
+            return line.partition(":")[2].strip()
+    return platform.machine()
