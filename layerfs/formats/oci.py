@@ -91,9 +91,7 @@ class Descriptor:
             digest=members.digest("digest"),
             size=members.size("size"),
             annotations=members.text_map("annotations"),
-            platform=_read_platform(platform)
-            if platform and (platform.has("os") or platform.has("architecture"))
-            else None,
+            platform=None if platform is None else _read_platform(platform),
             urls=members.texts("urls"),
             artifact_type=members.optional_text("artifactType") or None,
         )
@@ -344,7 +342,7 @@ class ImageConfig:
         return cls(
             raw=raw,
             digest=Digest.of(raw, algorithm),
-            platform=_read_platform(top),
+            platform=_read_platform(top) or Platform("unknown", "unknown"),
             created=top.timestamp("created"),
             author=top.optional_text("author") or "",
             diff_ids=rootfs.digests("diff_ids"),
@@ -403,7 +401,7 @@ def parse_manifest_or_index(raw: bytes, *, algorithm: str = "sha256") -> Manifes
         InvalidReference: the algorithm is not supported.
     """
     top = JsonObject(parse_document(raw, "manifest or index"))
-    if top.has("manifests") or top.members.get("mediaType") in INDEX_TYPES:
+    if top.has("manifests") or top.optional_text("mediaType") in INDEX_TYPES:
         return Index.parse(raw, algorithm=algorithm)
     return Manifest.parse(raw, algorithm=algorithm)
 
@@ -502,12 +500,15 @@ def _check_kind(top: JsonObject, types: frozenset[str], default: str, *, not_bot
     return declared or default
 
 
-def _read_platform(members: JsonObject) -> Platform:
-    """Read the platform out of an index entry or a config, which spell it with the same members."""
+def _read_platform(members: JsonObject) -> Platform | None:
+    """Read the platform out of an index entry or a config, which spell it alike; None where nothing is said."""
+    system, architecture = members.optional_text("os"), members.optional_text("architecture")
+    if not system and not architecture:
+        return None
     try:
         return Platform(
-            members.optional_text("os") or "unknown",
-            members.optional_text("architecture") or "unknown",
+            system or "unknown",
+            architecture or "unknown",
             members.optional_text("variant") or None,
             members.optional_text("os.version") or None,
         )

@@ -57,7 +57,7 @@ class Reference:
     digest: Digest | None = None
 
     def __post_init__(self) -> None:
-        """Refuse fields that do not match the grammar."""
+        """Refuse fields that do not match the grammar, or would be read back as others."""
         if _DOMAIN.fullmatch(self.domain) is None:
             raise InvalidReference(f"not a registry host: {self.domain!r:.120}{_zone_remark(self.domain)}")
         if len(self.path) > MAX_NAME_LENGTH:
@@ -66,6 +66,8 @@ class Reference:
             )
         if _PATH.fullmatch(self.path) is None:
             _refuse_path(self.path)
+        if _split_domain(self.name) != (self.domain, self.path):
+            raise InvalidReference(f"not a canonical name: {self.name!r:.120}")
         if self.tag is not None and _TAG.fullmatch(self.tag) is None:
             _refuse_tag(self.tag)
 

@@ -169,7 +169,15 @@ def test_constructor_holds_the_grammar_too() -> None:
     with pytest.raises(InvalidReference, match="repository name"):
         Reference("docker.io", "../x")
     with pytest.raises(InvalidReference, match="tag"):
-        Reference("docker.io", "x", "a/b")
+        Reference("docker.io", "library/x", "a/b")
+
+
+@pytest.mark.parametrize(
+    ("domain", "path"), [("docker.io", "x"), ("index.docker.io", "library/x"), ("host", "x"), ("index.docker.io", "x")]
+)
+def test_constructor_refuses_what_would_be_read_back_as_another(domain: str, path: str) -> None:
+    with pytest.raises(InvalidReference, match="not a canonical name"):
+        Reference(domain, path)
 
 
 @pytest.mark.parametrize("text", ["a" * 1_000_000 + "!", "a-" * 500_000, "a/" * 500_000, "r.io/" + "a" * 250 + "!"])
