@@ -1,7 +1,7 @@
 """What this kernel and this process can do, found out by trying, not by version numbers.
 
-A probe asks the kernel for the real thing and throws it away: it opens a file system context, never mounts anything,
-and leaves nothing behind. All probes together take well under 5 ms; each runs once per process, when it is first asked for.
+A probe asks the kernel for the real thing and throws it away: it opens a file system context, never mounts, and leaves
+nothing behind. All probes together take well under 5 ms; each runs once per process, when it is first asked for.
 
 The answer is a :class:`Feature`: usable, or not and why. A reason is half a sentence that can follow "not, because".
 """

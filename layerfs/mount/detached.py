@@ -1,0 +1,283 @@
+"""Detached file systems of the kernel: an EROFS image, and an overlay, known only by a descriptor.
+
+What it is: the two recipes, with the fall-backs of older kernels. It is not where mounts get their target, their error
+messages or their locks; that is :mod:`layerfs.mount.overlay`, the only importer. Everything here raises OSError.
+
+What an upper directory looks like is fixed here: ``index``, ``metacopy`` and ``redirect_dir`` are off, whatever the
+kernel's defaults, so that it is a plain changeset, which the FUSE backend and ``diff`` read, and which can be mounted
+again over a rebuilt image.
+
+Source: Linux Documentation/filesystems/overlayfs.rst and fs/overlayfs/params.c, fs/erofs/super.c.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+
+from layerfs.linux import mount_api
+from layerfs.linux.mount_api import MAX_STRING, MountAttribute
+from layerfs.linux.private_namespace import run_in_private_namespace
+from layerfs.linux.probe import feature
+from layerfs.mount.option import MountOptions
+
+__all__ = ["DetachedOverlay", "ErofsImage", "open_directories"]
+
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
+#: The attributes that mount(2) has too; their MS_* bits have the values of MOUNT_ATTR_* for these four.
+_LEGACY_FLAGS = int(MountAttribute.RDONLY | MountAttribute.NOSUID | MountAttribute.NODEV | MountAttribute.NOEXEC)
+
+
+@dataclass(frozen=True, slots=True)
+class ErofsImage:
+    """An EROFS image and the files of its device table.
+
+    Attributes:
+        path: the image, absolute.
+        devices: the files, absolute, in the order of the slots.
+    """
+
+    path: str
+    devices: tuple[str, ...]
+
+    def mount(self, attributes: MountAttribute) -> int:
+        """Make a detached mount of the image.
+
+        Args:
+            attributes: attributes of the mount.
+
+        Returns:
+            A descriptor of its root that the caller closes.
+
+        Raises:
+            OSError: ENOTBLK where the kernel mounts block devices only, EINVAL or EUCLEAN for what is no such image,
+                ENOENT with the name of the missing file.
+
+        Blocking: opens every file, reads the superblock.
+        """
+        with contextlib.ExitStack() as stack:
+            context = mount_api.fsopen("erofs")
+            stack.callback(os.close, context)
+            mount_api.fsconfig_string(context, "source", _short(self.path, stack))
+            for device in self.devices:
+                mount_api.fsconfig_string(context, "device", _short(device, stack))
+            mount_api.fsconfig_flag(context, "ro")
+            try:
+                mount_api.fsconfig_create(context)
+            except OSError:
+                # The kernel says "no such file", but not which of 500.
+                for path in (self.path, *self.devices):
+                    os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                raise
+            return mount_api.fsmount(context, attributes)
+
+    def as_lower(self, place: int | None) -> list[int]:
+        """Open the image as the only lower of a :class:`DetachedOverlay`.
+
+        Args:
+            place: descriptor of a directory to attach it to, or None to leave it detached.
+
+        Returns:
+            One descriptor, which the caller closes.
+
+        Raises:
+            OSError: as :meth:`mount`.
+        """
+        return _attached(self.mount(MountAttribute.RDONLY), place)
+
+
+@dataclass(frozen=True, slots=True)
+class DetachedOverlay:
+    """An overlay that is to be made.
+
+    Attributes:
+        lowers: opens the lower directories, top first; given a descriptor of a directory, it attaches there what is
+            no part of the mount namespace yet.
+        upper: absolute path of the upper directory, or None.
+        work: absolute path of the work directory, or None.
+        options: what it is to be like.
+        attributes: attributes of the mount.
+        target: absolute path of the directory that it will cover; only used as a place inside private namespaces.
+    """
+
+    lowers: Callable[[int | None], list[int]]
+    upper: str | None
+    work: str | None
+    options: MountOptions
+    attributes: MountAttribute
+    target: str
+
+    def mount(self) -> int:
+        """Make the overlay.
+
+        Returns:
+            A descriptor of its root that the caller closes.
+
+        Raises:
+            OSError: with what the kernel said; EINVAL for an upper directory on a file system that cannot be one.
+
+        Blocking: reads the roots of the layers; kernels before 6.15 cost a private mount namespace more.
+        """
+        if feature("overlay-lower-fd").usable:
+            try:
+                with _closing(self.lowers(None)) as lowers:
+                    return self._mount(lowers, by_descriptor=True)
+            except OSError as err:
+                # Before Linux 6.15 a lower must be attached somewhere.
+                if err.errno != errno.EINVAL:
+                    raise
+        return run_in_private_namespace(self._mount_in_namespace)
+
+    def _mount_in_namespace(self) -> int:
+        """Return the detached overlay, made where attached lowers are seen by no one."""
+        place = os.open(self.target, _DIRECTORY)
+        try:
+            with _closing(self.lowers(place)) as lowers:
+                try:
+                    return self._mount(lowers, by_descriptor=False)
+                except OSError as err:
+                    if err.errno != errno.EINVAL:
+                        raise
+                    try:
+                        return self._mount_legacy(lowers)
+                    except OSError:
+                        # The new API's message explains more.
+                        raise err from None
+        finally:
+            os.close(place)
+
+    def _mount(self, lowers: Sequence[int], *, by_descriptor: bool) -> int:
+        """Make the overlay through a context."""
+        with contextlib.ExitStack() as stack:
+            context = mount_api.fsopen("overlay")
+            stack.callback(os.close, context)
+            mount_api.fsconfig_string(context, "source", self.options.source)
+            for lower in lowers:
+                if by_descriptor:
+                    mount_api.fsconfig_fd(context, "lowerdir+", lower)
+                else:
+                    mount_api.fsconfig_string(context, "lowerdir+", f"/proc/self/fd/{lower}")
+            for key, path in (("upperdir", self.upper), ("workdir", self.work)):
+                if path is None:
+                    continue
+                if by_descriptor:
+                    # No limit on the length and nothing to escape; the mount table shows the path all the same.
+                    fd = os.open(path, _DIRECTORY)
+                    stack.callback(os.close, fd)
+                    mount_api.fsconfig_fd(context, key, fd)
+                else:
+                    mount_api.fsconfig_string(context, key, _escape(path))
+            for key, value in self._features():
+                if value is None:
+                    mount_api.fsconfig_flag(context, key)
+                else:
+                    mount_api.fsconfig_string(context, key, value)
+            mount_api.fsconfig_create(context)
+            return mount_api.fsmount(context, self.attributes)
+
+    def _mount_legacy(self, lowers: Sequence[int]) -> int:
+        """Make the overlay by mount(2) in this private namespace, and take a detached copy of it."""
+        words = ["lowerdir=" + ":".join(f"/proc/self/fd/{lower}" for lower in lowers)]
+        words += [
+            f"{key}={_escape(path)}"
+            for key, path in (("upperdir", self.upper), ("workdir", self.work))
+            if path is not None
+        ]
+        words += [key if value is None else f"{key}={value}" for key, value in self._features()]
+        flags = int(self.attributes) & _LEGACY_FLAGS
+        mount_api.legacy_mount(self.options.source, self.target, "overlay", flags, ",".join(words))
+        return mount_api.clone_tree(self.target)
+
+    def _features(self) -> list[tuple[str, str | None]]:
+        """Return the options that fix the format of the upper directory."""
+        found: list[tuple[str, str | None]] = [
+            ("index", "off"),
+            ("metacopy", "off"),
+            # Not "off": that would still follow a redirect that somebody wrote into a directory.
+            ("redirect_dir", "nofollow"),
+        ]
+        if self.upper is not None:
+            # With xino lower files get inode numbers above 2^62, and programs of 32-bit images that were built
+            # without large-file support fail with EOVERFLOW in stat.
+            found.append(("xino", "off"))
+            if self.options.volatile:
+                found.append(("volatile", None))
+        if self.options.userxattr:
+            found.append(("userxattr", None))
+        return found
+
+
+def open_directories(paths: Sequence[str], place: int | None, *, with_empty: bool) -> list[int]:
+    """Open directories as the lowers of a :class:`DetachedOverlay`.
+
+    Args:
+        paths: the directories, top first.
+        place: where to attach the empty file system, or None to leave it detached.
+        with_empty: add an empty file system at the bottom. overlayfs wants two lowers when nothing is above them.
+
+    Returns:
+        Descriptors, top first, which the caller closes.
+
+    Raises:
+        OSError: ENOENT, ENOTDIR, EACCES with the path concerned; EMFILE.
+    """
+    fds: list[int] = []
+    try:
+        for path in paths:
+            fds.append(os.open(path, _DIRECTORY))  # noqa: PERF401 - what is open must be known when the next one fails
+        if with_empty:
+            fds += _attached(_mount_empty(), place)
+    except BaseException:
+        for fd in fds:
+            os.close(fd)
+        raise
+    return fds
+
+
+def _attached(fd: int, place: int | None) -> list[int]:
+    """Attach a detached mount if a place is given, and return its descriptor in a list; close it on failure."""
+    if place is not None:
+        try:
+            mount_api.move_mount(fd, place)
+        except OSError:
+            os.close(fd)
+            raise
+    return [fd]
+
+
+def _mount_empty() -> int:
+    """Return a descriptor of a detached, empty, read-only file system."""
+    context = mount_api.fsopen("tmpfs")
+    try:
+        mount_api.fsconfig_string(context, "mode", "0755")
+        mount_api.fsconfig_create(context)
+        return mount_api.fsmount(context, MountAttribute.RDONLY)
+    finally:
+        os.close(context)
+
+
+@contextlib.contextmanager
+def _closing(fds: list[int]) -> Iterator[list[int]]:
+    """Close descriptors at the end."""
+    try:
+        yield fds
+    finally:
+        for fd in fds:
+            os.close(fd)
+
+
+def _short(path: str, stack: contextlib.ExitStack) -> str:
+    """Return a name of a file that fits into an option; a long path is reached through a descriptor."""
+    if len(os.fsencode(path)) <= MAX_STRING:
+        return path
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    stack.callback(os.close, fd)
+    return f"/proc/self/fd/{fd}"
+
+
+def _escape(path: str) -> str:
+    r"""Escape what overlayfs takes for separators in an option."""
+    return path.replace("\\", "\\\\").replace(",", "\\,").replace(":", "\\:")
