@@ -41,9 +41,9 @@ MAX_CONTAINERS = 100_000
 #: Sizes are signed 64-bit integers in every other implementation and in the store's database.
 MAX_INTEGER = 2**63 - 1
 
-#: A string, or one bracket. Possessive, and content to end with the text, so that a document of a million escaped
-#: quotes in a string that never closes costs one pass and not a million.
-_STRING_OR_BRACKET = re.compile(rb'"(?:[^"\\]|\\.)*+(?:"|\\?\Z)|[\[{\]}]', re.DOTALL)
+#: An escaped character, which can only be a quote inside a string; or a quote or bracket. There is no expression for
+#: a whole string: on a million escapes it would keep a million places to return to.
+_ESCAPE_QUOTE_OR_BRACKET = re.compile(rb"\\.|[\"\[{\]}]", re.DOTALL)
 _SURROGATE_ESCAPE = re.compile(rb"\\u[dD][89a-fA-F]")
 #: A sign and the 19 digits of 2**63 - 1. Longer digit strings are refused before the quadratic conversion sees them.
 _MAX_INTEGER_TEXT = 20
@@ -58,16 +58,21 @@ _EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
 def _check_shape(raw: bytes, what: str) -> None:
     """Refuse nesting and numbers of containers that would exhaust stack or memory, before the parser runs."""
     depth = opened = 0
-    for match in _STRING_OR_BRACKET.finditer(raw):
-        token = raw[match.start()]
-        if token in b"[{":
+    in_string = False
+    for match in _ESCAPE_QUOTE_OR_BRACKET.finditer(raw):
+        token = match[0]
+        if token == b'"':
+            in_string = not in_string
+        elif in_string:
+            continue
+        elif token in {b"[", b"{"}:
             depth += 1
             opened += 1
             if depth > MAX_DEPTH:
                 raise LimitExceeded(f"nested more than {MAX_DEPTH} levels deep", where=what)
             if opened > MAX_CONTAINERS:
                 raise LimitExceeded(f"more than {MAX_CONTAINERS} objects and arrays", where=what)
-        elif token in b"]}":
+        elif token in {b"]", b"}"}:
             depth -= 1
 
 

@@ -30,9 +30,10 @@ _OFFICIAL = "library/"
 
 _HOST_LABEL = r"(?:[a-zA-Z0-9](?:[a-zA-Z0-9-]*[a-zA-Z0-9])?)"
 _DOMAIN = re.compile(rf"(?:{_HOST_LABEL}(?:\.{_HOST_LABEL})*|\[[0-9a-fA-F:]+\])(?::[0-9]+)?")
-#: Possessive, so that a long name with a bad end is refused in one pass.
-_COMPONENT = r"[a-z0-9]++(?:(?:\.|__?|-++)[a-z0-9]++)*+"
-_PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*+")
+#: Not possessive, though that would be quicker on a bad end: Python before 3.11.5 then accepts ``a-/b`` (gh-106052).
+#: Lengths are checked first, so there is little to be quick about.
+_COMPONENT = r"[a-z0-9]+(?:(?:\.|__?|-+)[a-z0-9]+)*"
+_PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(rf"[a-zA-Z0-9_][a-zA-Z0-9_.-]{{0,{MAX_TAG_LENGTH - 1}}}")
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _TRANSPORT = re.compile(r"([a-z][a-z0-9-]*)://")
