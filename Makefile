@@ -1,16 +1,60 @@
 # Entry points for users and developers; each says what it does while it does it.
-#   make demo    the main job on a real image (IMAGE=path takes any archive of yours)
-#   make test    every test; make lint: ruff, mypy --strict, import-linter
-#   make bench   the measurements of README (make bench-load, bench-mount, bench-resolve, bench-storm: one of them)
+#
+#   make demo    the main job on a real image, step by step (IMAGE=path takes any archive of yours)
+#   make test    every test; what a test needs and the machine lacks is installed first (T="-k words" for some)
+#   make lint    ruff, mypy --strict, import-linter
+#   make bench   the measurements; make bench-load, bench-mount, bench-resolve, bench-storm: one of them
+#   make setup   the virtual environment .venv alone
+#   make clean   removes .venv and what the tools left; images made for demo, tests and bench stay in ~/.cache/layerfs
 
 SHELL := /bin/bash
 VENV  := .venv
 BIN   := $(VENV)/bin
+IMAGE ?=
+T     ?=
+B     ?=
+BENCHES := bench-load bench-mount bench-resolve bench-storm
 
-.PHONY: setup
+# What makes the images of demo, tests and bench; and what tests and measurements compare with.
+IMAGE_TOOLS := mmdebstrap umoci skopeo
+TEST_TOOLS  := $(IMAGE_TOOLS) buildah podman containerd runc mkfs.erofs mkfs.ext4 mkfs.xfs getfattr getfacl setcap strace igzip
+
+.DEFAULT_GOAL := help
+.PHONY: help setup demo test lint format bench $(BENCHES) clean
+
+help:
+	@sed -n '3,9s/^#   //p' Makefile
+
 setup: $(VENV)/.installed
 
 # The stamp depends on pyproject.toml alone: an editable install follows the sources by itself.
 $(VENV)/.installed: pyproject.toml .ci/setup
 	@.ci/setup venv $(VENV)
 	@touch $@
+
+demo: setup
+	@.ci/setup packages $(IMAGE_TOOLS)
+	@PATH="$(CURDIR)/$(BIN):$$PATH:/usr/sbin:/sbin" bench/demo.sh $(if $(IMAGE),"$(IMAGE)")
+
+test: setup
+	@.ci/setup packages $(TEST_TOOLS)
+	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/pytest $(T)
+
+lint: setup
+	$(BIN)/ruff check .
+	$(BIN)/ruff format --check .
+	$(BIN)/mypy
+	$(BIN)/lint-imports
+
+format: setup
+	$(BIN)/ruff check --fix .
+	$(BIN)/ruff format .
+
+bench: $(BENCHES)
+
+$(BENCHES): bench-%: setup
+	@.ci/setup packages $(TEST_TOOLS)
+	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/python -m bench $* $(B)
+
+clean:
+	rm -rf $(VENV) build dist .mypy_cache .pytest_cache .ruff_cache .import_linter_cache .hypothesis

@@ -1,0 +1,80 @@
+"""What tests need of the machine, and what happens when it is not there.
+
+A test says what it needs with a marker (``needs_root``, ``needs_userns``, ``needs_fuse``, ``needs_overlay``). Where
+the machine lacks it the test is skipped with the reason; with ``--expect=root,overlay`` a lack of those is a failure,
+so that a run that should be able to mount cannot pass by skipping.
+"""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+from collections.abc import Callable
+from functools import cache
+from pathlib import Path
+
+import pytest
+
+
+def pytest_addoption(parser: pytest.Parser) -> None:
+    parser.addoption("--expect", default="", help="capabilities that must be there: root,userns,fuse,overlay")
+
+
+@cache
+def _lacks_root() -> str | None:
+    if os.geteuid() != 0:
+        return "not root"
+    if not shutil.which("unshare"):
+        return "unshare is not installed"
+    tried = subprocess.run(
+        ["unshare", "--mount", "mount", "-t", "tmpfs", "none", "/mnt"], check=False, capture_output=True, text=True
+    )
+    return None if tried.returncode == 0 else f"root may not mount here: {tried.stderr.strip()}"
+
+
+@cache
+def _lacks_userns() -> str | None:
+    if not shutil.which("unshare"):
+        return "unshare is not installed"
+    tried = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "true"], check=False, capture_output=True, text=True
+    )
+    return None if tried.returncode == 0 else f"no user namespaces here: {tried.stderr.strip()}"
+
+
+@cache
+def _lacks_fuse() -> str | None:
+    try:
+        os.close(os.open("/dev/fuse", os.O_RDWR))
+    except OSError as error:
+        return f"/dev/fuse: {error.strerror}"
+    return None
+
+
+@cache
+def _lacks_overlay() -> str | None:
+    if (reason := _lacks_root()) is not None:
+        return reason
+    known = {line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines()}
+    if "overlay" in known:
+        return None
+    tried = subprocess.run(["modprobe", "overlay"], check=False, capture_output=True)
+    return None if tried.returncode == 0 else "this kernel has no overlayfs"
+
+
+_CAPABILITIES: dict[str, Callable[[], str | None]] = {
+    "needs_root": _lacks_root,
+    "needs_userns": _lacks_userns,
+    "needs_fuse": _lacks_fuse,
+    "needs_overlay": _lacks_overlay,
+}
+
+
+def pytest_runtest_setup(item: pytest.Item) -> None:
+    expected = {f"needs_{word}" for word in item.config.getoption("--expect").split(",") if word}
+    for marker, lacks in _CAPABILITIES.items():
+        if item.get_closest_marker(marker) and (reason := lacks()) is not None:
+            if marker in expected:
+                pytest.fail(f"{marker} was expected to work: {reason}", pytrace=False)
+            pytest.skip(reason)

@@ -1,0 +1,59 @@
+"""Real images, and the trees that other tools make of them."""
+
+from __future__ import annotations
+
+import shutil
+import subprocess
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from bench.corpus import CorpusImage, image
+from bench.peers import podman
+
+
+def require(*commands: str) -> None:
+    """Skip the test unless every command is installed; ``make test`` installs them all."""
+    missing = [command for command in commands if shutil.which(command) is None]
+    if missing:
+        pytest.skip(f"not installed: {', '.join(missing)}")
+
+
+@pytest.fixture(scope="session", params=["demo", pytest.param("python-app", marks=pytest.mark.slow)])
+def real_image(request: pytest.FixtureRequest) -> CorpusImage:
+    """An image of Debian packages, made once by mmdebstrap with umoci (demo) or buildah (python-app)."""
+    require("mmdebstrap", "umoci", "skopeo", "buildah")
+    return image(request.param)
+
+
+@pytest.fixture
+def umoci_tree(real_image: CorpusImage, tmp_path: Path) -> Path:
+    """What ``umoci unpack`` makes of the image."""
+    bundle = tmp_path / "bundle"
+    subprocess.run(
+        ["umoci", "unpack", "--image", f"{real_image.oci}:latest", bundle], check=True, stdout=subprocess.DEVNULL
+    )
+    return bundle / "rootfs"
+
+
+@pytest.fixture
+def podman_tree(real_image: CorpusImage, tmp_path: Path) -> Iterator[Path]:
+    """What podman mounts of the image, kept in a storage of its own for the time of the test."""
+    require("podman")
+    storage = tmp_path / "podman"
+    storage.mkdir()
+    command = podman(storage)
+    loaded = subprocess.run(
+        [*command, "load", "--quiet", "--input", real_image.docker_archive],
+        check=True,
+        stdout=subprocess.PIPE,
+        text=True,
+    )
+    name = loaded.stdout.split()[-1]
+    mounted = subprocess.run([*command, "image", "mount", name], check=True, stdout=subprocess.PIPE, text=True)
+    try:
+        yield Path(mounted.stdout.strip())
+    finally:
+        subprocess.run([*command, "image", "umount", "--all"], check=False, stdout=subprocess.DEVNULL)
+        subprocess.run(["umount", "--quiet", storage / "root" / "overlay"], check=False)
