@@ -93,7 +93,6 @@ class _Directory:
     entries: list[tuple[bytes, Node]]
     blocks: list[int]  # index of the first entry of each block
     size: int
-    inline: bool
 
 
 class _Writer:
@@ -197,9 +196,9 @@ class _Writer:
             if position & (BLOCK - 1) > BLOCK - _INODE_SIZE:
                 position = _align(position, BLOCK)
             if node.children is not None:
-                found = directories[id(node)]
-                position, found.inline = _fit(position, size, found.size)
-                tail = found.size if found.inline else 0
+                tail = directories[id(node)].size
+                position, inline = _fit(position, size, tail)
+                tail = tail if inline else 0
             elif node.target is not None:
                 position, inline = _fit(position, size, len(node.target))
                 tail = len(node.target) if inline else 0
@@ -226,13 +225,11 @@ class _Writer:
                 after += len(body)
             if node.children is not None or node.target is not None:
                 if node.children is not None:
-                    found = self._directories[id(node)]
-                    content = _encode(found, meta)
+                    content = _encode(self._directories[id(node)], meta)
                 else:
                     content = node.target or b""
                 size = len(content)
-                # _place decided by the same rule, so the content fits where it says.
-                if after % BLOCK + size <= BLOCK and (node.children is None or found.inline):
+                if after % BLOCK + size <= BLOCK:  # the rule of _fit, which left the room
                     layout = LAYOUT_INLINE
                     image[after : after + size] = content
                 else:
@@ -291,11 +288,10 @@ def _align(position: int, unit: int) -> int:
 
 def _fit(position: int, size: int, content: int) -> tuple[int, bool]:
     """Return where an inode of ``size`` bytes goes and whether its content fits behind it in the same block."""
-    if (position + size) % BLOCK + content <= BLOCK and (position + size) % BLOCK:
+    if (position + size) % BLOCK + content <= BLOCK:
         return position, True
-    following = _align(position, BLOCK)
-    if (size % BLOCK) + content <= BLOCK and size % BLOCK and content:
-        return following, True
+    if size % BLOCK + content <= BLOCK:
+        return _align(position, BLOCK), True
     return position, False
 
 
@@ -311,7 +307,7 @@ def _pack(node: Node, entries: list[tuple[bytes, Node]]) -> _Directory:
             starts.append(index)
             used = 0
         used += needed
-    return _Directory(node, entries, starts, (len(starts) - 1) * BLOCK + used, inline=False)
+    return _Directory(node, entries, starts, (len(starts) - 1) * BLOCK + used)
 
 
 @lru_cache(maxsize=64)

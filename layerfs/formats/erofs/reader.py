@@ -1,0 +1,309 @@
+"""Reads the EROFS images that layerfs writes, through a buffer: the kernel mounts the same bytes.
+
+The reader trusts nothing: an image may come from a damaged disk. Whatever does not fit raises :class:`FormatError`, and
+no read leaves the buffer. Images of other writers are refused when they use features outside
+:mod:`layerfs.formats.erofs.layout`.
+"""
+
+from __future__ import annotations
+
+import stat
+import struct
+from collections.abc import Iterator
+from dataclasses import dataclass
+from errno import EINVAL, ELOOP, ENOENT, ENOTDIR
+from os import strerror
+
+from layerfs.errors import FormatError, UnsupportedFormat
+from layerfs.formats.erofs.layout import (
+    BLOCK,
+    BLOCK_BITS,
+    CHUNK_INDEX,
+    CHUNK_INDEXES,
+    COMPAT_SB_CHECKSUM,
+    DEVICE_SLOT,
+    DIRENT,
+    INCOMPAT_CHUNKED_FILE,
+    INCOMPAT_DEVICE_TABLE,
+    INODE,
+    LAYOUT_CHUNKED,
+    LAYOUT_INLINE,
+    LAYOUT_PLAIN,
+    MAGIC,
+    SLOT,
+    SUPER_OFFSET,
+    SUPERBLOCK,
+    XATTR_ENTRY,
+    XATTR_HEADER,
+    XATTR_PREFIXES,
+    crc32c,
+)
+
+__all__ = ["DIRECTORY_TYPE", "SYMLINK_TYPE", "DeviceSlot", "Inode", "Tree"]
+
+#: File types as directory entries carry them.
+DIRECTORY_TYPE, SYMLINK_TYPE = 2, 7
+
+_MAX_SYMLINKS = 40
+_PREFIXES = dict(XATTR_PREFIXES)
+_KNOWN_INCOMPAT = INCOMPAT_CHUNKED_FILE | INCOMPAT_DEVICE_TABLE
+
+
+@dataclass(frozen=True, slots=True)
+class DeviceSlot:
+    """One slot of the device table: ``tag`` as written (64 bytes, NULs stripped), ``blocks`` of 512 bytes."""
+
+    tag: bytes
+    blocks: int
+
+
+@dataclass(frozen=True, slots=True)
+class Inode:
+    """One inode; the fields are those of ``stat``, ``mtime`` in seconds and ``mtime_ns`` the nanoseconds on top."""
+
+    nid: int
+    mode: int
+    uid: int
+    gid: int
+    mtime: int
+    mtime_ns: int
+    size: int
+    nlink: int
+    rdev: int
+    # Where the rest lies: the data layout, i_u, and the byte ranges of xattrs and of what follows them.
+    layout: int
+    value: int
+    xattr_start: int
+    xattr_end: int
+
+
+class Tree:
+    """A file tree in an EROFS image. Thread-safe; directories are decoded once, when first looked at.
+
+    Attributes:
+        root: inode number of the root directory.
+        devices: the device table, in order; :meth:`data` counts from 0 in it.
+        inodes: how many inodes the image has.
+        uuid: the 16 bytes of the superblock.
+    """
+
+    def __init__(self, buffer: bytes | memoryview) -> None:
+        """Check the superblock.
+
+        Args:
+            buffer: the whole image; kept, and only ever read.
+
+        Raises:
+            FormatError: not an EROFS image, damaged, or cut short.
+            UnsupportedFormat: an EROFS image with features that layerfs does not write.
+        """
+        self._buffer = memoryview(buffer)
+        if len(self._buffer) < SUPER_OFFSET + BLOCK:
+            raise FormatError("file is too short to be an EROFS image")
+        (magic, checksum, compat, bits, slots, root, inodes, _, _, blocks, meta, xattr, self.uuid, _, incompat, codec,
+         count, table, dirbits) = SUPERBLOCK.unpack_from(self._buffer, SUPER_OFFSET)  # fmt: skip
+        if magic != MAGIC:
+            raise FormatError("no EROFS superblock", where=f"@{SUPER_OFFSET:#x}")
+        if bits != BLOCK_BITS or slots or dirbits or codec or incompat & ~_KNOWN_INCOMPAT:
+            raise UnsupportedFormat("EROFS image uses features that layerfs does not write")
+        block = bytearray(self._buffer[SUPER_OFFSET : SUPER_OFFSET + BLOCK])
+        block[4:8] = bytes(4)
+        if not compat & COMPAT_SB_CHECKSUM or crc32c(bytes(block)) != checksum:
+            raise FormatError("superblock checksum is wrong", where=f"@{SUPER_OFFSET:#x}")
+        if blocks << BLOCK_BITS > len(self._buffer):
+            raise FormatError(f"image is cut short: {len(self._buffer)} bytes of {blocks << BLOCK_BITS}")
+        self.inodes: int = inodes
+        self.root: int = root
+        self._meta = meta << BLOCK_BITS
+        self._xattr = xattr << BLOCK_BITS
+        self.devices = tuple(self._slots(table, count))
+        self._names: dict[int, dict[bytes, tuple[int, int]]] = {}
+
+    def _slots(self, table: int, count: int) -> Iterator[DeviceSlot]:
+        if table * DEVICE_SLOT.size + count * DEVICE_SLOT.size > len(self._buffer):
+            raise FormatError("device table leaves the image")
+        for index in range(count):
+            tag, blocks = DEVICE_SLOT.unpack_from(self._buffer, (table + index) * DEVICE_SLOT.size)
+            yield DeviceSlot(tag.rstrip(b"\0"), blocks)
+
+    def inode(self, nid: int) -> Inode:
+        """Return an inode.
+
+        Raises:
+            FormatError: ``nid`` is not one, or its fields are impossible.
+        """
+        position = self._meta + nid * SLOT
+        try:
+            (form, icount, mode, _, size, value, _, uid, gid, mtime, mtime_ns, nlink) = INODE.unpack_from(
+                self._buffer, position
+            )
+        except struct.error as error:
+            raise FormatError(f"inode {nid} lies outside the image") from error
+        layout = form >> 1
+        if not form & 1 or layout not in (LAYOUT_PLAIN, LAYOUT_INLINE, LAYOUT_CHUNKED):
+            raise FormatError(f"inode {nid} is of a form that layerfs does not write")
+        start = position + INODE.size
+        end = start + (12 + 4 * (icount - 1) if icount else 0)
+        kind = stat.S_IFMT(mode)
+        rdev = value if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0
+        return Inode(nid, mode, uid, gid, mtime, mtime_ns, size, nlink, rdev, layout, value, start, end)
+
+    def names(self, nid: int) -> dict[bytes, tuple[int, int]]:
+        """Return a directory as a dictionary of name to (inode number, file type), without ``.`` and ``..``.
+
+        The dictionary is shared and must not be changed.
+
+        Raises:
+            OSError: ENOTDIR when ``nid`` is no directory.
+            FormatError: the directory's data is damaged.
+        """
+        found = self._names.get(nid)
+        if found is None:
+            inode = self.inode(nid)
+            if not stat.S_ISDIR(inode.mode):
+                raise NotADirectoryError(ENOTDIR, strerror(ENOTDIR))
+            found = {name: (child, kind) for name, child, kind in self._entries(inode) if name not in (b".", b"..")}
+            self._names[nid] = found
+        return found
+
+    def lookup(self, nid: int, name: bytes) -> int | None:
+        """Return the inode number of a name in a directory, or None. Raises as :meth:`names`."""
+        entry = self.names(nid).get(name)
+        return entry[0] if entry else None
+
+    def readdir(self, nid: int) -> Iterator[tuple[bytes, int, int]]:
+        """Yield (name, inode number, file type) in byte order of names, without ``.`` and ``..``."""
+        for name, (child, kind) in self.names(nid).items():
+            yield name, child, kind
+
+    def resolve(self, path: bytes, *, follow: bool = True) -> int:
+        """Return the inode number that a path leads to, from the root, symlinks resolved inside the tree.
+
+        Args:
+            path: with or without a leading slash; ``.`` and ``..`` are honoured, and ``..`` of the root is the root.
+            follow: whether a symlink in the last place is followed too.
+
+        Raises:
+            OSError: ENOENT, ENOTDIR, or ELOOP after 40 symlinks.
+        """
+        names = self._names
+        nid, kind = self.root, DIRECTORY_TYPE
+        trail: list[int] = []
+        todo = path.split(b"/")
+        todo.reverse()
+        links = 0
+        while todo:
+            name = todo.pop()
+            if not name or name == b".":
+                if kind != DIRECTORY_TYPE:
+                    raise NotADirectoryError(ENOTDIR, strerror(ENOTDIR), path)
+                continue
+            if kind != DIRECTORY_TYPE:
+                raise NotADirectoryError(ENOTDIR, strerror(ENOTDIR), path)
+            if name == b"..":
+                nid = trail.pop() if trail else self.root
+                continue
+            entry = (names.get(nid) or self.names(nid)).get(name)
+            if entry is None:
+                raise FileNotFoundError(ENOENT, strerror(ENOENT), path)
+            if entry[1] == SYMLINK_TYPE and (follow or any(todo)):
+                links += 1
+                if links > _MAX_SYMLINKS:
+                    raise OSError(ELOOP, strerror(ELOOP), path)
+                target = self.readlink(entry[0])
+                if target.startswith(b"/"):
+                    nid, trail = self.root, []
+                todo += target.split(b"/")[::-1]
+                continue
+            trail.append(nid)
+            nid, kind = entry
+        return nid
+
+    def readlink(self, nid: int) -> bytes:
+        """Return a symlink's target.
+
+        Raises:
+            OSError: EINVAL when ``nid`` is no symlink.
+        """
+        inode = self.inode(nid)
+        if not stat.S_ISLNK(inode.mode):
+            raise OSError(EINVAL, strerror(EINVAL))
+        return bytes(self._content(inode))
+
+    def xattrs(self, nid: int) -> dict[bytes, bytes]:
+        """Return the extended attributes of an inode by full name, in byte order of names."""
+        inode = self.inode(nid)
+        if inode.xattr_end == inode.xattr_start:
+            return {}
+        found = {}
+        try:
+            _, shared = XATTR_HEADER.unpack_from(self._buffer, inode.xattr_start)
+            position = inode.xattr_start + XATTR_HEADER.size
+            for number in struct.unpack_from(f"<{shared}I", self._buffer, position):
+                name, value, _ = self._xattr_entry(self._xattr + 4 * number)
+                found[name] = value
+            position += 4 * shared
+            while position < inode.xattr_end:
+                name, value, position = self._xattr_entry(position)
+                found[name] = value
+        except struct.error as error:
+            raise FormatError(f"xattrs of inode {nid} leave the image") from error
+        return dict(sorted(found.items()))
+
+    def data(self, nid: int) -> tuple[int, int] | None:
+        """Return where a regular file's bytes lie: (index into :attr:`devices`, byte offset), None for empty files.
+
+        The bytes are contiguous there, ``inode.size`` of them.
+
+        Raises:
+            FormatError: no regular file of this writer, or a device that the table does not have.
+        """
+        return self.file_data(self.inode(nid))
+
+    def file_data(self, inode: Inode) -> tuple[int, int] | None:
+        """As :meth:`data`, for an inode at hand."""
+        if inode.layout != LAYOUT_CHUNKED:
+            if inode.size:
+                raise FormatError(f"inode {inode.nid} is no regular file with data of its own")
+            return None
+        at = inode.xattr_end + -inode.xattr_end % 8
+        try:
+            _, device, block = CHUNK_INDEX.unpack_from(self._buffer, at)
+        except struct.error as error:
+            raise FormatError(f"inode {inode.nid} leaves the image") from error
+        if not inode.value & CHUNK_INDEXES or not 1 <= device <= len(self.devices):
+            raise FormatError(f"inode {inode.nid} names device {device} of {len(self.devices)}")
+        return device - 1, block << BLOCK_BITS
+
+    def _content(self, inode: Inode) -> memoryview:
+        """Return the bytes of a directory or symlink."""
+        start = inode.xattr_end if inode.layout == LAYOUT_INLINE else inode.value << BLOCK_BITS
+        if inode.layout == LAYOUT_CHUNKED or start + inode.size > len(self._buffer):
+            raise FormatError(f"inode {inode.nid} has its data outside the image")
+        return self._buffer[start : start + inode.size]
+
+    def _entries(self, inode: Inode) -> Iterator[tuple[bytes, int, int]]:
+        """Yield the raw entries of a directory, block by block."""
+        content = bytes(self._content(inode))
+        try:
+            for start in range(0, len(content), BLOCK):
+                block = content[start : start + BLOCK]
+                count = DIRENT.unpack_from(block)[1] // DIRENT.size
+                rows = [DIRENT.unpack_from(block, DIRENT.size * index) for index in range(count)]
+                stops = [row[1] for row in rows[1:]] + [len(block.rstrip(b"\0"))]
+                for (child, offset, kind), stop in zip(rows, stops, strict=True):
+                    if not offset < stop <= len(block):
+                        raise FormatError(f"directory {inode.nid} has a name outside its block")
+                    yield block[offset:stop], child, kind
+        except struct.error as error:
+            raise FormatError(f"directory {inode.nid} is damaged") from error
+
+    def _xattr_entry(self, position: int) -> tuple[bytes, bytes, int]:
+        length, index, size = XATTR_ENTRY.unpack_from(self._buffer, position)
+        prefix = _PREFIXES.get(index)
+        start = position + XATTR_ENTRY.size
+        end = start + length + size
+        if prefix is None or end > len(self._buffer):
+            raise FormatError("xattr entry is damaged", where=f"@{position:#x}")
+        name = prefix + bytes(self._buffer[start : start + length])
+        return name, bytes(self._buffer[start + length : end]), end + -end % 4

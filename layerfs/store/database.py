@@ -1,0 +1,123 @@
+"""The store's SQLite connection: one per thread, WAL, one writer at a time.
+
+Source: sqlite.org "Write-Ahead Logging" and "PRAGMA synchronous": with FULL every commit is on the disk when it
+returns; OFF trusts the operating system and may lose or damage the file at a power cut.
+"""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from layerfs.errors import StoreError, StoreReadOnly, StoreTooNew
+from layerfs.linux.durable import fsync_directory
+from layerfs.store.schema import SCHEMA, SCHEMA_VERSION
+
+__all__ = ["Database"]
+
+#: Seconds to wait for another process's write transaction; the longest (a large layer's rows) takes well below one.
+_BUSY_TIMEOUT = 60.0
+
+
+class Database:
+    """The metadata of one store. Thread-safe: every thread gets a connection of its own."""
+
+    def __init__(self, path: str, *, sync: bool) -> None:
+        """Open, or make, the database.
+
+        Args:
+            path: the file; its directory exists.
+            sync: whether commits survive a power cut.
+
+        Raises:
+            StoreTooNew: a newer layerfs wrote it.
+            StoreError: no database, or it cannot be opened.
+            StoreReadOnly: this process may not write it.
+        """
+        self._path = path
+        self._sync = sync
+        self._local = threading.local()
+        self._all: list[sqlite3.Connection] = []
+        self._guard = threading.Lock()
+        try:
+            self._prepare()
+        except sqlite3.Error as error:
+            self.close()
+            raise self._explain(error) from error
+
+    @property
+    def connection(self) -> sqlite3.Connection:
+        """This thread's connection, in autocommit mode."""
+        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        if found is None:
+            found = sqlite3.connect(
+                self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64
+            )
+            found.execute("PRAGMA foreign_keys = ON")
+            found.execute(f"PRAGMA synchronous = {'FULL' if self._sync else 'OFF'}")
+            self._local.connection = found
+            with self._guard:
+                self._all.append(found)
+        return found
+
+    @contextmanager
+    def transaction(self) -> Iterator[sqlite3.Connection]:
+        """Run the block as one write transaction, on this thread's connection.
+
+        Atomicity: all of the block's statements are visible and durable when it ends, or none if it raises.
+
+        Raises:
+            StoreError: the database is busy for a minute, full, or damaged.
+        """
+        connection = self.connection
+        try:
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield connection
+            except BaseException:
+                connection.execute("ROLLBACK")
+                raise
+            connection.execute("COMMIT")
+        except sqlite3.OperationalError as error:
+            if connection.in_transaction:
+                connection.execute("ROLLBACK")
+            raise self._explain(error) from error
+
+    def close(self) -> None:
+        """Close the connections of all threads."""
+        with self._guard:
+            for connection in self._all:
+                connection.close()
+            self._all.clear()
+        self._local = threading.local()
+
+    def _prepare(self) -> None:
+        fresh = not os.path.exists(self._path)
+        connection = self.connection
+        version = connection.execute("PRAGMA user_version").fetchone()[0]
+        if version > SCHEMA_VERSION:
+            raise StoreTooNew(
+                f"store database is of version {version}, this layerfs knows {SCHEMA_VERSION}",
+                root=os.path.dirname(self._path), hint="Use the newer layerfs, or another --root.",
+            )  # fmt: skip
+        if version == SCHEMA_VERSION:
+            return
+        connection.execute("PRAGMA journal_mode = WAL")
+        with self.transaction():
+            # Another process may have made it between the two looks.
+            if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
+                for statement in SCHEMA.split(";\n"):
+                    connection.execute(statement)
+                connection.execute(f"PRAGMA user_version = {SCHEMA_VERSION}")
+        if fresh:
+            fsync_directory(os.path.dirname(self._path), sync=self._sync)
+
+    def _explain(self, error: sqlite3.Error) -> StoreError:
+        root = os.path.dirname(self._path)
+        text = str(error)
+        if "readonly" in text or "unable to open" in text:
+            return StoreReadOnly(f"cannot write the store at {root}: {text}", root=root, hint="Check its permissions.")
+        return StoreError(f"store database at {root}: {text}", root=root)

@@ -1,0 +1,199 @@
+"""Making trees: a layer's own from its tar, an image's merged one from its layers. Both are pure functions of the store.
+
+So a tree that is missing or damaged is never lost data, and a tree can be checked by making it again and comparing.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Iterator, Sequence
+
+from layerfs.errors import DigestMismatch, IntegrityError
+from layerfs.formats.digest import Digest, chain_id, new_hash
+from layerfs.formats.erofs.layout import BLOCK
+from layerfs.formats.erofs.reader import Tree
+from layerfs.formats.erofs.writer import Device, write_tree
+from layerfs.formats.merge import apply_layer, empty_tree, walk
+from layerfs.formats.tar import Member, TarReader
+from layerfs.formats.tree import LayerTree, Node
+from layerfs.linux.durable import write_document
+from layerfs.store.handle import StoreHandle
+from layerfs.store.layer import LayerRecord, device_tag, find_layer, read_layer
+from layerfs.store.layer_writer import MIN_SHARED, LayerKey, spread_range
+from layerfs.store.nodes import read_nodes
+
+__all__ = [
+    "LayerKeys",
+    "aligned",
+    "chain_digest",
+    "derive_layer_tree",
+    "encode_layer_tree",
+    "encode_merged_tree",
+    "merge_layers",
+    "restore_record",
+    "tree_uuid",
+]
+
+
+def tree_uuid(kind: str, digest: Digest) -> bytes:
+    """Return the UUID of a tree: a version 8 UUID of RFC 9562, derived from what the tree shows."""
+    raw = bytearray(bytes.fromhex(Digest.of(f"layerfs {kind} {digest}".encode()).hex)[:16])
+    raw[6] = raw[6] & 0x0F | 0x80
+    raw[8] = raw[8] & 0x3F | 0x80
+    return bytes(raw)
+
+
+def aligned(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Yield the same stream in pieces whose lengths are multiples of 512, but for the last."""
+    rest = b""
+    for piece in pieces:
+        whole = rest + piece if rest else piece
+        cut = len(whole) & ~(BLOCK - 1)
+        rest = whole[cut:]
+        if cut:
+            yield whole[:cut] if rest else whole
+    if rest:
+        yield rest
+
+
+def encode_layer_tree(root: Node, own: LayerKey, donors: Iterable[LayerKey]) -> bytes:
+    """Return the image of one layer's tree.
+
+    Args:
+        root: its finished tree.
+        own: the layer, its diffID and size known.
+        donors: the layers that its files borrow from, in any order and number.
+    """
+    others = {donor.known: donor for donor in donors if donor is not own}
+    devices = [_device(own), *(_device(others[diff_id]) for diff_id in sorted(others))]
+    return write_tree(root, devices, tree_uuid("layer", own.known))
+
+
+def derive_layer_tree(
+    handle: StoreHandle, layer: LayerRecord, *, check: Callable[[], None] | None = None
+) -> bytes:
+    """Read a layer's tar, verify it against its diffID, and return the image that its tree must be.
+
+    Raises:
+        DigestMismatch: the tar is not what it was.
+        IntegrityError: it is missing or cut short, or a donor is.
+    """
+    keys = LayerKeys(handle)
+    own = keys.get(layer.diff_id)
+    tree, reader = LayerTree(own), TarReader()
+    hasher = new_hash(layer.diff_id.algorithm)
+    sparse: list[tuple[Member, Node]] = []
+    for piece in aligned(read_layer(handle, layer, check=check)):
+        hasher.update(piece)
+        for member in reader.feed(piece):
+            node = tree.add(member)
+            if node is not None and member.sparse is not None:
+                sparse.append((member, node))
+    actual = Digest(layer.diff_id.algorithm, hasher.hexdigest())
+    if actual != layer.diff_id:
+        raise DigestMismatch(
+            "layer in the store", expected=str(layer.diff_id), actual=str(actual), size=layer.tar_size
+        )
+    end = -(-layer.tar_size // BLOCK) * BLOCK
+    for member, node in sparse:
+        node.offset, end = spread_range(end, member)
+    root = tree.finish()
+    extents = {row[0]: (keys.get(Digest.parse(row[1])), row[2]) for row in handle.database.connection.execute(
+        "SELECT extent.offset, layer.diff_id, extent.donor_offset FROM extent JOIN layer ON layer.id = extent.donor"
+        " WHERE extent.layer = ?", (layer.id,)
+    )}  # fmt: skip
+    for node in walk(root):
+        if node.device is own and node.size >= MIN_SHARED and (found := extents.get(node.offset)) is not None:
+            node.device, node.offset = found
+    return encode_layer_tree(root, own, (donor for donor, _ in extents.values()))
+
+
+def restore_record(handle: StoreHandle, layer: LayerRecord, *, check: Callable[[], None] | None = None) -> None:
+    """Bring a layer that does not look as recorded back in order, if its tar still is what it was.
+
+    The tar is read and verified, the tree is written again if it differs, and the record takes over the files' times.
+
+    Raises:
+        IntegrityError: the tar is damaged; only a new copy helps.
+        OSError: ENOENT, EIO.
+    """
+    image = derive_layer_tree(handle, layer, check=check)
+    path = handle.layout.layer_tree(layer.diff_id)
+    try:
+        with open(path, "rb") as file:
+            same = file.read() == image
+    except OSError:
+        same = False
+    if not same:
+        write_document(path, image, sync=handle.sync)
+    tar, tree = os.stat(handle.layout.layer_tar(layer.diff_id)), os.stat(path)
+    if tar.st_size != layer.file_size:
+        raise DigestMismatch(
+            "layer file", expected=f"{layer.file_size} bytes", actual=f"{tar.st_size} bytes", size=tar.st_size
+        )
+    with handle.database.transaction() as connection:
+        connection.execute(
+            "UPDATE layer SET tar_mtime = ?, tree_size = ?, tree_mtime = ? WHERE id = ?",
+            (tar.st_mtime_ns, tree.st_size, tree.st_mtime_ns, layer.id),
+        )
+
+
+def merge_layers(layers: Sequence[tuple[Node | Tree, LayerKey]], keys: Callable[[Digest], LayerKey]) -> bytes:
+    """Return the image of the merged tree of a chain of layers.
+
+    Args:
+        layers: bottom first: the layer's tree, in memory or on disk, and its key.
+        keys: the key for a diffID found in a tree on disk; always the same one, and those of ``layers`` for theirs.
+
+    Raises:
+        FormatError: the layers do not fit together (a hard link into nowhere), or a tree is damaged.
+    """
+    merged = empty_tree()
+    for tree, _ in layers:
+        apply_layer(merged, tree if isinstance(tree, Node) else read_nodes(tree, keys))
+    return encode_merged_tree(merged, [key for _, key in layers])
+
+
+def encode_merged_tree(merged: Node, chain: Sequence[LayerKey]) -> bytes:
+    """Return the image of a merged tree: a device for each layer of the chain, then for other donors by diffID."""
+    own = {key.known: key for key in chain}
+    used = {node.device for node in walk(merged) if node.device is not None}
+    others = {key.known: key for key in used if isinstance(key, LayerKey) and key.known not in own}
+    devices = [_device(key) for key in own.values()] + [_device(others[diff_id]) for diff_id in sorted(others)]
+    return write_tree(merged, devices, tree_uuid("chain", chain_digest([key.known for key in chain])))
+
+
+def chain_digest(diff_ids: Sequence[Digest]) -> Digest:
+    """Return the chainID, also of an image without layers, which the specification leaves out."""
+    return chain_id(diff_ids) if diff_ids else Digest.of(b"")
+
+
+class LayerKeys:
+    """Hands out one key per layer of the store, for trees read from disk."""
+
+    def __init__(self, handle: StoreHandle) -> None:
+        """Start without keys."""
+        self._handle = handle
+        self._keys: dict[Digest, LayerKey] = {}
+
+    def get(self, diff_id: Digest) -> LayerKey:
+        """Return the key of a layer that the store has, always the same object.
+
+        Raises:
+            IntegrityError: the store has no such layer.
+        """
+        key = self._keys.get(diff_id)
+        if key is None:
+            layer = find_layer(self._handle, diff_id)
+            if layer is None:
+                raise IntegrityError(f"a tree refers to layer {diff_id}, which is not in the store")
+            key = self._keys[diff_id] = LayerKey(diff_id, layer.file_size)
+        return key
+
+    def add(self, key: LayerKey) -> None:
+        """Make a key that is in use the one for its layer."""
+        self._keys[key.known] = key
+
+
+def _device(key: LayerKey) -> Device:
+    return Device(key, device_tag(key.known), -(-key.file_size // BLOCK))

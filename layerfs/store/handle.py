@@ -1,0 +1,129 @@
+"""An open store: its paths, its database and how durable it is. What the modules of this floor work on."""
+
+from __future__ import annotations
+
+import json
+import os
+from dataclasses import dataclass
+
+from layerfs.errors import FormatError, StoreError, StoreReadOnly, StoreTooNew
+from layerfs.formats.digest import Digest
+from layerfs.formats.document import parse_document
+from layerfs.linux.durable import write_document
+from layerfs.store.database import Database
+from layerfs.store.layout import Layout
+
+__all__ = ["FORMAT_VERSION", "StoreHandle", "open_store"]
+
+#: Raised only for changes that an older layerfs would misread; see ``incompatible`` for smaller ones.
+FORMAT_VERSION = 1
+
+#: Incompatible features this version understands; a store with others is refused.
+_KNOWN_FEATURES = frozenset[str]()
+
+
+@dataclass(frozen=True, slots=True)
+class StoreHandle:
+    """One open store.
+
+    Attributes:
+        layout: its paths.
+        database: its metadata.
+        sync: whether everything reported done survives a power cut.
+    """
+
+    layout: Layout
+    database: Database
+    sync: bool
+
+    def write_blob(self, digest: Digest, raw: bytes) -> None:
+        """Keep a document under its digest; it is there, durably, when the call returns.
+
+        A document that is there already with the same bytes is left alone, one that is damaged is replaced.
+
+        Raises:
+            OSError: ENOSPC, EIO.
+        """
+        path = self.layout.blob(digest)
+        try:
+            with open(path, "rb") as file:
+                if file.read() == raw:
+                    return
+        except FileNotFoundError:
+            pass
+        write_document(path, raw, sync=self.sync)
+
+    def read_blob(self, digest: Digest) -> bytes:
+        """Return a document, verified.
+
+        Raises:
+            StoreError: it is missing or damaged.
+        """
+        try:
+            with open(self.layout.blob(digest), "rb") as file:
+                raw = file.read()
+        except FileNotFoundError:
+            raw = b""
+        if Digest.of(raw, digest.algorithm) != digest:
+            raise StoreError(
+                f"document {digest} is missing or damaged", root=self.layout.root, hint="Load the image again."
+            )
+        return raw
+
+    def close(self) -> None:
+        """Close the database."""
+        self.database.close()
+
+
+def open_store(root: str, runroot: str, *, sync: bool = True) -> StoreHandle:
+    """Open the store at ``root``, made if it is not there.
+
+    Args:
+        root: directory of the store, absolute.
+        runroot: directory for what does not outlive a boot, absolute; made when first needed.
+        sync: False skips every fsync: a power cut may then lose or damage what was reported done.
+
+    Raises:
+        StoreTooNew: a newer layerfs wrote it.
+        StoreReadOnly: no permission.
+        StoreError: ``root`` is something else.
+    """
+    layout = Layout(root, runroot)
+    try:
+        layout.create()
+        if not _read_marker(layout):
+            document = {"version": FORMAT_VERSION, "compatible": [], "incompatible": []}
+            write_document(layout.marker, json.dumps(document, indent=2).encode() + b"\n", sync=sync)
+    except PermissionError as error:
+        raise StoreReadOnly(
+            f"cannot use the store at {root}: {error.strerror}", root=root, hint="Run as its owner, or name another --root."
+        ) from error
+    except (FileExistsError, NotADirectoryError) as error:
+        raise StoreError(f"{root} is no store: {error.strerror}: {error.filename}", root=root) from error
+    except OSError as error:
+        raise StoreError(f"cannot use the store at {root}: {error.strerror}", root=root) from error
+    return StoreHandle(layout, Database(layout.database, sync=sync), sync)
+
+
+def _read_marker(layout: Layout) -> bool:
+    """Check the format of an existing store; return whether there is one."""
+    try:
+        with open(layout.marker, "rb") as file:
+            raw = file.read()
+    except FileNotFoundError:
+        if os.path.exists(layout.database):
+            raise StoreError(f"{layout.root} has a store.db but no store.json", root=layout.root) from None
+        return False
+    try:
+        marker = parse_document(raw, "store.json")
+    except FormatError as error:
+        raise StoreError(f"store.json in {layout.root} is damaged: {error}", root=layout.root) from error
+    version, features = marker.get("version"), marker.get("incompatible", [])
+    unknown = set(map(str, features)) - _KNOWN_FEATURES if isinstance(features, list) else {"?"}
+    if not isinstance(version, int) or version > FORMAT_VERSION or unknown:
+        what = f"features {', '.join(sorted(unknown))}" if unknown else f"format {version}"
+        raise StoreTooNew(
+            f"store at {layout.root} uses {what}, which this layerfs does not know",
+            root=layout.root, hint="Use the newer layerfs, or another --root.",
+        )  # fmt: skip
+    return True

@@ -1,0 +1,203 @@
+"""Images in the store: a config, the manifest it came with, its layers' merged tree, and its names."""
+
+from __future__ import annotations
+
+import os
+import sqlite3
+import time
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+from layerfs.errors import Conflict, FormatError, InvalidReference, NotFound
+from layerfs.formats.digest import Digest
+from layerfs.formats.erofs.reader import Tree
+from layerfs.formats.reference import Reference
+from layerfs.linux.durable import write_document
+from layerfs.store.derive import LayerKeys, chain_digest, merge_layers
+from layerfs.store.handle import StoreHandle
+from layerfs.store.ingest import Ingest, IngestedLayer
+from layerfs.store.layer import LayerRecord, get_layer, open_tree
+
+__all__ = ["ImageRecord", "commit_image", "find_image", "image_layers", "image_names", "list_images", "merged_tree"]
+
+#: Hex digits that a shortened ID needs at least; below, one typed by accident would too often find something.
+MIN_PREFIX = 4
+
+_COLUMNS = "id, digest, manifest, chain_id, loaded"
+
+
+@dataclass(frozen=True, slots=True)
+class ImageRecord:
+    """One row of the image table; see :mod:`layerfs.store.schema`."""
+
+    id: int
+    digest: Digest
+    manifest: Digest
+    chain_id: Digest
+    loaded: int
+
+
+def commit_image(
+    ingest: Ingest,
+    *,
+    config: tuple[Digest, bytes],
+    manifest: tuple[Digest, bytes],
+    layers: Sequence[IngestedLayer],
+    names: Iterable[Reference],
+) -> ImageRecord:
+    """Make an image of layers that a load has brought in or found.
+
+    Args:
+        ingest: the load.
+        config: digest and bytes of the image config; the digest is the image ID.
+        manifest: digest and bytes of the manifest.
+        layers: bottom first, as the config's diffIDs.
+        names: names that shall mean this image from now on.
+
+    Raises:
+        FormatError: the layers do not fit together.
+        OSError: ENOSPC, EIO.
+
+    Atomicity: documents, layers and the merged tree are durable before the row that makes the image visible.
+    """
+    handle = ingest.handle
+    chain = chain_digest([layer.diff_id for layer in layers])
+    if not _has_merged_tree(handle, chain):
+        pairs = [
+            (layer.root if layer.root is not None else open_tree(handle.layout.layer_tree(layer.diff_id)), layer.key)
+            for layer in layers
+        ]
+        image = merge_layers(pairs, ingest.keys.get)
+        write_document(handle.layout.merged_tree(chain), image, sync=handle.sync)
+    handle.write_blob(*config)
+    handle.write_blob(*manifest)
+    ingest.flush()
+    with handle.database.transaction() as connection:
+        connection.execute(
+            "INSERT INTO image (digest, manifest, chain_id, loaded) VALUES (?, ?, ?, ?)"
+            " ON CONFLICT (digest) DO UPDATE SET manifest = excluded.manifest",
+            (str(config[0]), str(manifest[0]), str(chain), time.time_ns()),
+        )
+        row = connection.execute(f"SELECT {_COLUMNS} FROM image WHERE digest = ?", (str(config[0]),)).fetchone()
+        record = _record(row)
+        if not connection.execute("SELECT 1 FROM image_layer WHERE image = ?", (record.id,)).fetchone():
+            connection.executemany(
+                "INSERT INTO image_layer SELECT ?, ?, id FROM layer WHERE diff_id = ?",
+                ((record.id, position, str(layer.diff_id)) for position, layer in enumerate(layers)),
+            )
+        for name in names:
+            set_name(connection, name, record.id)
+    return record
+
+
+def set_name(connection: sqlite3.Connection, name: Reference, image: int) -> None:
+    """Let a name mean an image, inside the caller's transaction."""
+    connection.execute("INSERT OR REPLACE INTO name VALUES (?, ?)", (str(name), image))
+
+
+def list_images(handle: StoreHandle) -> list[ImageRecord]:
+    """Return all images, newest first."""
+    rows = handle.database.connection.execute(f"SELECT {_COLUMNS} FROM image ORDER BY loaded DESC, id DESC")
+    return [_record(row) for row in rows]
+
+
+def image_names(handle: StoreHandle, image: ImageRecord) -> list[str]:
+    """Return the names of an image, sorted."""
+    rows = handle.database.connection.execute("SELECT name FROM name WHERE image = ? ORDER BY name", (image.id,))
+    return [row[0] for row in rows]
+
+
+def image_layers(handle: StoreHandle, image: ImageRecord) -> list[LayerRecord]:
+    """Return the layers of an image, bottom first."""
+    rows = handle.database.connection.execute(
+        "SELECT layer FROM image_layer WHERE image = ? ORDER BY position", (image.id,)
+    )
+    return [get_layer(handle, row[0]) for row in rows.fetchall()]
+
+
+def find_image(handle: StoreHandle, text: str) -> ImageRecord:
+    """Return the image that a user means by a name, an ID, or the unique beginning of an ID.
+
+    A name wins over an ID, as with docker: who names an image ``cafe`` means it.
+
+    Raises:
+        NotFound: nothing matches.
+        Conflict: several IDs begin so; the message lists them.
+        InvalidReference: the text is neither a name nor an ID.
+    """
+    connection = handle.database.connection
+    wanted = text.strip()
+    error: InvalidReference | None = None
+    try:
+        reference = Reference.parse(wanted)
+    except InvalidReference as problem:
+        error, reference = problem, None
+    if reference is not None:
+        record = _by_reference(connection, reference)
+        if record is not None:
+            return record
+    algorithm, _, digits = wanted.rpartition(":")
+    digits = digits.lower()
+    if digits and not digits.strip("0123456789abcdef") and algorithm in ("", "sha256", "sha512"):
+        if len(digits) < MIN_PREFIX:
+            raise NotFound("image", text, hint=f"Give at least {MIN_PREFIX} digits of an ID.")
+        rows = connection.execute(
+            f"SELECT {_COLUMNS} FROM image WHERE digest LIKE ? OR digest LIKE ?",
+            tuple(f"{name}:{digits}%" for name in ("sha256", "sha512")),
+        ).fetchall()
+        if len(rows) == 1:
+            return _record(rows[0])
+        if rows:
+            listed = ", ".join(sorted(str(row[1]).split(":")[1][:12] for row in rows))
+            raise Conflict(f"{text} is the beginning of {len(rows)} image IDs: {listed}", reason="ambiguous")
+    elif error is not None:
+        raise error
+    raise NotFound("image", text, hint="List what there is with: layerfs images")
+
+
+def merged_tree(handle: StoreHandle, image: ImageRecord) -> Tree:
+    """Return the image's merged tree, made again if it is missing or damaged.
+
+    Raises:
+        IntegrityError: so is one of its layers.
+    """
+    path = handle.layout.merged_tree(image.chain_id)
+    try:
+        return open_tree(path)
+    except (FileNotFoundError, FormatError):
+        keys = LayerKeys(handle)
+        layers = image_layers(handle, image)
+        pairs = [(open_tree(handle.layout.layer_tree(layer.diff_id)), keys.get(layer.diff_id)) for layer in layers]
+        write_document(path, merge_layers(pairs, keys.get), sync=handle.sync)
+        return open_tree(path)
+
+
+def _has_merged_tree(handle: StoreHandle, chain: Digest) -> bool:
+    path = handle.layout.merged_tree(chain)
+    if not os.path.exists(path):
+        return False
+    try:
+        open_tree(path)
+    except FormatError:
+        return False
+    return True
+
+
+def _by_reference(connection: sqlite3.Connection, reference: Reference) -> ImageRecord | None:
+    """Look a name up; with a digest, that of the manifest or the config must be the image's."""
+    if reference.digest is not None:
+        digest = str(reference.digest)
+        row = connection.execute(
+            f"SELECT {_COLUMNS} FROM image WHERE manifest = ? OR digest = ? ORDER BY id DESC", (digest, digest)
+        ).fetchone()
+    else:
+        row = connection.execute(
+            "SELECT image.id, digest, manifest, chain_id, loaded FROM name JOIN image ON image.id = name.image"
+            " WHERE name.name = ?",
+            (str(reference.with_default_tag()),),
+        ).fetchone()
+    return _record(row) if row else None
+
+
+def _record(row: tuple[int, str, str, str, int]) -> ImageRecord:
+    return ImageRecord(row[0], Digest.parse(row[1]), Digest.parse(row[2]), Digest.parse(row[3]), row[4])

@@ -1,0 +1,395 @@
+"""Bringing layers into the store: one :class:`Ingest` per load, invisible until each layer is whole, verified and durable.
+
+A layer is written in a private directory, synced, renamed into place and only then recorded. Syncing and recording
+happen in a thread of their own, in order, while the next layer is being read. Until an image refers to them the layers
+of a load are held by leases; a load that dies leaves leases and a directory whose lock is free, and the next one sweeps
+both away.
+
+Two loads that want one layer do the work once: each layer has a lock file, and who waited finds it done. A load never
+waits for a lock while it holds another that depends on its own progress, so two loads cannot block each other.
+"""
+
+from __future__ import annotations
+
+import os
+import queue
+import secrets
+import sqlite3
+import threading
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from types import TracebackType
+from typing import Self
+
+from layerfs.errors import DigestMismatch, LayerfsError
+from layerfs.formats.digest import Digest
+from layerfs.formats.tree import Node
+from layerfs.linux.durable import publish
+from layerfs.linux.lock import FileLock
+from layerfs.linux.safe_path import remove_tree
+from layerfs.store.handle import StoreHandle
+from layerfs.store.derive import LayerKeys, encode_layer_tree, restore_record
+from layerfs.store.layer import LayerRecord, find_layer, get_layer, is_intact
+from layerfs.store.layer_writer import LayerKey, LayerWriter, Offer
+
+__all__ = ["Ingest", "IngestedLayer", "Pending", "sweep"]
+
+
+@dataclass(slots=True)
+class Pending:
+    """A layer being written; hand its pieces to ``writer.write`` and end it with :meth:`Ingest.finish_layer`."""
+
+    writer: LayerWriter
+    directory: str
+    expected: Digest | None
+    lock: FileLock | None
+
+
+@dataclass(slots=True)
+class IngestedLayer:
+    """A layer that this load can build images from.
+
+    Attributes:
+        diff_id: its name.
+        root: its tree in memory when this load has just read it, None when it was in the store before.
+        key: the device key in ``root``.
+    """
+
+    diff_id: Digest
+    root: Node | None
+    key: LayerKey
+
+
+@dataclass(slots=True)
+class _Job:
+    """What the committing thread does for one layer."""
+
+    pending: Pending
+    diff_id: Digest
+    image: bytes
+    compressed: tuple[Digest, int] | None
+
+
+class Ingest:
+    """One load. A context manager: leaving it waits for the last layer, drops the leases and removes what is unfinished.
+
+    All methods belong to one thread.
+
+    Attributes:
+        handle: the store.
+        owner: names this load in the lease table; also its directory below ``ingest/``.
+        keys: the device keys of all layers that this load touches.
+    """
+
+    def __init__(self, handle: StoreHandle, *, check: Callable[[], None] | None = None) -> None:
+        """Prepare a private directory.
+
+        Args:
+            handle: the store.
+            check: polled while waiting for another load; what it raises ends this one.
+        """
+        self.handle = handle
+        self.owner = secrets.token_hex(8)
+        self._check = check
+        self._directory = os.path.join(handle.layout.ingest, self.owner)
+        self._lock = FileLock(handle.layout.lock(f"ingest-{self.owner}"))
+        self._offers: dict[bytes, Offer] = {}
+        self._donors: dict[int, LayerKey | None] = {}
+        self._done: dict[Digest, IngestedLayer] = {}
+        self.keys = LayerKeys(handle)
+        self._pending: Pending | None = None
+        self._count = 0
+        self._store_has_content = False
+        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._thread: threading.Thread | None = None
+        self._failure: BaseException | None = None
+
+    def __enter__(self) -> Self:
+        """Take the lock that tells other processes that this load is alive."""
+        sweep(self.handle)
+        self._lock.acquire()
+        os.mkdir(self._directory, 0o700)
+        row = self.handle.database.connection.execute("SELECT EXISTS (SELECT 1 FROM content)").fetchone()
+        self._store_has_content = bool(row[0])
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Clean up; layers that no image uses are left to the garbage collector, which the caller runs."""
+        self._stop_thread()
+        if self._pending is not None:
+            self._drop(self._pending)
+        try:
+            with self.handle.database.transaction() as connection:
+                connection.execute("DELETE FROM lease WHERE owner = ?", (self.owner,))
+        finally:
+            remove_tree(self._directory, missing_ok=True)
+            self._lock.release(remove=True)
+
+    def find_layer(self, diff_id: Digest) -> IngestedLayer | None:
+        """Return a layer that needs no bytes: of this load, or in the store and whole. It is leased from now on."""
+        done = self._done.get(diff_id)
+        if done is not None:
+            return done
+        layer = find_layer(self.handle, diff_id)
+        if layer is None or not self._usable(layer) or not self._lease(layer):
+            return None
+        done = self._done[diff_id] = IngestedLayer(diff_id, None, self.keys.get(diff_id))
+        return done
+
+    def find_compressed(self, digest: Digest) -> IngestedLayer | None:
+        """Return the layer that a blob is known to decompress to, if the store has it whole."""
+        row = self.handle.database.connection.execute(
+            "SELECT layer.diff_id FROM compressed JOIN layer ON layer.id = compressed.layer WHERE compressed.digest = ?",
+            (str(digest),),
+        ).fetchone()
+        return self.find_layer(Digest.parse(row[0])) if row else None
+
+    def begin_layer(self, diff_id: Digest | None) -> Pending | IngestedLayer:
+        """Start a layer, unless it turns out to be there already.
+
+        Args:
+            diff_id: its digest when it is known beforehand; another load of the same layer is then waited for.
+
+        Returns:
+            What to write to, or the layer when no bytes are needed.
+        """
+        self._raise_failure()
+        lock = None
+        heals = False
+        if diff_id is not None:
+            found = self.find_layer(diff_id)
+            if found is not None:
+                return found
+            lock = self._lock_layer(diff_id)
+            found = self.find_layer(diff_id)
+            if found is not None:
+                lock.release(remove=True)
+                return found
+            heals = find_layer(self.handle, diff_id) is not None
+        self._count += 1
+        directory = os.path.join(self._directory, str(self._count))
+        os.mkdir(directory, 0o700)
+        # A layer that is healed may be the donor of others, so it has to hold all its bytes itself.
+        find = None if heals else self._find_content
+        writer = LayerWriter(os.path.join(directory, "layer.tar"), find, sync=self.handle.sync)
+        self._pending = Pending(writer, directory, diff_id, lock)
+        return self._pending
+
+    def finish_layer(
+        self, pending: Pending, diff_id: Digest, compressed: tuple[Digest, int] | None
+    ) -> IngestedLayer:
+        """End a layer: verify it, and hand it to the committing thread.
+
+        Args:
+            pending: from :meth:`begin_layer`.
+            diff_id: what the bytes really digest to.
+            compressed: digest and size of the blob they came in, when that is a blob of its own.
+
+        Raises:
+            DigestMismatch: it is not the layer that was announced.
+            FormatError: the tar is cut short.
+            OSError: ENOSPC, EIO.
+        """
+        writer = pending.writer
+        if pending.expected is not None and diff_id != pending.expected:
+            raise DigestMismatch("layer", expected=str(pending.expected), actual=str(diff_id), size=writer.tar_size)
+        root = writer.finish()
+        if pending.lock is None:
+            found = self.find_layer(diff_id)
+            if found is None:
+                pending.lock = self._lock_layer(diff_id)
+                found = self.find_layer(diff_id)
+            if found is not None:
+                self._drop(pending)
+                if compressed is not None:
+                    self._record_compressed(diff_id, compressed)
+                return found
+            if find_layer(self.handle, diff_id) is not None:
+                # A damaged layer is replaced, and others may borrow from it: the new one must not borrow in turn.
+                self.flush()
+                writer.fill(lambda key: self.handle.layout.layer_tar(key.known))
+        writer.key.diff_id = diff_id
+        self.keys.add(writer.key)
+        for offset, _, digest in writer.content:
+            self._offers.setdefault(digest, (writer.key, offset))
+        image = encode_layer_tree(root, writer.key, (extent.donor for extent in writer.extents))
+        self._pending = None
+        self._submit(_Job(pending, diff_id, image, compressed))
+        done = self._done[diff_id] = IngestedLayer(diff_id, root, writer.key)
+        return done
+
+    def flush(self) -> None:
+        """Wait until every finished layer is durable and recorded.
+
+        Raises:
+            OSError: what went wrong while committing one.
+        """
+        self._stop_thread()
+        self._raise_failure()
+
+    def _usable(self, layer: LayerRecord) -> bool:
+        """Return whether a layer is whole; one that was only touched is verified and its record brought up to date."""
+        if is_intact(self.handle, layer):
+            return True
+        try:
+            restore_record(self.handle, layer, check=self._check)
+        except (OSError, LayerfsError):
+            return False
+        return True
+
+    def _lease(self, layer: LayerRecord) -> bool:
+        """Keep a layer from being collected; False when it was collected just before."""
+        with self.handle.database.transaction() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO lease SELECT ?, id FROM layer WHERE id = ? AND diff_id = ?",
+                (self.owner, layer.id, str(layer.diff_id)),
+            )
+            row = connection.execute(
+                "SELECT 1 FROM lease WHERE owner = ? AND layer = ?", (self.owner, layer.id)
+            ).fetchone()
+        return row is not None
+
+    def _find_content(self, digest: bytes) -> Offer | None:
+        """Return where a file of this digest already lies, in this load or in the store."""
+        found = self._offers.get(digest)
+        if found is not None or not self._store_has_content:
+            return found
+        rows = self.handle.database.connection.execute("SELECT layer, offset FROM content WHERE digest = ?", (digest,))
+        for identifier, offset in rows.fetchall():
+            if identifier not in self._donors:
+                layer = get_layer(self.handle, identifier)
+                usable = is_intact(self.handle, layer) and self._lease(layer)
+                self._donors[identifier] = self.keys.get(layer.diff_id) if usable else None
+            key = self._donors[identifier]
+            if key is not None:
+                return key, offset
+        return None
+
+    def _lock_layer(self, diff_id: Digest) -> FileLock:
+        lock = FileLock(self.handle.layout.lock(f"layer-{diff_id.algorithm}-{diff_id.hex}"), check=self._check)
+        lock.acquire()
+        return lock
+
+    def _record_compressed(self, diff_id: Digest, compressed: tuple[Digest, int]) -> None:
+        with self.handle.database.transaction() as connection:
+            connection.execute(
+                "INSERT OR IGNORE INTO compressed SELECT ?, id, ? FROM layer WHERE diff_id = ?",
+                (str(compressed[0]), compressed[1], str(diff_id)),
+            )
+
+    def _submit(self, job: _Job) -> None:
+        if self._thread is None:
+            self._thread = threading.Thread(target=self._commit_all, name="layerfs-commit", daemon=True)
+            self._thread.start()
+        self._jobs.put(job)
+
+    def _stop_thread(self) -> None:
+        if self._thread is not None:
+            self._jobs.put(None)
+            self._thread.join()
+            self._thread = None
+
+    def _raise_failure(self) -> None:
+        if self._failure is not None:
+            raise self._failure
+
+    def _commit_all(self) -> None:
+        """Commit layers in order; after a failure the rest is only cleaned up."""
+        while (job := self._jobs.get()) is not None:
+            try:
+                if self._failure is None:
+                    self._commit(job)
+            except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, by _raise_failure
+                self._failure = error
+            finally:
+                self._drop(job.pending)
+
+    def _commit(self, job: _Job) -> None:
+        """Make one layer durable, give it its place, and record it, in this order."""
+        pending, layout = job.pending, self.handle.layout
+        tree = os.path.join(pending.directory, "tree.erofs")
+        with open(tree, "xb", buffering=0, opener=_private) as file:
+            file.write(job.image)
+        tree_status = os.stat(tree)
+        tar_status = pending.writer.status()
+        place = layout.layer(job.diff_id)
+        if os.path.lexists(place):
+            # A damaged layer, or one whose record a crash has lost. Mounts that use it keep its files open.
+            os.rename(place, pending.directory + ".old")
+        publish(pending.directory, place, sync=self.handle.sync)
+        row = (
+            pending.writer.tar_size, tar_status.st_size, tar_status.st_mtime_ns, tree_status.st_size,
+            tree_status.st_mtime_ns, pending.writer.tree.entries, time.time_ns(), str(job.diff_id),
+        )  # fmt: skip
+        with self.handle.database.transaction() as connection:
+            connection.execute(
+                "INSERT INTO layer (tar_size, file_size, tar_mtime, tree_size, tree_mtime, entries, created, diff_id)"
+                " VALUES (?, ?, ?, ?, ?, ?, ?, ?) ON CONFLICT (diff_id) DO UPDATE SET tar_size = excluded.tar_size,"
+                " file_size = excluded.file_size, tar_mtime = excluded.tar_mtime, tree_size = excluded.tree_size,"
+                " tree_mtime = excluded.tree_mtime",
+                row,
+            )
+            ids = {job.diff_id: _layer_id(connection, job.diff_id)}
+            layer = ids[job.diff_id]
+            connection.execute("DELETE FROM extent WHERE layer = ?", (layer,))
+            connection.execute("DELETE FROM content WHERE layer = ?", (layer,))
+            for extent in pending.writer.extents:
+                donor = extent.donor.known
+                if donor not in ids:
+                    ids[donor] = _layer_id(connection, donor)
+                connection.execute(
+                    "INSERT INTO extent VALUES (?, ?, ?, ?, ?)",
+                    (layer, extent.offset, extent.size, ids[donor], extent.donor_offset),
+                )
+            connection.executemany(
+                "INSERT INTO content VALUES (?, ?, ?, ?)", ((layer, *row) for row in pending.writer.content)
+            )
+            connection.execute("INSERT OR IGNORE INTO lease VALUES (?, ?)", (self.owner, layer))
+            if job.compressed is not None:
+                connection.execute(
+                    "INSERT OR REPLACE INTO compressed VALUES (?, ?, ?)",
+                    (str(job.compressed[0]), layer, job.compressed[1]),
+                )
+
+    def _drop(self, pending: Pending) -> None:
+        """Release what a layer holds; what is still in its private directory goes when the load ends."""
+        if pending is self._pending:
+            self._pending = None
+        pending.writer.close()
+        remove_tree(pending.directory, missing_ok=True)
+        if pending.lock is not None:
+            pending.lock.release(remove=True)
+
+
+def sweep(handle: StoreHandle) -> bool:
+    """Remove what loads left behind that died; return whether there was anything.
+
+    Layers that they had finished lose their lease, and go with the next garbage collection if no image uses them.
+    """
+    swept = False
+    with os.scandir(handle.layout.ingest) as entries:
+        owners = [entry.name for entry in entries]
+    for owner in owners:
+        lock = FileLock(handle.layout.lock(f"ingest-{owner}"))
+        if not lock.try_acquire():
+            continue
+        try:
+            with handle.database.transaction() as connection:
+                connection.execute("DELETE FROM lease WHERE owner = ?", (owner,))
+            remove_tree(os.path.join(handle.layout.ingest, owner), missing_ok=True)
+            swept = True
+        finally:
+            lock.release(remove=True)
+    return swept
+
+
+def _layer_id(connection: sqlite3.Connection, diff_id: Digest) -> int:
+    row = connection.execute("SELECT id FROM layer WHERE diff_id = ?", (str(diff_id),)).fetchone()
+    return int(row[0])
+
+
+def _private(path: str, flags: int) -> int:
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

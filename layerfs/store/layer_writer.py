@@ -1,0 +1,262 @@
+"""Takes one layer's uncompressed tar as a stream and lays it down: the sparse tar, its tree, and what it shares.
+
+One pass: every piece is parsed, its files are digested, and what no layer has yet is written at its own offset. A file
+whose bytes another layer already holds is not written (or punched out again, when it began in an earlier piece): its
+range stays a hole, and the tree points at the other layer.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+from dataclasses import dataclass
+from hashlib import sha256
+from typing import TYPE_CHECKING
+
+from layerfs.errors import LimitExceeded
+from layerfs.formats.codec import PIECE
+from layerfs.formats.digest import Digest
+from layerfs.formats.tar import BLOCK, Member, TarReader
+from layerfs.formats.tree import LayerTree, Node
+from layerfs.linux.durable import start_writeback
+from layerfs.linux.sparse import copy_range, punch_hole
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+__all__ = ["MAX_LAYER", "MIN_SHARED", "Extent", "LayerKey", "LayerWriter", "Offer", "spread_range"]
+
+#: Files below one file system block are not worth a record: their hole would free nothing.
+MIN_SHARED = 4096
+
+#: Bytes of one layer's tar, sparse files spread out included: what 32-bit block numbers of 512 bytes can reach.
+MAX_LAYER = 0xFFFFFFFF * BLOCK
+
+#: Bytes after which the kernel is asked to start writing, so that the final fsync finds little left to do.
+_WRITEBACK = 8 << 20
+
+_ZEROS = bytes(PIECE)
+
+
+class LayerKey:
+    """Stands for one layer in ``Node.device`` while its diffID may not be known yet. Compared by identity.
+
+    Attributes:
+        diff_id: the layer's digest, None until the whole layer was read.
+        file_size: bytes of its tar file on disk, 0 until then.
+    """
+
+    __slots__ = ("diff_id", "file_size")
+
+    def __init__(self, diff_id: Digest | None = None, file_size: int = 0) -> None:
+        """Make a key, with what is known."""
+        self.diff_id = diff_id
+        self.file_size = file_size
+
+    @property
+    def known(self) -> Digest:
+        """The diffID of a layer that was read to its end."""
+        assert self.diff_id is not None
+        return self.diff_id
+
+
+#: Where a file's bytes lie: in which layer's tar, from which byte.
+Offer = tuple[LayerKey, int]
+
+
+@dataclass(slots=True)
+class Extent:
+    """A hole of the layer: ``size`` bytes at ``offset`` lie in the donor at ``donor_offset``; the file is ``node``."""
+
+    offset: int
+    size: int
+    donor: LayerKey
+    donor_offset: int
+    node: Node
+    digest: bytes
+
+
+class LayerWriter:
+    """One layer on its way into the store.
+
+    Attributes:
+        key: stands for this layer in its nodes; its ``file_size`` is set by :meth:`finish`, its diffID by the caller.
+        tree: the tree so far; complete after :meth:`finish`.
+        extents: holes, ascending.
+        content: (offset, size, sha256) of every file of at least :data:`MIN_SHARED` bytes that was really written.
+        tar_size: bytes taken so far.
+    """
+
+    def __init__(self, path: str, find: Callable[[bytes], Offer | None] | None, *, sync: bool) -> None:
+        """Start a layer.
+
+        Args:
+            path: the file to write, made by this call.
+            find: tells by a file's sha256 whether another layer holds it already; None for a layer that is to hold
+                all its bytes itself.
+            sync: whether an fsync will follow.
+
+        Raises:
+            OSError: as open.
+        """
+        self.key = LayerKey()
+        self.tree = LayerTree(self.key)
+        self.extents: list[Extent] = []
+        self.content: list[tuple[int, int, bytes]] = []
+        self.tar_size = 0
+        self._find = find
+        self._own: dict[bytes, int] = {}  # where this layer holds each file, for files that it contains twice
+        self._sync = sync
+        self._reader = TarReader()
+        self._sparse: list[tuple[Member, Node]] = []
+        self._open: tuple[Node, _Hash, int, int] | None = None  # a file that goes on: node, digest so far, start, end
+        self._written = 0
+        self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+
+    def write(self, chunk: bytes) -> None:
+        """Take the next piece of the tar.
+
+        Args:
+            chunk: a multiple of 512 bytes, but for the last.
+
+        Raises:
+            FormatError: the tar breaks the rules of its format or of layers.
+            LimitExceeded: it is larger than layerfs can address.
+            OSError: ENOSPC, EIO.
+
+        Blocking: writes to the page cache; the disk is not waited for.
+        """
+        base = self.tar_size
+        end = self.tar_size = base + len(chunk)
+        if end > MAX_LAYER:
+            raise LimitExceeded(f"layer is larger than {MAX_LAYER} bytes")
+        view = memoryview(chunk)
+        holes: list[tuple[int, int]] = []
+        if self._open is not None:
+            node, hasher, start, stop = self._open
+            hasher.update(view[: stop - base])
+            if stop <= end:
+                self._open = None
+                self._settle(node, start, stop, hasher.digest(), base, holes)
+        for member in self._reader.feed(chunk):
+            node_or_none = self.tree.add(member)
+            if node_or_none is None:
+                continue
+            node = node_or_none
+            if member.sparse is not None:
+                self._sparse.append((member, node))
+                continue
+            size = member.size
+            if size < MIN_SHARED:
+                continue
+            start = member.data_offset
+            stop = start + size
+            if stop <= end:
+                self._settle(node, start, stop, sha256(view[start - base : stop - base]).digest(), base, holes)
+            else:
+                # The data may even begin in the next piece; an empty slice is right then.
+                self._open = (node, sha256(view[start - base :]), start, stop)
+        self._store(chunk, view, base, holes)
+
+    def finish(self) -> Node:
+        """End the layer: check that it is complete, spread sparse files out, and return the finished tree's root.
+
+        Raises:
+            FormatError: the tar is truncated.
+            LimitExceeded: its sparse files are larger than layerfs can address.
+            OSError: ENOSPC, EIO.
+        """
+        self._reader.close()
+        self.key.file_size = -(-self.tar_size // BLOCK) * BLOCK
+        for member, node in self._sparse:
+            self._spread(member, node)
+        os.ftruncate(self._file, self.key.file_size)
+        start_writeback(self._file, sync=self._sync)
+        return self.tree.finish()
+
+    def fill(self, tar_path: Callable[[LayerKey], str]) -> None:
+        """Give the layer all its bytes: copy into each hole what its donor holds.
+
+        Args:
+            tar_path: the path of another layer's tar.
+
+        Raises:
+            OSError: ENOSPC, EIO, or a donor that is gone.
+        """
+        for extent in self.extents:
+            if extent.donor is self.key:
+                copy_range(self._file, extent.donor_offset, self._file, extent.offset, extent.size)
+            else:
+                donor = os.open(tar_path(extent.donor), os.O_RDONLY | os.O_CLOEXEC)
+                try:
+                    copy_range(donor, extent.donor_offset, self._file, extent.offset, extent.size)
+                finally:
+                    os.close(donor)
+            extent.node.device, extent.node.offset = self.key, extent.offset
+            self.content.append((extent.offset, extent.size, extent.digest))
+        self.extents.clear()
+
+    def status(self) -> os.stat_result:
+        """Return the status of the tar file."""
+        return os.fstat(self._file)
+
+    def close(self) -> None:
+        """Close the file; it stays where it is."""
+        if self._file >= 0:
+            os.close(self._file)
+            self._file = -1
+
+    def _settle(self, node: Node, start: int, stop: int, digest: bytes, base: int, holes: list[tuple[int, int]]) -> None:
+        """Decide where a file whose digest is known lies: here, or where an equal one already is."""
+        size = stop - start
+        if self._find is None:
+            self.content.append((start, size, digest))
+            return
+        earlier = self._own.get(digest)
+        found = (self.key, earlier) if earlier is not None else self._find(digest)
+        if found is None:
+            self._own[digest] = start
+            self.content.append((start, size, digest))
+            return
+        node.device, node.offset = donor, offset = found
+        self.extents.append(Extent(start, size, donor, offset, node, digest))
+        if start < base:
+            punch_hole(self._file, start, base - start)
+        holes.append((max(start - base, 0), stop - base))
+
+    def _store(self, chunk: bytes, view: memoryview, base: int, holes: list[tuple[int, int]]) -> None:
+        if not holes and len(chunk) == PIECE and chunk == _ZEROS:
+            return
+        position = 0
+        for start, stop in (*holes, (len(chunk), len(chunk))):
+            while position < start:
+                position += os.pwrite(self._file, view[position:start], base + position)
+            position = stop
+        self._written += len(chunk)
+        if self._written >= _WRITEBACK:
+            self._written = 0
+            start_writeback(self._file, sync=self._sync)
+
+    def _spread(self, member: Member, node: Node) -> None:
+        """Lay a sparse file out behind the tar, its holes as holes: only so is it one contiguous range of bytes."""
+        assert member.sparse is not None
+        start, self.key.file_size = spread_range(self.key.file_size, member)
+        os.ftruncate(self._file, self.key.file_size)
+        source = member.data_offset
+        for offset, length in member.sparse:
+            copy_range(self._file, source, self._file, start + offset, length)
+            source += length
+        node.offset = start
+
+
+def spread_range(end: int, member: Member) -> tuple[int, int]:
+    """Return where a sparse member is laid out behind a layer file of ``end`` bytes, and where the file ends then.
+
+    Raises:
+        LimitExceeded: that is beyond what layerfs can address.
+    """
+    start = -(-end // MIN_SHARED) * MIN_SHARED
+    stop = start + -(-member.size // BLOCK) * BLOCK
+    if stop > MAX_LAYER:
+        raise LimitExceeded(f"sparse file {member.name[:200]!r} of {member.size} bytes is too large")
+    return start, stop

@@ -1,0 +1,102 @@
+"""Where everything of a store lies. Pure path arithmetic, apart from :meth:`Layout.create`.
+
+    ROOT/store.json                    format version and features
+    ROOT/store.db                      SQLite metadata
+    ROOT/blobs/ALG/HEX                 JSON documents as received
+    ROOT/layers/ALG/HEX/layer.tar      HEX is the diffID
+    ROOT/layers/ALG/HEX/tree.erofs
+    ROOT/images/ALG/HEX.erofs          HEX is the chainID: the merged tree
+    ROOT/unpacked/ALG/HEX/             layers as directories, made on demand for mounts without EROFS
+    ROOT/snapshots/ID/{upper,work}     writable container layers
+    ROOT/ingest/RANDOM/                work in progress
+    ROOT/locks/                        lock files
+    RUNROOT/                           mount records
+"""
+
+from __future__ import annotations
+
+import os
+from dataclasses import dataclass
+
+from layerfs.formats.digest import Digest
+
+__all__ = ["Layout"]
+
+_DIRECTORIES = (
+    "blobs/sha256", "blobs/sha512", "layers/sha256", "layers/sha512", "images/sha256", "images/sha512",
+    "unpacked/sha256", "unpacked/sha512", "snapshots", "ingest", "locks",
+)  # fmt: skip
+
+
+@dataclass(frozen=True, slots=True)
+class Layout:
+    """The paths of one store.
+
+    Attributes:
+        root: absolute path of the store.
+        runroot: absolute path of what does not outlive a boot.
+    """
+
+    root: str
+    runroot: str
+
+    @property
+    def marker(self) -> str:
+        """The file that says which format the store has."""
+        return os.path.join(self.root, "store.json")
+
+    @property
+    def database(self) -> str:
+        """The SQLite file."""
+        return os.path.join(self.root, "store.db")
+
+    @property
+    def ingest(self) -> str:
+        """The directory of work in progress."""
+        return os.path.join(self.root, "ingest")
+
+    def blob(self, digest: Digest) -> str:
+        """Return the path of a document."""
+        return os.path.join(self.root, "blobs", digest.algorithm, digest.hex)
+
+    def layer(self, diff_id: Digest) -> str:
+        """Return the directory of a layer."""
+        return os.path.join(self.root, "layers", diff_id.algorithm, diff_id.hex)
+
+    def layer_tar(self, diff_id: Digest) -> str:
+        """Return the path of a layer's tar."""
+        return os.path.join(self.layer(diff_id), "layer.tar")
+
+    def layer_tree(self, diff_id: Digest) -> str:
+        """Return the path of a layer's own tree."""
+        return os.path.join(self.layer(diff_id), "tree.erofs")
+
+    def merged_tree(self, chain_id: Digest) -> str:
+        """Return the path of the merged tree of a chain of layers."""
+        return os.path.join(self.root, "images", chain_id.algorithm, f"{chain_id.hex}.erofs")
+
+    def unpacked(self, diff_id: Digest) -> str:
+        """Return the directory that a layer is unpacked into when a mount cannot use its tree."""
+        return os.path.join(self.root, "unpacked", diff_id.algorithm, diff_id.hex)
+
+    def snapshot(self, identifier: str) -> str:
+        """Return the directory of a container's writable layer."""
+        return os.path.join(self.root, "snapshots", identifier)
+
+    def lock(self, name: str) -> str:
+        """Return the path of a lock file."""
+        return os.path.join(self.root, "locks", name)
+
+    def create(self) -> None:
+        """Make the directories that are missing.
+
+        The store is its owner's alone (0700): layers contain setuid programs and secrets of other users, and must not
+        be reachable outside a mount (the lesson of CVE-2021-41091).
+
+        Raises:
+            OSError: as mkdir.
+        """
+        os.makedirs(self.root, mode=0o700, exist_ok=True)
+        os.chmod(self.root, 0o700)
+        for name in _DIRECTORIES:
+            os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)
