@@ -239,12 +239,28 @@ def _deep(layers: int) -> Callable[[Path, Path, Callable[[str], None]], None]:
     return build
 
 
+def _flat(name: str) -> Callable[[Path, Path, Callable[[str], None]], None]:
+    def build(work: Path, layout: Path, say: Callable[[str], None]) -> None:
+        deep = image(name, say=say)
+        say(f"==> {name} in one layer")
+        run(["umoci", "unpack", "--image", f"{deep.oci}:latest", work / "bundle"])
+        tar = work / "flat.tar"
+        run(["tar", "--numeric-owner", "--sort=name", "-cf", tar, "-C", work / "bundle" / "rootfs", "."])
+        run(["umoci", "init", "--layout", layout])
+        run(["umoci", "new", "--image", f"{layout}:latest"])
+        run(["umoci", "raw", "add-layer", "--image", f"{layout}:latest", tar])
+
+    return build
+
+
 #: What makes each image, and the recipe's revision: a higher one than in the cache makes the image again.
 _RECIPES: dict[str, tuple[int, Callable[[Path, Path, Callable[[str], None]], None]]] = {
     "demo": (1, _demo),
     "python-app": (2, _python_app),
     "node-like": (2, _node_like),
+    "deep-1": (1, _deep(1)),
     "deep-101": (1, _deep(101)),
+    "deep-101-flat": (1, _flat("deep-101")),
     "deep-256": (1, _deep(256)),
     "deep-499": (1, _deep(499)),
 }

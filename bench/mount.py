@@ -1,0 +1,124 @@
+"""mount: mount and umount through the library and through the command line, at 1 and up to 499 layers."""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import time
+from collections.abc import Callable, Iterator, Mapping, Sequence
+from pathlib import Path
+
+from bench.corpus import CorpusImage, image
+from bench.load import layerfs_command, store_environment
+from bench.measure import Report, Sample, command, fresh_filesystem, interleave
+from layerfs.api import Image, Store
+
+__all__ = ["main", "mounted", "store_with"]
+
+#: Umounting frees what was read through the mount: a mount is touched once before, as every real one is.
+_IN_A_ROW = 20
+
+
+@contextlib.contextmanager
+def store_with(names: Sequence[str]) -> Iterator[tuple[Store, Path, dict[str, Image]]]:
+    """A store on a fresh file system holding the named images of the corpus; yields it, its place, and the images."""
+    with fresh_filesystem() as root:
+        environment = store_environment(root)
+        store = Store.open(environment["LAYERFS_ROOT"], runroot=environment["LAYERFS_RUNROOT"])
+        with store:
+            images = {name: store.load(_source(image(name)))[0] for name in names}
+            yield store, root, images
+
+
+def _source(found: CorpusImage) -> Path:
+    return found.oci_archive
+
+
+@contextlib.contextmanager
+def mounted(store: Store, found: Image, target: Path, *, read_only: bool) -> Iterator[Path]:
+    """``found`` mounted on ``target`` for the time of the block; a container made for it is removed again."""
+    target.mkdir(exist_ok=True)
+    mount = store.mount(found, target, read_only=read_only)
+    try:
+        yield target
+    finally:
+        store.umount(mount.target)
+        if mount.container is not None:
+            store.remove_container(mount.container)
+
+
+def _library(store: Store, found: Image, target: Path, *, read_only: bool) -> tuple[Sample, Sample]:
+    mounts = umounts = 0.0
+    for _ in range(_IN_A_ROW):
+        start = time.perf_counter()
+        mount = store.mount(found, target, read_only=read_only)
+        mounts += time.perf_counter() - start
+        next(target.iterdir(), None)
+        start = time.perf_counter()
+        store.umount(mount.target)
+        umounts += time.perf_counter() - start
+        if mount.container is not None:
+            store.remove_container(mount.container)
+    return Sample(mounts / _IN_A_ROW), Sample(umounts / _IN_A_ROW)
+
+
+def _through_library(
+    store: Store, images: Mapping[str, Image], target: Path, rounds: int, *, read_only: bool, report: Report
+) -> None:
+    umounts: dict[str, list[Sample]] = {name: [] for name in images}
+
+    def one(name: str, found: Image) -> Callable[[], Sample]:
+        def run() -> Sample:
+            mounting, unmounting = _library(store, found, target, read_only=read_only)
+            umounts[name].append(unmounting)
+            return mounting
+
+        return run
+
+    mounts, failed = interleave({name: one(name, found) for name, found in images.items()}, rounds)
+    kind = "read-only" if read_only else "writable, new container"
+    base = next(iter(images))
+    report.table(f"library: mount ({kind})", mounts, base=base, failed=failed, unit=("ms", 1000))
+    done = {name: found for name, found in umounts.items() if name not in failed}
+    report.table(f"library: umount ({kind})", done, base=base, unit=("ms", 1000))
+
+
+def _through_command_line(
+    root: Path, images: Mapping[str, Image], target: Path, rounds: int, *, report: Report
+) -> None:
+    environment = store_environment(root)
+    program = layerfs_command()
+    umounts: dict[str, list[Sample]] = {name: [] for name in images}
+
+    def one(name: str, found: Image) -> Callable[[], Sample]:
+        def run() -> Sample:
+            mounting = command([program, "mount", "--read-only", str(found.id), target], env=environment)
+            umounts[name].append(command([program, "umount", target], env=environment))
+            return mounting
+
+        return run
+
+    variants: dict[str, Callable[[], Sample]] = {
+        "layerfs --version": lambda: command([program, "--version"], env=environment)
+    }
+    variants |= {name: one(name, found) for name, found in images.items()}
+    mounts, failed = interleave(variants, rounds)
+    report.table("command line: mount --read-only", mounts, base="layerfs --version", failed=failed)
+    done = {name: found for name, found in umounts.items() if name not in failed}
+    report.table("command line: umount", done, base=next(iter(images)))
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the scenario with options from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench mount", description=__doc__.partition("\n")[0])
+    parser.add_argument("--image", action="append", help="deep-1, python-app, deep-101 and deep-499 unless given")
+    parser.add_argument("--rounds", type=int, default=5)
+    options = parser.parse_args(arguments)
+    report = Report("mount", {"rounds": options.rounds, "mounts in a row": _IN_A_ROW})
+    with store_with(options.image or ["deep-1", "python-app", "deep-101", "deep-499"]) as (store, root, images):
+        target = root / "mnt"
+        target.mkdir()
+        for read_only in (True, False):
+            _through_library(store, images, target, options.rounds, read_only=read_only, report=report)
+        _through_command_line(root, images, target, options.rounds, report=report)
+    report.write()

@@ -1,0 +1,135 @@
+"""resolve: every path of an image looked up in random order, by the library, by the kernel, and through all layers.
+
+All paths lead to what they name without a symlink on the way, as a walk gives them. Warm: each variant ran once before.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import mmap
+import os
+import random
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from bench.layered import LayeredLookup
+from bench.measure import Report, Sample, interleave
+from bench.mount import mounted, store_with
+from layerfs.api import Image, ImageTree, Store
+from layerfs.formats.erofs.reader import Tree
+from layerfs.store.layout import Layout
+
+__all__ = ["main", "walk_paths"]
+
+_BASE = "os.lstat, mounted, whole path"
+
+
+def walk_paths(root: Path) -> list[bytes]:
+    """All paths below ``root``, relative to it, without those on other file systems."""
+    found: list[bytes] = []
+    pending = [b""]
+    top = os.fsencode(root)
+    while pending:
+        directory = pending.pop()
+        with os.scandir(os.path.join(top, directory)) as entries:
+            for entry in entries:
+                path = os.path.join(directory, entry.name)
+                found.append(path)
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(path)
+    return found
+
+
+def _over(paths: Sequence[bytes], look: Callable[[bytes], object]) -> Callable[[], Sample]:
+    def run() -> Sample:
+        start = time.perf_counter()
+        cpu = time.process_time()
+        for path in paths:
+            look(path)
+        wall = time.perf_counter() - start
+        return Sample(wall / len(paths), (time.process_time() - cpu) / len(paths))
+
+    return run
+
+
+@contextlib.contextmanager
+def _layer_trees(root: Path, store: Store, found: Image) -> Iterator[list[Tree]]:
+    layout = Layout(str(root / "store"), str(root / "run"))
+    with contextlib.ExitStack() as stack:
+        trees = []
+        for layer in store.layers(found):
+            with open(layout.layer_tree(layer.diff_id), "rb") as file:
+                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
+            stack.callback(_close, mapped)
+            trees.append(Tree(memoryview(mapped)))
+        yield trees
+        trees.clear()
+
+
+def _close(mapped: mmap.mmap) -> None:
+    # A tree that is still alive holds the mapping; it goes with the process then.
+    with contextlib.suppress(BufferError):
+        mapped.close()
+
+
+@contextlib.contextmanager
+def _opened(directory: Path) -> Iterator[int]:
+    descriptor = os.open(directory, os.O_RDONLY | os.O_DIRECTORY)
+    try:
+        yield descriptor
+    finally:
+        os.close(descriptor)
+
+
+def _variants(
+    tree: ImageTree, layered: LayeredLookup, mount: tuple[Path, int], paths: Sequence[bytes]
+) -> dict[str, Callable[[], Sample]]:
+    """The ways to look a path up; ``mount`` is where the image is mounted, and a descriptor of that."""
+    top = os.fsencode(mount[0]) + b"/"
+    return {
+        "library resolve, merged tree": _over(paths, lambda path: tree.resolve(path, follow=False)),
+        "library lookup, one tree per layer": _over(paths, layered.resolve),
+        _BASE: _over(paths, lambda path: os.lstat(top + path)),
+        "os.stat(dir_fd=), mounted": _over(paths, lambda path: os.stat(path, dir_fd=mount[1], follow_symlinks=False)),
+    }
+
+
+def _measure(
+    title: str, variants: dict[str, Callable[[], Sample]], paths: Sequence[bytes], report: Report, rounds: int
+) -> None:
+    for run in variants.values():
+        run()
+    samples, failed = interleave(variants, rounds)
+    mean = sum(path.count(b"/") + 1 for path in paths) / len(paths)
+    report.table(
+        f"{title}: {len(paths)} paths of {mean:.1f} components on average, warm",
+        samples,
+        base=_BASE,
+        failed=failed,
+        unit=("us", 1e6),
+    )
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the scenario with options from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench resolve", description=__doc__.partition("\n")[0])
+    parser.add_argument("--image", action="append", help="python-app and deep-101 unless given")
+    parser.add_argument("--rounds", type=int, default=7)
+    options = parser.parse_args(arguments)
+    names = options.image or ["python-app", "deep-101"]
+    report = Report("resolve", {"rounds": options.rounds})
+    with store_with(names) as (store, root, images):
+        for name, found in images.items():
+            with mounted(store, found, root / "mnt", read_only=True) as target:
+                everything = walk_paths(target)
+                random.Random(7).shuffle(everything)
+                six = [path for path in everything if path.count(b"/") == 5]
+                with _layer_trees(root, store, found) as trees, _opened(target) as descriptor:
+                    tree, layered = store.tree(found), LayeredLookup(trees)
+                    for paths in (everything, six):
+                        if paths:
+                            variants = _variants(tree, layered, (target, descriptor), paths)
+                            _measure(f"{name}, {len(trees)} layers", variants, paths, report, options.rounds)
+    report.write()

@@ -1,0 +1,146 @@
+"""storm: stat, missing names, readdir and reading everything on a mounted image beside the same tree on plain ext4.
+
+Warm: each variant ran once before. The same tree is also measured from many layers and from one.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import subprocess
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from bench.corpus import image
+from bench.measure import Report, Sample, drop_caches, interleave
+from bench.mount import mounted, store_with
+from bench.resolve import walk_paths
+from layerfs.api import Image, Store
+
+__all__ = ["main"]
+
+Operation = Callable[[bytes, Sequence[bytes]], int]
+
+
+def _stat(top: bytes, paths: Sequence[bytes]) -> int:
+    for path in paths:
+        os.lstat(top + path)
+    return len(paths)
+
+
+def _missing(top: bytes, paths: Sequence[bytes]) -> int:
+    for path in paths:
+        with contextlib.suppress(OSError):
+            os.lstat(top + path + b".missing")
+    return len(paths)
+
+
+def _readdir(top: bytes, _paths: Sequence[bytes]) -> int:
+    return len(walk_paths(Path(os.fsdecode(top))))
+
+
+def _read(top: bytes, paths: Sequence[bytes]) -> int:
+    count = 0
+    for path in paths:
+        try:
+            descriptor = os.open(top + path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        except OSError:
+            continue
+        try:
+            while os.read(descriptor, 1 << 20):
+                pass
+            count += 1
+        except IsADirectoryError:
+            pass
+        finally:
+            os.close(descriptor)
+    return count
+
+
+_OPERATIONS: dict[str, Operation] = {
+    "stat of every path": _stat,
+    "lookup of a missing name beside every path": _missing,
+    "readdir walk": _readdir,
+    "open and read every file": _read,
+}
+
+
+def _per_entry(operation: Operation, top: Path, paths: Sequence[bytes]) -> Callable[[], Sample]:
+    def run() -> Sample:
+        start = time.perf_counter()
+        cpu = time.process_time()
+        count = operation(os.fsencode(top) + b"/", paths)
+        wall = time.perf_counter() - start
+        return Sample(wall / count, (time.process_time() - cpu) / count)
+
+    return run
+
+
+@contextlib.contextmanager
+def _unpacked(name: str, root: Path) -> Iterator[Path]:
+    """The image as a plain directory on the same file system, by umoci."""
+    bundle = root / f"plain-{name}"
+    subprocess.run(
+        ["umoci", "unpack", "--image", f"{image(name).oci}:latest", bundle], check=True, stdout=subprocess.DEVNULL
+    )
+    yield bundle / "rootfs"
+
+
+def _compare(title: str, trees: dict[str, Path], rounds: int, report: Report, *, cold: bool) -> None:
+    """Measure every operation on every tree; the first one is what the others are held against."""
+    base = next(iter(trees))
+    paths = walk_paths(trees[base])
+    random.Random(7).shuffle(paths)
+    for operation_title, operation in _OPERATIONS.items():
+        variants = {name: _per_entry(operation, top, paths) for name, top in trees.items()}
+        if cold:
+            variants = {name: _after_dropping_caches(run) for name, run in variants.items()}
+        else:
+            for run in variants.values():
+                run()
+        samples, failed = interleave(variants, rounds)
+        state = "cold" if cold else "warm"
+        report.table(
+            f"{title}: {operation_title}, {state}", samples, base=base, failed=failed, unit=("us per entry", 1e6)
+        )
+
+
+def _after_dropping_caches(run: Callable[[], Sample]) -> Callable[[], Sample]:
+    def cold() -> Sample:
+        drop_caches()
+        return run()
+
+    return cold
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the scenario with options from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench storm", description=__doc__.partition("\n")[0])
+    parser.add_argument("--image", default="python-app", help="the image that is compared with ext4")
+    parser.add_argument("--deep", default="deep-101", help="the image of many layers, compared with itself in one")
+    parser.add_argument("--rounds", type=int, default=5)
+    parser.add_argument("--cold", action="store_true", help="measure with empty caches too")
+    options = parser.parse_args(arguments)
+    report = Report("storm", {"rounds": options.rounds, "image": options.image, "deep": options.deep})
+    deep, flat = options.deep, f"{options.deep}-flat"
+    with store_with([options.image, deep, flat]) as (store, root, images), contextlib.ExitStack() as stack:
+        plain = stack.enter_context(_unpacked(options.image, root))
+        trees = {"ext4": plain, **_mounts(stack, store, images[options.image], root, "image")}
+        for cold in (False, True) if options.cold else (False,):
+            _compare(options.image, trees, options.rounds, report, cold=cold)
+        one = _mounts(stack, store, images[flat], root, "flat")
+        many = _mounts(stack, store, images[deep], root, "deep")
+        layers = {f"{key}, 1 layer": top for key, top in one.items()}
+        layers |= {f"{key}, {images[deep].layers} layers": top for key, top in many.items()}
+        _compare(deep, layers, options.rounds, report, cold=False)
+    report.write()
+
+
+def _mounts(stack: contextlib.ExitStack, store: Store, found: Image, root: Path, prefix: str) -> dict[str, Path]:
+    return {
+        name: stack.enter_context(mounted(store, found, root / f"{prefix}-{name}", read_only=read_only))
+        for name, read_only in (("read-only", True), ("writable", False))
+    }
