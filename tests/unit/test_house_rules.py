@@ -1,0 +1,40 @@
+"""Rules of this code base that no linter knows."""
+
+from __future__ import annotations
+
+import ast
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[2]
+LIBRARY = sorted((ROOT / "layerfs").rglob("*.py"))
+MODULES = [*LIBRARY, *sorted((ROOT / "cli" / "layerfs_cli").rglob("*.py"))]
+
+#: A module that grew beyond this has two subjects.
+MOST_LINES = 600
+
+#: Names that say nothing about what is in a module.
+EMPTY_WORDS = {"utils", "util", "helpers", "helper", "common", "manager", "handler", "misc"}
+
+
+def _id(path: Path) -> str:
+    return str(path.relative_to(ROOT))
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_id)
+def test_module_is_short_and_named_for_its_subject(path: Path) -> None:
+    assert len(path.read_text().splitlines()) <= MOST_LINES
+    assert not EMPTY_WORDS & set(path.stem.split("_"))
+
+
+@pytest.mark.parametrize("path", [path for path in MODULES if path.name != "__init__.py"], ids=_id)
+def test_module_says_what_it_is(path: Path) -> None:
+    assert ast.get_docstring(ast.parse(path.read_text())), "a module needs a docstring"
+
+
+@pytest.mark.parametrize("path", LIBRARY, ids=_id)
+def test_only_the_command_line_reads_the_environment(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
+            assert node.attr not in {"environ", "environb", "getenv", "getenvb"}, f"line {node.lineno}"
