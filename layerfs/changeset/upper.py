@@ -1,8 +1,8 @@
 r"""What a container has changed, read from its upper directory alone.
 
 The cost is that of the upper directory, not of the image: the lower tree is asked only for the names that the upper
-has. (It is listed where the upper hides or moves a whole directory.) The container may be mounted and running meanwhile;
-what vanishes while it is looked at counts as not there.
+has. (It is listed where the upper hides or moves a whole directory.) The container may be mounted and running
+meanwhile; what vanishes while it is looked at counts as not there.
 
 The rules are docker's, so that the answer is the same for the same changes:
 
@@ -12,15 +12,15 @@ The rules are docker's, so that the answer is the same for the same changes:
   file that was opened for writing and not written is copied up, but is no change.
 - Every directory above a change is ``C``, except those that are ``A``, and except the root, which is never listed. A
   directory whose mtime alone differs is not listed.
-- A directory in place of something else, or something else in place of a directory, is ``C``; below it everything is
-  ``A``, or nothing.
+- A directory in place of something else, or something else in place of a directory, is ``C``; below it everything
+  is ``A``, or nothing.
 
-Two differences, on purpose: docker compares no xattr but ``security.capability``, and takes two times of the same second
-for equal when one has no nanoseconds; a commit made from that would lose changes.
+Two differences, on purpose: docker compares no xattr but ``security.capability``, and takes two times of the same
+second for equal when one has no nanoseconds; a commit made from that would lose changes.
 
-overlayfs's own forms are understood: whiteouts as 0/0 device or as xattr, opaque directories, and redirects: a directory
-that was renamed is ``D`` at the old path and ``A``, with everything in it, at the new one. A file with ``metacopy`` has
-its attributes in the upper and so needs no more.
+overlayfs's own forms are understood: whiteouts as 0/0 device or as xattr, opaque directories, and redirects: a
+directory that was renamed is ``D`` at the old path and ``A``, with everything in it, at the new one. A file with
+``metacopy`` has its attributes in the upper and so needs no more.
 
 Source: moby pkg/archive (changes of directories); Linux Documentation/filesystems/overlayfs.rst.
 """

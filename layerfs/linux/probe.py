@@ -50,8 +50,8 @@ def feature(name: str) -> Feature:
     """Probe one feature, once per process.
 
     Args:
-        name: one of ``privilege``, ``mount-api``, ``erofs``, ``erofs-file``, ``overlay``, ``overlay-lower-fd``,
-            ``overlay-userxattr``, ``fuse``, ``user-namespaces``.
+        name: one of ``privilege``, ``trusted-xattrs``, ``mount-api``, ``erofs``, ``erofs-file``, ``overlay``,
+            ``overlay-lower-fd``, ``overlay-userxattr``, ``fuse``, ``user-namespaces``.
 
     Returns:
         The answer; it stays the same for the life of the process.
@@ -89,6 +89,18 @@ def _probe_privilege() -> tuple[bool, str]:
     return False, f"user {os.geteuid()} lacks CAP_SYS_ADMIN"
 
 
+def _probe_trusted_xattrs() -> tuple[bool, str]:
+    """Look whether this is the initial user namespace, which alone has ``trusted.*`` xattrs."""
+    with open("/proc/self/uid_map", "rb") as file:
+        # One line that maps everything to itself is what the initial namespace has.
+        initial = file.read().split() == [b"0", b"0", b"4294967295"]
+    if not initial:
+        return False, "trusted xattrs do not exist in a user namespace"
+    if not feature("privilege").usable:
+        return False, feature("privilege").reason
+    return True, "trusted xattrs can be read and set"
+
+
 def _probe_mount_api() -> tuple[bool, str]:
     """Open a context of a file system that every kernel has."""
     return _try_context("tmpfs", lambda _context: None, "fsopen, fsconfig, fsmount and move_mount work")
@@ -124,6 +136,9 @@ def _create_from_socket(context: int) -> None:
                     "(needs Linux 6.12 with CONFIG_EROFS_FS_BACKED_BY_FILE)"
                 )
                 raise OSError(errno.ENOTBLK, text) from None
+            if err.errno == errno.EPERM:
+                text = "the kernel does not mount EROFS in a user namespace"
+                raise OSError(errno.EPERM, text) from None
             if err.errno != errno.ENXIO:
                 raise
 
@@ -191,6 +206,8 @@ def _try_context(fstype: str, use: Callable[[int], None], good: str) -> tuple[bo
             return False, "this kernel has no new mount API (needs Linux 5.2)"
         if err.errno == errno.EPERM and not feature("privilege").usable:
             return False, feature("privilege").reason
+        if err.errno == errno.EPERM:
+            return False, f"the kernel does not mount {fstype} in a user namespace"
         return False, _text(err)
     try:
         use(context)
@@ -210,6 +227,7 @@ def _text(err: OSError) -> str:
 
 _PROBES: dict[str, Callable[[], tuple[bool, str]]] = {
     "privilege": _probe_privilege,
+    "trusted-xattrs": _probe_trusted_xattrs,
     "mount-api": _probe_mount_api,
     "erofs": _probe_erofs,
     "erofs-file": _probe_erofs_file,

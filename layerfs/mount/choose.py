@@ -1,0 +1,124 @@
+"""Which backend makes a mount here, and why the others do not.
+
+A backend is a way to mount; for the overlay backend, what lies below matters as much as the backend, so each pair is
+explained by itself. Everything is found out by probing, when it is asked for.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import Literal
+
+from layerfs.errors import BackendUnavailable
+from layerfs.linux.probe import Feature, feature
+
+__all__ = ["BackendStatus", "Lower", "choose_backend", "explain_backends"]
+
+#: What the overlay backend puts below: the merged EROFS image, or layers unpacked to directories.
+Lower = Literal["erofs", "dirs"]
+
+_FUSE_REASON = "this version of layerfs has no FUSE backend yet"
+
+
+@dataclass(frozen=True, slots=True)
+class BackendStatus:
+    """Whether one way to mount works here.
+
+    Attributes:
+        backend: ``overlay`` or ``fuse``.
+        lower: ``erofs`` or ``dirs`` for ``overlay``, else None.
+        usable: whether this process can use it now.
+        reason: why not, or how it works; one clause, lower case, no full stop.
+    """
+
+    backend: str
+    lower: Lower | None
+    usable: bool
+    reason: str
+
+    @property
+    def name(self) -> str:
+        """``overlay``, ``overlay (lower=dirs)`` or ``fuse``."""
+        return self.backend if self.lower in {None, "erofs"} else f"{self.backend} (lower={self.lower})"
+
+    def __str__(self) -> str:
+        """Return ``NAME: usable, …`` or ``NAME: not, because …``."""
+        return f"{self.name}: {'usable, ' if self.usable else 'not, because '}{self.reason}"
+
+
+def explain_backends() -> list[BackendStatus]:
+    """Explain every backend.
+
+    Returns:
+        The fastest first, usable or not.
+
+    Blocking: probes the kernel the first time, about 2 ms.
+    """
+    return [_overlay("erofs"), _overlay("dirs"), BackendStatus("fuse", None, usable=False, reason=_FUSE_REASON)]
+
+
+def choose_backend(backend: str = "auto", lower: str = "auto") -> BackendStatus:
+    """Return the backend to use, or say why there is none.
+
+    Args:
+        backend: ``auto``, ``overlay`` or ``fuse``.
+        lower: ``auto``, ``erofs`` or ``dirs``; ``auto`` takes the first that works.
+
+    Returns:
+        A usable backend: the first of :func:`explain_backends` that matches.
+
+    Raises:
+        BackendUnavailable: if none that matches is usable; ``reasons`` has one for each of them, ``hint`` names
+            another that would work.
+        ValueError: for a name that is no backend or no lower.
+
+    Blocking: probes only what is asked for, the first time.
+    """
+    if backend not in {"auto", "overlay", "fuse"}:
+        raise ValueError(f"unknown backend: {backend}")
+    if lower not in {"auto", "erofs", "dirs"}:
+        raise ValueError(f"unknown lower: {lower}")
+    refused: list[BackendStatus] = []
+    candidates: list[Lower] = [] if backend == "fuse" else ["erofs", "dirs"]
+    for candidate in candidates:
+        if lower in {"auto", candidate}:
+            status = _overlay(candidate)
+            if status.usable:
+                return status
+            refused.append(status)
+    if backend != "overlay":
+        refused.append(BackendStatus("fuse", None, usable=False, reason=_FUSE_REASON))
+    what = "no backend works here" if backend == "auto" else f"backend {refused[0].name} does not work here"
+    raise BackendUnavailable(
+        # One line: the others' reasons are in the attribute.
+        f"{what}: {refused[0].reason}",
+        reasons={status.name: status.reason for status in refused},
+        hint=_way_out(refused),
+    )
+
+
+def _overlay(lower: Lower) -> BackendStatus:
+    """Probe what the overlay backend needs, in the order in which an administrator would put it right."""
+    needed = ["privilege", "mount-api", "overlay"]
+    # Unpacked layers carry their opaque marks in trusted xattrs.
+    needed += ["erofs", "erofs-file"] if lower == "erofs" else ["trusted-xattrs"]
+    found: list[Feature] = []
+    for name in needed:
+        found.append(feature(name))
+        if not found[-1].usable:
+            return BackendStatus("overlay", lower, usable=False, reason=found[-1].reason)
+    if lower == "erofs":
+        reason = "one EROFS image below overlayfs, whatever the number of layers"
+    else:
+        reason = "layers are unpacked to directories when first mounted"
+    return BackendStatus("overlay", lower, usable=True, reason=reason)
+
+
+def _way_out(refused: list[BackendStatus]) -> str | None:
+    """Say what would work instead."""
+    names = {status.name for status in refused}
+    ways = ((_overlay("erofs"), "--backend overlay"), (_overlay("dirs"), "--backend overlay --lower dirs"))
+    for status, flags in ways:
+        if status.name not in names and status.usable:
+            return f"use {flags}"
+    return None if feature("privilege").usable else "run as root"

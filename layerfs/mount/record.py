@@ -1,0 +1,248 @@
+"""Who mounted what where: one small JSON file per mount, below the run root.
+
+A mount outlives the process that made it, and may end without layerfs: by umount(8), by a reboot, with its namespace.
+So a record is only ever a memory; the kernel's mount table decides. Every reading compares the two, drops records of
+mounts that are gone, and follows a mount that was moved.
+
+Invariant: a record that :meth:`MountRecords.live` returns belongs to a mount that existed at that moment, as far as
+this process can see.
+
+A file has the fields of :class:`MountRecord` by name; unknown ones are ignored. Records are not synced: the directory
+lies in memory, and a record means nothing after a reboot.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+import errno
+import json
+import os
+import secrets
+import time
+from dataclasses import dataclass
+
+from layerfs.errors import MountError
+from layerfs.linux.durable import write_document
+from layerfs.linux.mountinfo import MountEntry, read_mounts
+
+__all__ = ["MountRecord", "MountRecords"]
+
+_SUFFIX = ".json"
+_BOOT_ID = "/proc/sys/kernel/random/boot_id"
+
+
+@dataclass(frozen=True, slots=True)
+class MountRecord:
+    """One mount that layerfs made.
+
+    Attributes:
+        id: 12 random hex digits.
+        target: where it is mounted.
+        mount_id: the kernel's number of the mount.
+        device: ``MAJOR:MINOR`` of its file system; with ``mount_id`` it tells a mount from a later one.
+        namespace: the mount namespace that it was made in, as /proc names it.
+        boot_id: of the boot during which it was made.
+        image_id: digest of the image's config, as text.
+        image_name: the name under which the image was mounted, or None.
+        container: name of the container whose upper is mounted, or None.
+        backend: ``overlay`` or ``fuse``.
+        read_only: whether nothing can be written through it.
+        created: nanoseconds since the epoch.
+        pid: the process that serves the mount, or None for a mount of the kernel.
+    """
+
+    id: str
+    target: str
+    mount_id: int
+    device: str
+    namespace: str
+    boot_id: str
+    image_id: str
+    image_name: str | None
+    container: str | None
+    backend: str
+    read_only: bool
+    created: int
+    pid: int | None
+
+
+class MountRecords:
+    """The records below one directory. Thread-safe, and safe beside other processes: every file is written at once."""
+
+    def __init__(self, directory: str | os.PathLike[str]) -> None:
+        """Name the directory; it is made with the first record.
+
+        Args:
+            directory: ``RUNROOT/mounts``.
+        """
+        self.directory = os.fspath(directory)
+
+    def add(
+        self,
+        *,
+        target: str | os.PathLike[str],
+        mount_id: int,
+        image_id: str,
+        backend: str,
+        read_only: bool,
+        image_name: str | None = None,
+        container: str | None = None,
+        pid: int | None = None,
+    ) -> MountRecord:
+        """Record a mount that was just made.
+
+        Args:
+            target: where it is mounted; kept as an absolute path without symbolic links.
+            mount_id: what the backend returned.
+            image_id: digest of the image's config.
+            backend: ``overlay`` or ``fuse``.
+            read_only: whether nothing can be written through it.
+            image_name: the name under which the image was mounted.
+            container: name of the container whose upper is mounted.
+            pid: the process that serves the mount, if there is one.
+
+        Returns:
+            The record.
+
+        Raises:
+            MountError: ENOENT if there is no such mount (any more).
+            OSError: ENOSPC, EACCES, EROFS for the run root; no file is left then.
+        """
+        entry = next((entry for entry in read_mounts() if entry.mount_id == mount_id), None)
+        if entry is None:
+            raise MountError(f"the mount at {os.fspath(target)} is gone", errno=errno.ENOENT, backend=backend)
+        record = MountRecord(
+            id=secrets.token_hex(6),
+            target=os.path.realpath(target),
+            mount_id=mount_id,
+            device=entry.device,
+            namespace=_namespace("self"),
+            boot_id=_boot_id(),
+            image_id=image_id,
+            image_name=image_name,
+            container=container,
+            backend=backend,
+            read_only=read_only,
+            created=time.time_ns(),
+            pid=pid,
+        )
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        data = json.dumps(dataclasses.asdict(record), indent=1).encode() + b"\n"
+        write_document(self._path(record.id), data, sync=False)
+        return record
+
+    def live(self) -> list[MountRecord]:
+        """Return the records of mounts that exist, and remove the others.
+
+        Returns:
+            Records, oldest first. One of another mount namespace is kept while any process lives in that namespace.
+
+        Raises:
+            OSError: EACCES for the directory; a missing directory is no error.
+
+        Blocking: reads one small file per mount and the mount table; with a record of another namespace also one link
+            per process.
+        """
+        try:
+            names = sorted(name for name in os.listdir(self.directory) if name.endswith(_SUFFIX) and name[0] != ".")
+        except FileNotFoundError:
+            return []
+        if not names:
+            return []
+        mounts = {entry.mount_id: entry for entry in read_mounts()}
+        found: list[MountRecord] = []
+        for name in names:
+            record = self._read(name)
+            current = None if record is None else _current(record, mounts)
+            if current is not None:
+                found.append(current)
+            else:
+                self.remove(name.removesuffix(_SUFFIX))
+        return sorted(found, key=lambda record: (record.created, record.id))
+
+    def find(self, name: str) -> MountRecord | None:
+        """Return the record of a mount by container, by target or by its ID, in this order.
+
+        Args:
+            name: name of a container, path of a target, or ID of a record.
+
+        Returns:
+            The newest that matches, or None.
+
+        Raises:
+            OSError: as :meth:`live`.
+        """
+        records = self.live()[::-1]
+        path = os.path.realpath(name)
+        for matches in (
+            [record for record in records if record.container == name],
+            [record for record in records if path == record.target],
+            [record for record in records if record.id == name],
+        ):
+            if matches:
+                return matches[0]
+        return None
+
+    def remove(self, record_id: str) -> None:
+        """Forget a mount.
+
+        Args:
+            record_id: ID of its record; it is fine if it is gone.
+
+        Raises:
+            OSError: EACCES, EROFS.
+        """
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(self._path(record_id))
+
+    def _path(self, record_id: str) -> str:
+        """Return the path of a record."""
+        return os.path.join(self.directory, record_id + _SUFFIX)
+
+    def _read(self, name: str) -> MountRecord | None:
+        """Read a record; None for what is none, or is gone."""
+        names = {field.name for field in dataclasses.fields(MountRecord)}
+        try:
+            with open(os.path.join(self.directory, name), "rb") as file:
+                document = json.load(file)
+            return MountRecord(**{key: value for key, value in document.items() if key in names})
+        except (FileNotFoundError, ValueError, TypeError, AttributeError):
+            return None
+
+
+def _current(record: MountRecord, mounts: dict[int, MountEntry]) -> MountRecord | None:
+    """Return the record as it is true now, or None if its mount is gone."""
+    if record.boot_id != _boot_id():
+        return None
+    if record.namespace != _namespace("self"):
+        return record if _namespace_lives(record.namespace) else None
+    entry = mounts.get(record.mount_id)
+    if entry is None or entry.device != record.device:
+        return None
+    return record if entry.target == record.target else dataclasses.replace(record, target=entry.target)
+
+
+def _boot_id() -> str:
+    """Return the kernel's name of this boot."""
+    with open(_BOOT_ID, encoding="ascii") as file:
+        return file.read().strip()
+
+
+def _namespace(pid: str) -> str:
+    """Return the name of a process's mount namespace."""
+    return os.readlink(f"/proc/{pid}/ns/mnt")
+
+
+def _namespace_lives(namespace: str) -> bool:
+    """Whether some process is in a mount namespace; one that cannot be looked at may be in it."""
+    for pid in os.listdir("/proc"):
+        if pid.isdigit():
+            try:
+                if _namespace(pid) == namespace:
+                    return True
+            except PermissionError:
+                return True
+            except OSError:
+                continue
+    return False
