@@ -235,14 +235,20 @@ def _namespace(pid: str) -> str:
 
 
 def _namespace_lives(namespace: str) -> bool:
-    """Whether some process is in a mount namespace; one that cannot be looked at may be in it."""
+    """Whether some process is in a mount namespace.
+
+    For an unprivileged user, every process that may not be looked at may be in it. For root those are the few that have
+    capabilities which this process lacks, such as the init of a sandbox, and they would keep records for ever.
+    """
+    root = os.geteuid() == 0
     for pid in os.listdir("/proc"):
         if pid.isdigit():
             try:
                 if _namespace(pid) == namespace:
                     return True
             except PermissionError:
-                return True
+                if not root:
+                    return True
             except OSError:
                 continue
     return False

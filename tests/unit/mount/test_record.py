@@ -68,7 +68,8 @@ def test_records_are_found_by_container_target_and_id(records: MountRecords, tmp
 
 def test_the_newest_mount_of_a_target_is_found(records: MountRecords) -> None:
     _add(records, MOUNTS[0])
-    assert records.find(MOUNTS[0].target) == _add(records, MOUNTS[0])
+    newest = _add(records, MOUNTS[0])
+    assert records.find(MOUNTS[0].target) == newest
 
 
 @pytest.mark.parametrize(
