@@ -221,6 +221,10 @@ class Ingest:
         done = self._done[diff_id] = IngestedLayer(diff_id, root, writer.key)
         return done
 
+    def abandon(self, pending: Pending) -> None:
+        """Give a layer up; what was written of it is removed."""
+        self._drop(pending)
+
     def flush(self) -> None:
         """Wait until every finished layer is durable and recorded.
 

@@ -65,7 +65,8 @@ def checksum_matches(block: bytes) -> bool:
     if (stored - total) % _ADLER_MODULUS == 0:
         return True
     blanked = block[:148] + b" " * 8 + block[156:BLOCK]
-    return sum(struct.unpack("512b", blanked)) == stored
+    signed: int = sum(struct.unpack("512b", blanked))
+    return signed == stored
 
 
 def parse_number(field: bytes) -> int:

@@ -103,6 +103,14 @@ class TarReader:
                 raise type(error)(str(error), where=f"tar@{self._next:#x}") from error
         return members
 
+    def skip(self) -> int:
+        """Pass over file data without feeding it; return the offset that the next fed piece must come from.
+
+        For archives that can be read at any place.
+        """
+        self.position = max(self.position, self._next)
+        return self.position
+
     def close(self) -> None:
         """Check that the archive ended between two members.
 

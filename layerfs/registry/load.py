@@ -1,0 +1,153 @@
+"""Loads images from archives and layouts into the store: :func:`load_archive` for what can be read at will,
+:func:`load_stream` for what comes through a pipe.
+
+Both end in the same loop: events of layers come in, layers go out, and at the end images are made of them. A load that
+fails leaves nothing but what the next garbage collection removes, and runs that itself.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterable, Iterator
+from typing import BinaryIO
+
+from layerfs.errors import NotFound
+from layerfs.formats.codec import detect
+from layerfs.formats.digest import Digest
+from layerfs.formats.document import MAX_DOCUMENT_SIZE
+from layerfs.registry.members import DirectoryMembers, Members, TarMembers, stream_reader
+from layerfs.registry.loader import Loader, Progress
+from layerfs.registry.pipeline import LayerEvent, prefetch, read_blob
+from layerfs.registry.plan import LayerPlan, Selection, plan_images
+from layerfs.registry.stream import read_stream
+from layerfs.store.handle import StoreHandle
+from layerfs.store.image import ImageRecord
+from layerfs.store.ingest import Ingest
+from layerfs.store.layer import find_layer, is_intact
+
+__all__ = ["load_archive", "load_stream", "open_members"]
+
+
+def open_members(path: str) -> Members | None:
+    """Return the archive at a path for reading at will, or None when it has to be read as a stream.
+
+    Raises:
+        OSError: as open.
+        FormatError: no tar.
+    """
+    if os.path.isdir(path):
+        return DirectoryMembers(path)
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        if stat.S_ISREG(os.fstat(fd).st_mode) and detect(os.pread(fd, 6, 0)) == "none":
+            members = _OwnedTar(fd)
+            fd = -1
+            return members
+        return None
+    finally:
+        if fd >= 0:
+            os.close(fd)
+
+
+class _OwnedTar(TarMembers):
+    """A tar whose descriptor is closed with it."""
+
+    def __init__(self, fd: int) -> None:
+        super().__init__(fd)
+        self._own = fd
+
+    def close(self) -> None:
+        """Close the file."""
+        os.close(self._own)
+
+
+def load_archive(
+    handle: StoreHandle,
+    members: Members,
+    selection: Selection,
+    *,
+    progress: Progress | None = None,
+    check: Callable[[], None] | None = None,
+) -> list[ImageRecord]:
+    """Load the selected images of an archive that can be read at will. Layers that the store has are not read.
+
+    Raises:
+        FormatError, IntegrityError, NotFound: the archive is not what it should be; the store is as it was.
+        OSError: ENOSPC, EIO.
+
+    Atomicity: each image becomes visible when it is complete and durable.
+    """
+
+    def document(name: str) -> bytes | None:
+        if not members.has(name):
+            return None
+        reader = members.open(name)
+        try:
+            parts = []
+            left = MAX_DOCUMENT_SIZE + 1
+            while left and (data := reader.read(left)):
+                parts.append(data)
+                left -= len(data)
+            return b"".join(parts)
+        finally:
+            reader.close()
+
+    plans = plan_images(document, selection)
+    loader = Loader(handle, progress, check)
+
+    def run(ingest: Ingest) -> list[ImageRecord]:
+        wanted = {layer.member: layer for plan in plans for layer in plan.layers}
+        for member in [name for name, layer in wanted.items() if loader.take_present(ingest, layer)]:
+            del wanted[member]
+        missing = [name for name in wanted if not members.has(name)]
+        if missing:
+            raise NotFound("layer in the archive", missing[0], hint="The archive is not complete.")
+        loader.consume(ingest, prefetch(_blobs(members, wanted.values())), wanted)
+        return [loader.commit(ingest, plan) for plan in plans]
+
+    return loader.run(run)
+
+
+def load_stream(
+    handle: StoreHandle,
+    file: BinaryIO,
+    selection: Selection,
+    *,
+    progress: Progress | None = None,
+    check: Callable[[], None] | None = None,
+) -> list[ImageRecord]:
+    """Load the selected images of an archive that comes through a pipe, in one pass, whatever the order of its members.
+
+    Nothing is kept besides the layers themselves, in their final form. Raises as :func:`load_archive`.
+    """
+    loader = Loader(handle, progress, check)
+
+    def is_known(digest: Digest) -> bool:
+        row = handle.database.connection.execute(
+            "SELECT layer.diff_id FROM compressed JOIN layer ON layer.id = compressed.layer"
+            " WHERE compressed.digest = ? UNION SELECT diff_id FROM layer WHERE diff_id = ?",
+            (str(digest), str(digest)),
+        ).fetchone()
+        layer = find_layer(handle, Digest.parse(row[0])) if row else None
+        return layer is not None and is_intact(handle, layer)
+
+    def run(ingest: Ingest) -> list[ImageRecord]:
+        loader.consume(ingest, prefetch(read_stream(stream_reader(file), is_known)), None)
+        plans = plan_images(loader.document, selection)
+        return [loader.commit(ingest, plan) for plan in plans]
+
+    return loader.run(run)
+
+
+def _blobs(members: Members, layers: Iterable[LayerPlan]) -> Iterator[LayerEvent]:
+    for layer in layers:
+        reader = members.open(layer.member)
+        try:
+            blob = layer.blob.digest.algorithm if layer.blob is not None else "sha256"
+            yield from read_blob(
+                layer.member, reader.size, reader.read, blob_algorithm=blob, diff_algorithm=layer.diff_id.algorithm
+            )
+        finally:
+            reader.close()
+

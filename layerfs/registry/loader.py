@@ -1,0 +1,225 @@
+"""The consuming half of a load: events of layers come in, layers go into the store, images are made of them."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Mapping
+from typing import Protocol
+
+from layerfs.errors import DigestMismatch, IntegrityError, LayerfsError, NotFound, UnsafePath
+from layerfs.formats.digest import Digest, new_hash
+from layerfs.registry.pipeline import Chunk, LayerBegin, LayerEnd, LayerFailed
+from layerfs.registry.plan import ImagePlan, LayerPlan, synthesize_manifest
+from layerfs.registry.stream import ArchiveDocument, ArchiveLink, KnownLayer, StreamEvent
+from layerfs.store.derive import aligned
+from layerfs.store.gc import collect
+from layerfs.store.handle import StoreHandle
+from layerfs.store.image import ImageRecord, commit_image
+from layerfs.store.ingest import Ingest, IngestedLayer, Pending
+from layerfs.store.layer import find_layer, read_layer
+
+__all__ = ["Loader", "Progress"]
+
+#: Links followed from one member to another.
+_MAX_LINKS = 8
+
+
+class Progress(Protocol):
+    """Told how a load gets on. Called from the loading thread, at most once per mebibyte of a layer."""
+
+    def update(self, key: str, state: str, done: int, total: int | None) -> None:
+        """Take note.
+
+        Args:
+            key: the layer: its digest where it is known beforehand, else its name in the archive.
+            state: ``Waiting``, ``Loading``, ``Load complete`` or ``Already exists``.
+            done: bytes of the blob read so far.
+            total: bytes of the blob; None when nothing of it has to be read.
+        """
+
+
+class Loader:
+    """One load. All methods belong to one thread."""
+
+    def __init__(self, handle: StoreHandle, progress: Progress | None, check: Callable[[], None] | None) -> None:
+        """Prepare a load.
+
+        Args:
+            handle: the store.
+            progress: told about every layer.
+            check: polled between pieces; what it raises ends the load.
+        """
+        self._handle = handle
+        self._progress = progress
+        self._check = check
+        self._layers: dict[str, IngestedLayer] = {}
+        self._blobs: dict[str, tuple[Digest, int]] = {}
+        self._errors: dict[str, LayerfsError] = {}
+        self._documents: dict[str, bytes] = {}
+        self._links: dict[str, str] = {}
+
+    def run(self, work: Callable[[Ingest], list[ImageRecord]]) -> list[ImageRecord]:
+        """Run a load, and remove at its end the layers that it brought in and no image uses."""
+        try:
+            with Ingest(self._handle, check=self._check) as ingest:
+                return work(ingest)
+        finally:
+            collect(self._handle)
+
+    def document(self, name: str) -> bytes | None:
+        """Return a document of a stream that was read to its end, through links."""
+        return self._documents.get(self._followed(name))
+
+    def take_present(self, ingest: Ingest, layer: LayerPlan) -> bool:
+        """Note a layer that the store has whole; return whether it does."""
+        found = ingest.find_layer(layer.diff_id)
+        if found is None:
+            self._tell(str(layer.diff_id), "Waiting", 0, None)
+            return False
+        self._layers[layer.member] = found
+        self._tell(str(layer.diff_id), "Already exists", 0, None)
+        return True
+
+    def consume(
+        self, ingest: Ingest, events: Iterable[StreamEvent], plans: Mapping[str, LayerPlan] | None
+    ) -> None:
+        """Take all events: lay layers down, keep documents and links.
+
+        Args:
+            ingest: where layers go.
+            events: what the producing half yields.
+            plans: what each member must turn out to be; None when that is known only at the end. Then a damaged layer
+                is no error before an image wants it.
+        """
+        pending: Pending | None = None
+        key, total = "", 0
+        for event in events:
+            if self._check is not None:
+                self._check()
+            try:
+                match event:
+                    case Chunk():
+                        if pending is not None:
+                            pending.writer.write(event.data)
+                        self._tell(key, "Loading", event.done, total)
+                    case LayerBegin():
+                        diff_id = plans[event.member].diff_id if plans is not None else None
+                        key, total, member = str(diff_id or event.member), event.size, event.member
+                        pending = self._begin(ingest, member, diff_id)
+                        self._tell(key, "Loading", 0, total)
+                    case LayerEnd():
+                        self._end(ingest, pending, event, plans)
+                        pending = None
+                        self._tell(key, "Load complete", total, total)
+                    case LayerFailed():
+                        raise event.error
+                    case ArchiveDocument():
+                        self._documents[event.member] = event.raw
+                    case ArchiveLink():
+                        self._links[event.member] = event.target
+                    case KnownLayer():
+                        self._take_known(ingest, event)
+            except LayerfsError as error:
+                if plans is not None or isinstance(event, KnownLayer):
+                    raise
+                self._errors[member] = error
+                if pending is not None:
+                    ingest.abandon(pending)
+                    pending = None
+
+    def commit(self, ingest: Ingest, plan: ImagePlan) -> ImageRecord:
+        """Make one image.
+
+        Raises:
+            NotFound: a layer was not in the archive.
+            IntegrityError: a layer is not what the image's documents promise.
+        """
+        layers = [self._layer(ingest, layer) for layer in plan.layers]
+        manifest = plan.manifest
+        if manifest is None:
+            ingest.flush()
+            sizes = [record.tar_size for layer in layers if (record := find_layer(self._handle, layer.diff_id))]
+            manifest = synthesize_manifest(plan.config, sizes)
+        return commit_image(
+            ingest, config=(plan.config.digest, plan.config.raw), manifest=manifest, layers=layers, names=plan.names
+        )
+
+    def _begin(self, ingest: Ingest, member: str, diff_id: Digest | None) -> Pending | None:
+        begun = ingest.begin_layer(diff_id)
+        if isinstance(begun, Pending):
+            return begun
+        self._layers[member] = begun
+        return None
+
+    def _end(
+        self, ingest: Ingest, pending: Pending | None, event: LayerEnd, plans: Mapping[str, LayerPlan] | None
+    ) -> None:
+        if plans is not None:
+            _check_blob(plans[event.member], event.blob, event.size)
+        if pending is not None:
+            self._layers[event.member] = ingest.finish_layer(pending, event.diff_id, (event.blob, event.size))
+        self._blobs[event.member] = (event.blob, event.size)
+
+    def _take_known(self, ingest: Ingest, event: KnownLayer) -> None:
+        found = ingest.find_compressed(event.blob) or ingest.find_layer(event.blob)
+        if found is None:
+            raise IntegrityError(f"layer {event.blob} was removed from the store while it was being used")
+        self._layers[event.member] = found
+        self._blobs[event.member] = (event.blob, event.size)
+        self._tell(str(event.blob), "Already exists", 0, None)
+
+    def _layer(self, ingest: Ingest, plan: LayerPlan) -> IngestedLayer:
+        """Return the layer that was read for a plan, after checking that it is the one."""
+        member = self._followed(plan.member)
+        if member in self._errors:
+            raise self._errors[member]
+        layer = self._layers.get(member)
+        if layer is None:
+            raise NotFound("layer in the archive", plan.member, hint="The archive is not complete.")
+        if member in self._blobs:
+            _check_blob(plan, *self._blobs[member])
+        if layer.diff_id.algorithm != plan.diff_id.algorithm:
+            layer = self._digest_anew(ingest, layer, plan.diff_id)
+        if layer.diff_id != plan.diff_id:
+            record = find_layer(self._handle, layer.diff_id)
+            size = record.tar_size if record is not None else 0
+            raise DigestMismatch("layer", expected=str(plan.diff_id), actual=str(layer.diff_id), size=size)
+        return layer
+
+    def _digest_anew(self, ingest: Ingest, layer: IngestedLayer, wanted: Digest) -> IngestedLayer:
+        """Store a layer of a stream under another algorithm's digest; its files are shared, so this takes no space."""
+        ingest.flush()
+        record = find_layer(self._handle, layer.diff_id)
+        pending = ingest.begin_layer(wanted)
+        if isinstance(pending, IngestedLayer) or record is None:
+            return pending if isinstance(pending, IngestedLayer) else layer
+        hasher = new_hash(wanted.algorithm)
+        for piece in aligned(read_layer(self._handle, record, check=self._check)):
+            hasher.update(piece)
+            pending.writer.write(piece)
+        return ingest.finish_layer(pending, Digest(wanted.algorithm, hasher.hexdigest()), None)
+
+    def _followed(self, name: str) -> str:
+        """Return the member that a name means, through links."""
+        for _ in range(_MAX_LINKS):
+            if name not in self._links:
+                return name
+            name = self._links[name]
+        raise UnsafePath(f"archive member {name!r} is a loop of links")
+
+    def _tell(self, key: str, state: str, done: int, total: int | None) -> None:
+        if self._progress is not None:
+            self._progress.update(key, state, done, total)
+
+
+def _check_blob(plan: LayerPlan, digest: Digest, size: int) -> None:
+    """Compare a blob with its descriptor, where there is one.
+
+    Raises:
+        DigestMismatch, IntegrityError: it is another one.
+    """
+    if plan.blob is None:
+        return
+    if size != plan.blob.size:
+        raise IntegrityError(f"layer {plan.blob.digest}: {size} bytes, expected {plan.blob.size}")
+    if digest != plan.blob.digest:
+        raise DigestMismatch("layer", expected=str(plan.blob.digest), actual=str(digest), size=size)

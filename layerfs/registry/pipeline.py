@@ -1,0 +1,195 @@
+"""Reads layers in one thread while another lays them down: the two halves of a load.
+
+The producing half receives, digests, decompresses and digests again; nearly all of it happens in C without the GIL. It
+hands events to the consuming half through a bounded queue, so memory does not depend on the size of anything.
+"""
+
+from __future__ import annotations
+
+import queue
+import threading
+from collections.abc import Callable, Generator, Iterable, Iterator
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, TypeVar
+
+from layerfs.errors import FormatError, LayerfsError, LimitExceeded
+from layerfs.formats.codec import PIECE, decompress, detect
+from layerfs.formats.digest import Digest, new_hash
+from layerfs.formats.tar import BLOCK
+
+if TYPE_CHECKING:
+    from hashlib import _Hash
+
+T = TypeVar("T")
+
+__all__ = ["Chunk", "LayerBegin", "LayerEnd", "LayerFailed", "prefetch", "read_blob"]
+
+#: Pieces in the queue, a mebibyte each: enough for one half to go on while the other is at a slow spot.
+_DEPTH = 16
+
+#: A layer may grow to this before its expansion is looked at, and then to at most this many times its compressed size.
+#: deflate cannot exceed 1032; real layers stay below 100, but for files of zeros.
+_RATIO_AFTER = 4 << 30
+_MAX_RATIO = 1100
+
+
+@dataclass(frozen=True, slots=True)
+class LayerBegin:
+    """A layer's bytes follow. ``size`` is of the blob as stored, for progress."""
+
+    member: str
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class Chunk:
+    """The next bytes of the layer's tar, in multiples of 512 but for the last; ``done`` bytes of the blob were read."""
+
+    data: bytes
+    done: int
+
+
+@dataclass(frozen=True, slots=True)
+class LayerEnd:
+    """The layer is complete: digest and size of the blob as stored, and the digest of the tar."""
+
+    member: str
+    blob: Digest
+    size: int
+    diff_id: Digest
+
+
+@dataclass(frozen=True, slots=True)
+class LayerFailed:
+    """The layer's bytes are damaged; the rest of it was passed over."""
+
+    member: str
+    error: LayerfsError
+
+
+LayerEvent = LayerBegin | Chunk | LayerEnd | LayerFailed
+
+
+class _Counted:
+    """Digests and counts a blob's bytes on their way to the decoder."""
+
+    def __init__(self, head: bytes, read: Callable[[int], bytes], algorithm: str) -> None:
+        self.size = 0
+        self.hasher: _Hash = new_hash(algorithm)
+        self._head = head
+        self._read = read
+
+    def read(self, size: int) -> bytes:
+        """Return up to ``size`` bytes."""
+        if self._head:
+            data, self._head = self._head[:size], self._head[size:]
+        else:
+            data = self._read(size)
+        self.hasher.update(data)
+        self.size += len(data)
+        return data
+
+
+def read_blob(
+    member: str,
+    size: int,
+    read: Callable[[int], bytes],
+    *,
+    blob_algorithm: str = "sha256",
+    diff_algorithm: str = "sha256",
+    head: bytes = b"",
+) -> Generator[LayerEvent, None, None]:
+    """Yield the events of one layer; the whole blob has been read when they end.
+
+    Args:
+        member: the blob's name in the archive.
+        size: its announced size.
+        read: returns up to that many bytes, and nothing at the end of the blob.
+        blob_algorithm: for the digest of the blob.
+        diff_algorithm: for the digest of the tar.
+        head: bytes of the blob that were read already.
+
+    Raises:
+        OSError: what ``read`` raises. Damaged data is no exception but a :class:`LayerFailed`.
+    """
+    head = head or read(PIECE // 4)
+    source = _Counted(head, read, blob_algorithm)
+    yield LayerBegin(member, size)
+    try:
+        codec = detect(head)
+        plain = codec == "none" and blob_algorithm == diff_algorithm
+        hasher = source.hasher if plain else new_hash(diff_algorithm)
+        total = 0
+        rest = b""
+        for piece in decompress(source.read, codec):
+            if not plain:
+                hasher.update(piece)
+            total += len(piece)
+            if total > _RATIO_AFTER and total > source.size * _MAX_RATIO:
+                raise LimitExceeded(f"layer {member} expands to more than {_MAX_RATIO} times its {source.size} bytes")
+            whole = rest + piece if rest else piece
+            cut = len(whole) & -BLOCK
+            rest = whole[cut:]
+            if cut:
+                yield Chunk(whole[:cut] if rest else whole, source.size)
+        if rest:
+            yield Chunk(rest, source.size)
+        while source.read(PIECE):  # whatever follows the compressed data belongs to the blob's digest too
+            pass
+    except FormatError as error:
+        while source.read(PIECE):
+            pass
+        yield LayerFailed(member, error)
+        return
+    blob = Digest(blob_algorithm, source.hasher.hexdigest())
+    diff_id = Digest(diff_algorithm, hasher.hexdigest())
+    yield LayerEnd(member, blob, source.size, diff_id)
+
+
+class _Stopped(Exception):
+    """The consumer went away."""
+
+
+def prefetch(events: Iterable[T]) -> Iterator[T]:
+    """Run a generator in a thread of its own and yield what it yields, at most a bounded number of items ahead.
+
+    An exception of the generator is raised here. When the consumer stops early, so does the thread, at its next item.
+    """
+    ready: queue.Queue[list[T] | BaseException | None] = queue.Queue(_DEPTH)
+    stop = threading.Event()
+
+    def put(item: list[T] | BaseException | None) -> None:
+        while not stop.is_set():
+            try:
+                ready.put(item, timeout=0.2)
+            except queue.Full:
+                continue
+            return
+        raise _Stopped
+
+    def run() -> None:
+        try:
+            for event in events:
+                put([event])
+            put(None)
+        except _Stopped:
+            pass
+        except BaseException as error:  # noqa: BLE001 - raised again in the consuming thread
+            try:
+                put(error)
+            except _Stopped:
+                pass
+
+    thread = threading.Thread(target=run, name="layerfs-read", daemon=True)
+    thread.start()
+    try:
+        while True:
+            item = ready.get()
+            if item is None:
+                return
+            if isinstance(item, BaseException):
+                raise item
+            yield from item
+    finally:
+        stop.set()
+        thread.join()

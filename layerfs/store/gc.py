@@ -1,0 +1,256 @@
+"""Garbage collection: removing what no image, container or running load refers to.
+
+A layer may hold bytes that others borrow. Before it goes, each borrowed range is copied into the hole of one borrower,
+the other borrowers' records are turned to that one, and the trees concerned are written anew under the same names; live
+mounts keep the old files open and do not notice.
+
+Order, so that a crash at any point loses nothing: copy the bytes and sync them; replace the trees; record; remove files.
+Until the record changes the old layer is there, and the new trees are right with or without it.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+from layerfs.errors import InvalidReference
+from layerfs.formats.digest import Digest
+from layerfs.formats.merge import walk
+from layerfs.linux.durable import fsync_directory, write_document
+from layerfs.linux.lock import FileLock
+from layerfs.linux.safe_path import remove_tree
+from layerfs.linux.sparse import copy_range
+from layerfs.store.derive import LayerKeys, encode_layer_tree, encode_merged_tree
+from layerfs.store.handle import StoreHandle
+from layerfs.store.ingest import sweep
+from layerfs.store.layer import LayerRecord, file_digest, get_layer, open_tree
+from layerfs.store.layer_writer import LayerKey
+from layerfs.store.nodes import read_nodes
+
+__all__ = ["Reclaimed", "collect"]
+
+_UNUSED = """
+SELECT id FROM layer WHERE NOT EXISTS (SELECT 1 FROM image_layer WHERE image_layer.layer = layer.id)
+    AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.layer = layer.id)
+"""
+
+
+@dataclass(frozen=True, slots=True)
+class Reclaimed:
+    """What a collection removed: layers, merged trees, documents, and the bytes of disk that they took."""
+
+    layers: tuple[Digest, ...]
+    trees: int
+    blobs: int
+    size: int
+
+
+@dataclass(frozen=True, slots=True)
+class _Move:
+    """Bytes that find a new home: ``size`` at ``old`` in the leaving layer are now at ``new`` in the heir."""
+
+    old: int
+    size: int
+    heir: int
+    new: int
+
+
+def collect(handle: StoreHandle) -> Reclaimed:
+    """Remove what nothing refers to. Loads that run at the same time keep what they hold.
+
+    Raises:
+        OSError: ENOSPC when borrowed bytes find no room; the layer that lends them then stays.
+    """
+    sweep(handle)
+    lock = FileLock(handle.layout.lock("gc"))
+    if not lock.try_acquire():
+        return Reclaimed((), 0, 0, 0)
+    try:
+        removed = []
+        size = 0
+        rows = handle.database.connection.execute(_UNUSED).fetchall()
+        for (identifier,) in rows:
+            layer = get_layer(handle, identifier)
+            freed = _remove_layer(handle, layer)
+            if freed is not None:
+                removed.append(layer.diff_id)
+                size += freed
+        trees, tree_size = _remove_trees(handle)
+        blobs, blob_size = _remove_blobs(handle)
+        return Reclaimed(tuple(removed), trees, blobs, size + tree_size + blob_size)
+    finally:
+        lock.release()
+
+
+def _remove_layer(handle: StoreHandle, layer: LayerRecord) -> int | None:
+    """Remove one layer; return the bytes of disk it took, or None when a load took hold of it meanwhile."""
+    name = f"layer-{layer.diff_id.algorithm}-{layer.diff_id.hex}"
+    lock = FileLock(handle.layout.lock(name))
+    if not lock.try_acquire():
+        return None
+    try:
+        _bequeath(handle, layer)
+        with handle.database.transaction() as connection:
+            still = connection.execute(f"{_UNUSED} AND id = ?", (layer.id,)).fetchone()
+            lent = connection.execute(
+                "SELECT 1 FROM extent WHERE donor = ? AND layer != ?", (layer.id, layer.id)
+            ).fetchone()
+            if still is None or lent is not None:
+                return None
+            connection.execute("DELETE FROM extent WHERE layer = ?", (layer.id,))
+            connection.execute("DELETE FROM layer WHERE id = ?", (layer.id,))
+        directory = handle.layout.layer(layer.diff_id)
+        size = _disk_size(os.path.join(directory, name) for name in ("layer.tar", "tree.erofs"))
+        remove_tree(directory, missing_ok=True)
+        remove_tree(handle.layout.unpacked(layer.diff_id), missing_ok=True)
+        return size
+    finally:
+        lock.release(remove=True)
+
+
+def _bequeath(handle: StoreHandle, layer: LayerRecord) -> None:
+    """Give what other layers borrow from this one to one of them."""
+    connection = handle.database.connection
+    rows = connection.execute(
+        "SELECT donor_offset, size, layer, offset FROM extent WHERE donor = ? AND layer != ?"
+        " ORDER BY donor_offset, layer, offset",
+        (layer.id, layer.id),
+    ).fetchall()
+    if not rows:
+        return
+    moves: dict[int, _Move] = {}
+    for donor_offset, size, borrower, offset in rows:
+        moves.setdefault(donor_offset, _Move(donor_offset, size, borrower, offset))
+    digests = _copy(handle, layer, moves.values())
+    borrowers = sorted({row[2] for row in rows})
+    _rewrite_trees(handle, layer, moves, borrowers)
+    with handle.database.transaction() as transaction:
+        for donor_offset, _, borrower, offset in rows:
+            move = moves[donor_offset]
+            if (borrower, offset) == (move.heir, move.new):
+                transaction.execute("DELETE FROM extent WHERE layer = ? AND offset = ?", (borrower, offset))
+                transaction.execute(
+                    "INSERT INTO content VALUES (?, ?, ?, ?)", (borrower, offset, move.size, digests[donor_offset])
+                )
+            else:
+                transaction.execute(
+                    "UPDATE extent SET donor = ?, donor_offset = ? WHERE layer = ? AND offset = ?",
+                    (move.heir, move.new, borrower, offset),
+                )
+        for identifier in borrowers:
+            record = get_layer(handle, identifier)
+            tar = os.stat(handle.layout.layer_tar(record.diff_id))
+            tree = os.stat(handle.layout.layer_tree(record.diff_id))
+            transaction.execute(
+                "UPDATE layer SET tar_mtime = ?, tree_size = ?, tree_mtime = ? WHERE id = ?",
+                (tar.st_mtime_ns, tree.st_size, tree.st_mtime_ns, identifier),
+            )
+
+
+def _copy(handle: StoreHandle, layer: LayerRecord, moves: Iterable[_Move]) -> dict[int, bytes]:
+    """Copy each range into its heir's hole, durably; return the ranges' digests by old offset."""
+    digests = {}
+    by_heir: dict[int, list[_Move]] = {}
+    for move in moves:
+        by_heir.setdefault(move.heir, []).append(move)
+    source = os.open(handle.layout.layer_tar(layer.diff_id), os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        for heir, ranges in by_heir.items():
+            path = handle.layout.layer_tar(get_layer(handle, heir).diff_id)
+            target = os.open(path, os.O_RDWR | os.O_CLOEXEC)
+            try:
+                for move in ranges:
+                    copy_range(source, move.old, target, move.new, move.size)
+                    digests[move.old] = file_digest(target, move.new, move.size)
+                if handle.sync:
+                    os.fsync(target)
+            finally:
+                os.close(target)
+    finally:
+        os.close(source)
+    return digests
+
+
+def _rewrite_trees(handle: StoreHandle, layer: LayerRecord, moves: dict[int, _Move], borrowers: list[int]) -> None:
+    """Write every tree anew that points into the leaving layer."""
+    keys = LayerKeys(handle)
+    heirs = {move.heir: keys.get(get_layer(handle, move.heir).diff_id) for move in moves.values()}
+    leaving = keys.get(layer.diff_id)
+    for identifier in borrowers:
+        diff_id = get_layer(handle, identifier).diff_id
+        path = handle.layout.layer_tree(diff_id)
+        root = read_nodes(open_tree(path), keys.get)
+        used: set[LayerKey] = set()
+        for node in walk(root):
+            if node.device is leaving:
+                move = moves[node.offset]
+                node.device, node.offset = heirs[move.heir], move.new
+            if isinstance(node.device, LayerKey):
+                used.add(node.device)
+        write_document(path, encode_layer_tree(root, keys.get(diff_id), used), sync=handle.sync)
+    marks = ", ".join("?" * len(borrowers))
+    rows = handle.database.connection.execute(
+        "SELECT chain_id, min(image.id) FROM image JOIN image_layer ON image_layer.image = image.id"
+        f" WHERE image_layer.layer IN ({marks}) GROUP BY chain_id",
+        borrowers,
+    )
+    for chain, image in rows.fetchall():
+        path = handle.layout.merged_tree(Digest.parse(chain))
+        if not os.path.exists(path):
+            continue
+        root = read_nodes(open_tree(path), keys.get)
+        for node in walk(root):
+            if node.device is leaving:
+                move = moves[node.offset]
+                node.device, node.offset = heirs[move.heir], move.new
+        layers = handle.database.connection.execute(
+            "SELECT layer FROM image_layer WHERE image = ? ORDER BY position", (image,)
+        ).fetchall()
+        chain_keys = [keys.get(get_layer(handle, row[0]).diff_id) for row in layers]
+        write_document(path, encode_merged_tree(root, chain_keys), sync=handle.sync)
+
+
+def _remove_trees(handle: StoreHandle) -> tuple[int, int]:
+    """Remove merged trees of no image. A running load may be about to use one, so then all stay."""
+    known = {row[0] for row in handle.database.connection.execute("SELECT chain_id FROM image")}
+    return _remove_files(handle, "images", lambda digest: str(digest) in known)
+
+
+def _remove_blobs(handle: StoreHandle) -> tuple[int, int]:
+    """Remove documents of no image."""
+    rows = handle.database.connection.execute("SELECT digest, manifest FROM image")
+    known = {digest for row in rows for digest in row}
+    return _remove_files(handle, "blobs", lambda digest: str(digest) in known)
+
+
+def _remove_files(handle: StoreHandle, kind: str, is_known: Callable[[Digest], bool]) -> tuple[int, int]:
+    """Remove the files of one kind that are not known; return how many and their bytes."""
+    count = size = 0
+    if os.listdir(handle.layout.ingest):
+        return 0, 0  # a load writes its documents and tree before the record that makes them known
+    for algorithm in ("sha256", "sha512"):
+        directory = os.path.join(handle.layout.root, kind, algorithm)
+        for name in os.listdir(directory):
+            path = os.path.join(directory, name)
+            try:
+                if is_known(Digest(algorithm, name.removesuffix(".erofs"))):
+                    continue
+            except InvalidReference:
+                pass  # the temporary file of a write that a crash cut short
+            size += _disk_size([path])
+            os.unlink(path)
+            count += 1
+        if count:
+            fsync_directory(directory, sync=handle.sync)
+    return count, size
+
+
+def _disk_size(paths: Iterable[str]) -> int:
+    total = 0
+    for path in paths:
+        try:
+            total += os.stat(path).st_blocks * 512
+        except FileNotFoundError:
+            continue
+    return total

@@ -1,0 +1,146 @@
+"""Containers: a writable layer on top of an image, kept in overlayfs's own on-disk format."""
+
+from __future__ import annotations
+
+import os
+import re
+import secrets
+import sqlite3
+import time
+from dataclasses import dataclass
+
+from layerfs.errors import Conflict, InvalidReference, NotFound
+from layerfs.formats.digest import Digest
+from layerfs.linux.durable import fsync_directory
+from layerfs.linux.safe_path import remove_tree
+from layerfs.store.handle import StoreHandle
+from layerfs.store.image import MIN_PREFIX, ImageRecord
+
+__all__ = ["Snapshot", "create_snapshot", "find_snapshot", "list_snapshots", "remove_snapshot"]
+
+#: What docker and podman accept as a container's name.
+_NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,126}")
+
+_ADJECTIVES = ("calm", "brisk", "clear", "deep", "early", "fair", "keen", "light", "mild", "plain", "quiet", "swift")
+_NOUNS = ("amber", "basalt", "chalk", "flint", "garnet", "jasper", "loam", "marl", "onyx", "opal", "slate", "topaz")
+
+_COLUMNS = "snapshot.id, name, image.digest, snapshot.created"
+
+
+@dataclass(frozen=True, slots=True)
+class Snapshot:
+    """One container: ``id`` is 64 hex digits, ``image`` the image ID, ``created`` nanoseconds since the epoch."""
+
+    id: str
+    name: str
+    image: Digest
+    created: int
+
+
+def create_snapshot(handle: StoreHandle, image: ImageRecord, name: str | None) -> Snapshot:
+    """Make a container with an empty writable layer.
+
+    Args:
+        handle: the store.
+        image: what it is based on.
+        name: its name; None makes one up.
+
+    Raises:
+        InvalidReference: the name has characters that names do not have.
+        Conflict: the name is taken.
+
+    Atomicity: its directories are durable before it is listed.
+    """
+    if name is not None and not _NAME.fullmatch(name):
+        raise InvalidReference(
+            f"{name!r} is no container name", hint="Use letters, digits, '_', '.' and '-', beginning with a letter or digit."
+        )
+    identifier = secrets.token_hex(32)
+    directory = handle.layout.snapshot(identifier)
+    os.mkdir(directory, 0o700)
+    try:
+        for part in ("upper", "work"):
+            os.mkdir(os.path.join(directory, part), 0o755)
+        fsync_directory(directory, sync=handle.sync)
+        fsync_directory(os.path.dirname(directory), sync=handle.sync)
+        return _insert(handle, identifier, image, name)
+    except BaseException:
+        remove_tree(directory, missing_ok=True)
+        raise
+
+
+def list_snapshots(handle: StoreHandle) -> list[Snapshot]:
+    """Return all containers, newest first."""
+    rows = handle.database.connection.execute(
+        f"SELECT {_COLUMNS} FROM snapshot JOIN image ON image.id = snapshot.image ORDER BY snapshot.created DESC"
+    )
+    return [_snapshot(row) for row in rows]
+
+
+def find_snapshot(handle: StoreHandle, text: str) -> Snapshot:
+    """Return a container by its name, its ID, or the unique beginning of its ID.
+
+    Raises:
+        NotFound: there is none.
+        Conflict: several IDs begin so.
+    """
+    connection = handle.database.connection
+    base = f"SELECT {_COLUMNS} FROM snapshot JOIN image ON image.id = snapshot.image WHERE"
+    row = connection.execute(f"{base} name = ?", (text,)).fetchone()
+    if row is not None:
+        return _snapshot(row)
+    if len(text) >= MIN_PREFIX and not text.strip("0123456789abcdef"):
+        rows = connection.execute(f"{base} snapshot.id LIKE ?", (text + "%",)).fetchall()
+        if len(rows) == 1:
+            return _snapshot(rows[0])
+        if rows:
+            listed = ", ".join(sorted(row[0][:12] for row in rows))
+            raise Conflict(f"{text} is the beginning of {len(rows)} container IDs: {listed}", reason="ambiguous")
+    raise NotFound("container", text, hint="List what there is with: layerfs ps")
+
+
+def remove_snapshot(handle: StoreHandle, snapshot: Snapshot) -> None:
+    """Remove a container and everything written in it. It must not be mounted.
+
+    Atomicity: it is no longer listed before its files go; a crash leaves files that :func:`sweep_snapshots` removes.
+    """
+    with handle.database.transaction() as connection:
+        connection.execute("DELETE FROM snapshot WHERE id = ?", (snapshot.id,))
+    remove_tree(handle.layout.snapshot(snapshot.id), missing_ok=True)
+
+
+def sweep_snapshots(handle: StoreHandle) -> None:
+    """Remove writable layers of containers that are no longer listed: what a crash during their removal left."""
+    directory = os.path.join(handle.layout.root, "snapshots")
+    known = {row[0] for row in handle.database.connection.execute("SELECT id FROM snapshot")}
+    for name in set(os.listdir(directory)) - known:
+        # One that is just being made is young; an hour is more than its making takes.
+        path = os.path.join(directory, name)
+        if time.time() - os.stat(path).st_mtime > 3600:
+            remove_tree(path, missing_ok=True)
+
+
+def _insert(handle: StoreHandle, identifier: str, image: ImageRecord, name: str | None) -> Snapshot:
+    created = time.time_ns()
+    wanted = name
+    for attempt in range(20):
+        if wanted is None:
+            wanted = f"{secrets.choice(_ADJECTIVES)}-{secrets.choice(_NOUNS)}"
+            if attempt > 3:
+                wanted += f"-{secrets.randbelow(1000)}"
+        try:
+            with handle.database.transaction() as connection:
+                connection.execute("INSERT INTO snapshot VALUES (?, ?, ?, ?)", (identifier, wanted, image.id, created))
+        except sqlite3.IntegrityError as error:
+            if name is None:
+                wanted = None
+                continue
+            raise Conflict(
+                f"a container called {name} exists", reason="exists", hint=f"Mount it again with: layerfs mount --name {name}"
+            ) from error
+        return Snapshot(identifier, wanted, image.digest, created)
+    raise Conflict("no free container name was found", reason="exists", hint="Give one with --name.")
+
+
+def _snapshot(row: tuple[str, str, str, int]) -> Snapshot:
+    return Snapshot(row[0], row[1], Digest.parse(row[2]), row[3])
