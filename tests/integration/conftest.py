@@ -27,22 +27,22 @@ def real_image(request: pytest.FixtureRequest) -> CorpusImage:
     return image(request.param)
 
 
-@pytest.fixture
-def umoci_tree(real_image: CorpusImage, tmp_path: Path) -> Path:
+@pytest.fixture(scope="session")
+def umoci_tree(real_image: CorpusImage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
     """What ``umoci unpack`` makes of the image."""
-    bundle = tmp_path / "bundle"
+    bundle = tmp_path_factory.mktemp("umoci") / "bundle"
     subprocess.run(
         ["umoci", "unpack", "--image", f"{real_image.oci}:latest", bundle], check=True, stdout=subprocess.DEVNULL
     )
-    return bundle / "rootfs"
+    yield bundle / "rootfs"
+    shutil.rmtree(bundle)
 
 
-@pytest.fixture
-def podman_tree(real_image: CorpusImage, tmp_path: Path) -> Iterator[Path]:
-    """What podman mounts of the image, kept in a storage of its own for the time of the test."""
+@pytest.fixture(scope="session")
+def podman_tree(real_image: CorpusImage, tmp_path_factory: pytest.TempPathFactory) -> Iterator[Path]:
+    """What podman mounts of the image, kept in a storage of its own."""
     require("podman")
-    storage = tmp_path / "podman"
-    storage.mkdir()
+    storage = tmp_path_factory.mktemp("podman")
     command = podman(storage)
     loaded = subprocess.run(
         [*command, "load", "--quiet", "--input", real_image.docker_archive],
@@ -57,3 +57,4 @@ def podman_tree(real_image: CorpusImage, tmp_path: Path) -> Iterator[Path]:
     finally:
         subprocess.run([*command, "image", "umount", "--all"], check=False, stdout=subprocess.DEVNULL)
         subprocess.run(["umount", "--quiet", storage / "root" / "overlay"], check=False)
+        shutil.rmtree(storage)
