@@ -18,7 +18,6 @@ PYTHON_VERSION = "3.11"
 #: Runs in a mount namespace of its own, so that all it mounts is gone when it ends, killed or not.
 _ENTER = r"""
 set -e
-mount --make-rprivate /
 root=$1 script=$2
 shift 2
 mount -t proc proc "$root/proc"
