@@ -17,7 +17,7 @@ import stat
 
 from layerfs.linux.syscall import AT_FDCWD, declare_libc
 
-__all__ = ["fsync_directory", "fsync_file", "publish", "start_writeback", "write_document"]
+__all__ = ["fsync_directory", "fsync_file", "publish", "start_writeback", "sync_filesystem", "write_document"]
 
 StrPath = str | os.PathLike[str]
 
@@ -28,6 +28,8 @@ _SYNC_FILE_RANGE_WRITE = 2
 
 _renameat2 = declare_libc("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _sync_file_range = declare_libc("sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
+
+_syncfs = declare_libc("syncfs", ctypes.c_int)
 
 
 def fsync_directory(directory: StrPath | int, *, sync: bool = True) -> None:
@@ -176,6 +178,22 @@ def start_writeback(fd: int, offset: int = 0, length: int = 0, *, sync: bool = T
         # It is only a hint: a kernel or file system that does not know it is no reason to fail.
         if err.errno not in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
             raise
+
+
+def sync_filesystem(fd: int, *, sync: bool = True) -> None:
+    """Make everything written to a file system durable: for trees of many files, where an fsync each is ruinous.
+
+    Args:
+        fd: anything on the file system.
+        sync: False does nothing.
+
+    Raises:
+        OSError: EIO or ENOSPC if the device failed since ``fd`` was opened (Linux 5.8; before, errors are lost).
+
+    Blocking: waits for all dirty data of the file system, other programs' included.
+    """
+    if sync:
+        _syncfs(fd)
 
 
 def _rename_new(source: StrPath, destination: StrPath) -> None:

@@ -14,7 +14,9 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 
@@ -210,13 +212,17 @@ class DetachedOverlay:
         return found
 
 
-def open_directories(paths: Sequence[str], place: int | None, *, with_empty: bool) -> list[int]:
+def open_directories(
+    paths: Sequence[str], place: int | None, *, root_on_top: bool, prepare_root: Callable[[int], None] | None
+) -> list[int]:
     """Open directories as the lowers of a :class:`DetachedOverlay`.
 
     Args:
         paths: the directories, top first.
-        place: where to attach the empty file system, or None to leave it detached.
-        with_empty: add an empty file system at the bottom. overlayfs wants two lowers when nothing is above them.
+        place: where to attach an additional file system, or None to leave it detached.
+        root_on_top: add an empty file system on top, whose root is the root of the mount. overlayfs wants two lowers
+            when there is no upper directory, and the topmost decides what the root looks like.
+        prepare_root: given a descriptor of that root, sets its attributes; None copies those of the first directory.
 
     Returns:
         Descriptors, top first, which the caller closes.
@@ -228,8 +234,8 @@ def open_directories(paths: Sequence[str], place: int | None, *, with_empty: boo
     try:
         for path in paths:
             fds.append(os.open(path, _DIRECTORY))  # noqa: PERF401 - what is open must be known when the next one fails
-        if with_empty:
-            fds += _attached(_mount_empty(), place)
+        if root_on_top:
+            fds[:0] = _attached(_mount_root(prepare_root or functools.partial(_copy_root, paths[0])), place)
     except BaseException:
         for fd in fds:
             os.close(fd)
@@ -248,15 +254,33 @@ def _attached(fd: int, place: int | None) -> list[int]:
     return [fd]
 
 
-def _mount_empty() -> int:
-    """Return a descriptor of a detached, empty, read-only file system."""
+def _mount_root(prepare: Callable[[int], None]) -> int:
+    """Return a descriptor of a detached file system that is empty but for the attributes of its root."""
     context = mount_api.fsopen("tmpfs")
     try:
-        mount_api.fsconfig_string(context, "mode", "0755")
         mount_api.fsconfig_create(context)
-        return mount_api.fsmount(context, MountAttribute.RDONLY)
+        mount = mount_api.fsmount(context)
     finally:
         os.close(context)
+    try:
+        # The descriptor of a mount is of the O_PATH kind, through which no attributes are set.
+        root = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=mount)
+        try:
+            prepare(root)
+        finally:
+            os.close(root)
+    except BaseException:
+        os.close(mount)
+        raise
+    return mount
+
+
+def _copy_root(source: str, fd: int) -> None:
+    """Give a directory the owner, mode and times of another."""
+    status = os.stat(source)
+    os.fchown(fd, status.st_uid, status.st_gid)
+    os.fchmod(fd, stat.S_IMODE(status.st_mode))
+    os.utime(fd, ns=(status.st_atime_ns, status.st_mtime_ns))
 
 
 @contextlib.contextmanager

@@ -94,16 +94,20 @@ def mount_directories(
     work: StrPath | None = None,
     read_only: bool = False,
     options: MountOptions = _DEFAULT,
+    prepare_root: Callable[[int], None] | None = None,
 ) -> int:
     """Mount a stack of directories in overlayfs form, alone or below a writable directory.
 
     Args:
-        lowers: the directories, top first, at most 500.
+        lowers: the directories, top first; at most 500, and one less without ``upper``.
         target: an existing directory, which the mount covers.
         upper: directory that takes the changes; None needs ``read_only``.
         work: directory for overlayfs's own use, on the file system of ``upper``; given exactly when ``upper`` is.
         read_only: whether nothing may be written through the mount.
         options: see :class:`MountOptions`.
+        prepare_root: without ``upper``, given a descriptor of the directory that becomes the root of the mount, sets
+            its attributes; None copies mode, owner and times of the first lower. (With ``upper``, the root is the
+            upper directory itself.)
 
     Returns:
         The kernel's number of the mount.
@@ -120,18 +124,18 @@ def mount_directories(
     _check_upper(upper, work, read_only=read_only)
     if not lowers:
         raise ValueError("a stack needs at least one directory")
-    if len(lowers) > MAX_LOWERS:
+    limit = MAX_LOWERS if upper is not None else MAX_LOWERS - 1
+    if len(lowers) > limit:
         raise MountError(
-            f"{len(lowers)} layers are more than the {MAX_LOWERS} that overlayfs stacks",
+            f"{len(lowers)} layers are more than the {limit} that overlayfs stacks",
             errno=errno.E2BIG,
             backend=_BACKEND,
             hint="mount the merged image instead (--lower erofs)",
         )
     paths = [os.path.abspath(lower) for lower in lowers]
 
-    with_empty = upper is None and len(paths) == 1
     overlay = DetachedOverlay(
-        lambda place: open_directories(paths, place, with_empty=with_empty),
+        lambda place: open_directories(paths, place, root_on_top=upper is None, prepare_root=prepare_root),
         None if upper is None else os.path.abspath(upper),
         None if work is None else os.path.abspath(work),
         options,

@@ -311,8 +311,11 @@ def test_a_single_read_only_directory_hides_its_whiteouts(tmp_path: Path, target
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "file").write_text("x")
     os.mknod(tmp_path / "only" / "gone", stat.S_IFCHR, 0)
+    os.chmod(tmp_path / "only", 0o1711)
+    os.utime(tmp_path / "only", ns=(1, 2))
     before = len(read_mounts())
     mount_directories([tmp_path / "only"], target, read_only=True)
+    assert (stat.S_IMODE(target.stat().st_mode), target.stat().st_mtime_ns) == (0o1711, 2)
     assert os.listdir(target) == ["file"]
     assert len(read_mounts()) == before + 1
     with pytest.raises(OSError, match="Read-only"):
@@ -324,8 +327,8 @@ def test_a_missing_layer_and_too_many_are_refused(tmp_path: Path, target: Path) 
     layers = _layers(tmp_path)
     with pytest.raises(MountError, match="gone: No such file or directory"):
         mount_directories([*layers, tmp_path / "gone"], target, read_only=True)
-    with pytest.raises(MountError, match="501 layers are more than the 500") as caught:
-        mount_directories([layers[0]] * 501, target, read_only=True)
+    with pytest.raises(MountError, match="500 layers are more than the 499") as caught:
+        mount_directories([layers[0]] * 500, target, read_only=True)
     assert caught.value.hint is not None
     with pytest.raises(ValueError, match="at least one"):
         mount_directories([], target, read_only=True)
