@@ -111,12 +111,8 @@ def unpack(
         return
     parent = os.path.dirname(final)
     sweep_staging(parent)
-    staging = os.path.join(parent, _STAGING + secrets.token_hex(6))
-    os.mkdir(staging, 0o700)
-    fd = os.open(staging, _DIRECTORY)
+    staging, fd = _make_staging(parent)
     try:
-        # Held until the end, so that nobody takes the directory for a leftover.
-        fcntl.flock(fd, fcntl.LOCK_EX)
         for name in ("tree", "links"):
             os.mkdir(name, 0o700, dir_fd=fd)
         with _Unpacking(tree, open_device, fd, check) as work:
@@ -157,6 +153,24 @@ def sweep_staging(parent: StrPath) -> None:
                 continue
             finally:
                 os.close(fd)
+
+
+def _make_staging(parent: str) -> tuple[str, int]:
+    """Make a directory and lock it until its descriptor is closed, so that nobody takes it for a leftover."""
+    while True:
+        path = os.path.join(parent, _STAGING + secrets.token_hex(6))
+        os.mkdir(path, 0o700)
+        # Somebody may sweep it before it is locked.
+        with contextlib.suppress(FileNotFoundError):
+            fd = os.open(path, _DIRECTORY)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX)
+                if os.path.samestat(os.lstat(path), os.fstat(fd)):
+                    return path, fd
+            except BaseException:
+                os.close(fd)
+                raise
+            os.close(fd)
 
 
 def apply_attributes(fd: int, tree: Tree, nid: int) -> None:
