@@ -96,10 +96,13 @@ else
 fi
 
 step "Change, delete and add"
-shown sh -c "echo 'changed in the demo' >> $mnt/etc/hosts"
-victim=$(find "$mnt/usr/share" "$mnt/usr" "$mnt" -xdev -type f 2>/dev/null | sort | sed -n 1p)
+mkdir -p "$mnt/etc" "$mnt/srv"
+shown sh -c "echo '# changed in the demo' >> $mnt/etc/profile"
+victim=$mnt/usr/share/common-licenses/GPL-3
+[ -f "$victim" ] || victim=$(find "$mnt" -xdev -type f | sort | sed -n 1p)
 shown rm "$victim"
-shown sh -c "mkdir -p $mnt/srv/demo && date > $mnt/srv/demo/created"
+shown mkdir "$mnt/srv/demo"
+shown sh -c "date > $mnt/srv/demo/created"
 
 step "What the container changed: read from its writable layer alone"
 timed "diff" layerfs diff demo
