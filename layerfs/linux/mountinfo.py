@@ -79,11 +79,12 @@ class Holder:
         return f"{self.command} ({self.pid}, {self.use})"
 
 
-def read_mounts(pid: int | str = "self") -> list[MountEntry]:
+def read_mounts(pid: int | str = "self", *, fstype: str | None = None) -> list[MountEntry]:
     """Return all mounts that a process sees.
 
     Args:
         pid: the process, or "self".
+        fstype: only mounts of this type; cheaper where there are thousands.
 
     Returns:
         Entries in the kernel's order: a mount comes after the mount that it covers.
@@ -93,7 +94,9 @@ def read_mounts(pid: int | str = "self") -> list[MountEntry]:
     """
     with open(f"/proc/{pid}/mountinfo", "rb") as file:
         text = os.fsdecode(file.read())
-    return [_parse(line) for line in text.split("\n") if line]
+    # Fields have their spaces escaped, so nothing but the type can look like this.
+    needle = "" if fstype is None else f" - {fstype} "
+    return [_parse(line) for line in text.split("\n") if line and needle in line]
 
 
 def find_mount(target: str | os.PathLike[str]) -> MountEntry | None:

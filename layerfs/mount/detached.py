@@ -205,8 +205,6 @@ class DetachedOverlay:
             # With xino lower files get inode numbers above 2^62, and programs of 32-bit images that were built
             # without large-file support fail with EOVERFLOW in stat.
             found.append(("xino", "off"))
-            if self.options.volatile:
-                found.append(("volatile", None))
         if self.options.userxattr:
             found.append(("userxattr", None))
         return found

@@ -22,8 +22,6 @@ class MountOptions:
         nosuid: set-user-ID bits and file capabilities of programs have no effect.
         nodev: device nodes cannot be opened.
         noexec: nothing can be executed.
-        volatile: overlayfs never syncs the upper directory; faster, and after a crash the container is refused by the
-            kernel (its work directory keeps a mark).
         userxattr: overlayfs keeps its marks in ``user.overlay.*`` instead of ``trusted.overlay.*``, for user
             namespaces.
         source: what the mount table shows as source of an overlay.
@@ -32,7 +30,6 @@ class MountOptions:
     nosuid: bool = True
     nodev: bool = True
     noexec: bool = False
-    volatile: bool = False
     userxattr: bool = False
     source: str = "layerfs"
 

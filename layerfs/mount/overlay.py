@@ -158,8 +158,8 @@ def find_upper_mount(upper: StrPath) -> MountEntry | None:
         OSError: if ``upper`` cannot be looked at.
     """
     wanted = os.stat(upper)
-    for entry in read_mounts():
-        path = entry.option("upperdir") if entry.fstype == "overlay" else None
+    for entry in read_mounts(fstype="overlay"):
+        path = entry.option("upperdir")
         if path is None:
             continue
         with contextlib.suppress(OSError):

@@ -47,6 +47,9 @@ def test_this_process_sees_proc() -> None:
     assert entry is not None
     assert entry.fstype == "proc"
     assert entry in read_mounts()
+    assert entry in read_mounts(fstype="proc")
+    assert {one.fstype for one in read_mounts(fstype="proc")} == {"proc"}
+    assert read_mounts(os.getpid()) == read_mounts()
     assert find_mount("/proc/self") is None
     fd = os.open("/proc/version", os.O_PATH)
     assert mount_id(fd) == entry.mount_id
