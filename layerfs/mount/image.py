@@ -1,0 +1,193 @@
+"""Mounting images of a store: alone, or below a container's writable layer; and taking the mounts away again."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Callable, Iterator, Sequence
+
+from layerfs.errors import Conflict, IntegrityError, MountError
+from layerfs.formats.erofs.reader import Tree
+from layerfs.linux.lock import FileLock
+from layerfs.mount.choose import BackendStatus, choose_backend
+from layerfs.mount.directory import apply_attributes, is_stackable, unpack
+from layerfs.mount.option import MountOptions
+from layerfs.mount.overlay import MAX_LOWERS, mount_directories, mount_merged
+from layerfs.mount.record import MountRecord, MountRecords
+from layerfs.mount.unmount import unmount
+from layerfs.store.derive import chain_digest
+from layerfs.store.handle import StoreHandle
+from layerfs.store.image import ImageRecord, image_layers, image_names, merged_tree
+from layerfs.store.layer import open_tree, tag_digest
+from layerfs.store.snapshot import Snapshot
+
+__all__ = ["mount_image", "records_of", "unmount_record"]
+
+StrPath = str | os.PathLike[str]
+
+
+def records_of(handle: StoreHandle) -> MountRecords:
+    """Return the mount records of a store."""
+    return MountRecords(os.path.join(handle.layout.runroot, "mounts"))
+
+
+def mount_image(
+    handle: StoreHandle,
+    image: ImageRecord,
+    target: StrPath,
+    *,
+    snapshot: Snapshot | None = None,
+    read_only: bool = False,
+    backend: str = "auto",
+    lower: str = "auto",
+    options: MountOptions | None = None,
+    check: Callable[[], None] | None = None,
+) -> MountRecord:
+    """Mount an image and record it.
+
+    Args:
+        handle: the store.
+        image: what to mount.
+        target: an existing directory.
+        snapshot: the container whose writable layer goes on top; None needs ``read_only``.
+        read_only: whether nothing may be written through the mount.
+        backend: ``auto``, ``overlay`` or ``fuse``.
+        lower: ``auto``, ``erofs``, or ``dirs`` to unpack the layers first.
+        options: how the mount behaves.
+        check: polled while layers are unpacked.
+
+    Raises:
+        Conflict: the container is mounted already, or something of layerfs is mounted at the target.
+        BackendUnavailable: no backend works here.
+        MountError: a step failed.
+        IntegrityError: the image is damaged.
+
+    Atomicity: nothing is left mounted when it fails.
+    """
+    status = choose_backend(backend, lower)
+    records = records_of(handle)
+    place = os.path.realpath(target)
+    with _mounting(handle, snapshot):
+        _refuse_taken(records, place, snapshot)
+        upper = work = None
+        if snapshot is not None:
+            directory = handle.layout.snapshot(snapshot.id)
+            upper, work = os.path.join(directory, "upper"), os.path.join(directory, "work")
+        tree = merged_tree(handle, image)
+        if upper is not None:
+            _dress_root(upper, tree)
+        chosen = options or MountOptions()
+        if status.lower == "erofs":
+            devices = [handle.layout.layer_tar(tag_digest(slot.tag)) for slot in tree.devices]
+            _check_devices(tree, devices)
+            mount_id = mount_merged(
+                handle.layout.merged_tree(image.chain_id), devices, place,
+                upper=upper, work=work, read_only=read_only, options=chosen,
+            )  # fmt: skip
+        else:
+            lowers = _unpacked(handle, image, tree, check)
+            mount_id = mount_directories(lowers, place, upper=upper, work=work, read_only=read_only, options=chosen)
+        return _record(handle, records, image, place, mount_id, snapshot, status, read_only=read_only)
+
+
+def unmount_record(handle: StoreHandle, record: MountRecord, *, lazy: bool = False) -> None:
+    """Unmount what a record describes, and drop the record.
+
+    Raises:
+        MountError: EBUSY with who holds it.
+    """
+    unmount(record.target, mount_id=record.mount_id, lazy=lazy)
+    records_of(handle).remove(record.id)
+
+
+def _record(
+    handle: StoreHandle,
+    records: MountRecords,
+    image: ImageRecord,
+    place: str,
+    mount_id: int,
+    snapshot: Snapshot | None,
+    status: BackendStatus,
+    *,
+    read_only: bool,
+) -> MountRecord:
+    names = image_names(handle, image)
+    try:
+        return records.add(
+            target=place, mount_id=mount_id, image_id=str(image.digest), image_name=names[0] if names else None,
+            container=snapshot.name if snapshot is not None else None, backend=status.backend, read_only=read_only,
+        )  # fmt: skip
+    except BaseException:
+        # A mount that nobody knows of could not be found again.
+        with contextlib.suppress(MountError):
+            unmount(place, mount_id=mount_id, lazy=True)
+        raise
+
+
+@contextlib.contextmanager
+def _mounting(handle: StoreHandle, snapshot: Snapshot | None) -> Iterator[None]:
+    """Let one process at a time look at the records of a container and mount it."""
+    if snapshot is None:
+        yield
+        return
+    with FileLock(handle.layout.lock(f"snapshot-{snapshot.id}")):
+        yield
+
+
+def _refuse_taken(records: MountRecords, place: str, snapshot: Snapshot | None) -> None:
+    for record in records.live():
+        if snapshot is not None and record.container == snapshot.name:
+            raise Conflict(
+                f"container {snapshot.name} is mounted at {record.target}", reason="mounted",
+                hint=f"Unmount it first with: layerfs umount {snapshot.name}",
+            )  # fmt: skip
+        if record.target == place:
+            what = record.container or record.image_name or record.image_id
+            raise Conflict(
+                f"{what} is mounted at {place}", reason="mounted", hint=f"Unmount it first with: layerfs umount {place}"
+            )
+
+
+def _dress_root(upper: str, tree: Tree) -> None:
+    """Give a new, empty upper directory the attributes of the image's root: the mount's root is the upper one."""
+    marker = os.path.join(os.path.dirname(upper), "dressed")
+    if os.path.exists(marker):
+        return
+    fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        apply_attributes(fd, tree, tree.root)
+    finally:
+        os.close(fd)
+    os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+
+
+def _check_devices(tree: Tree, devices: Sequence[str]) -> None:
+    """Refuse to mount over a layer that is gone or cut short: reads would fail, or return nothing, much later."""
+    for slot, path in zip(tree.devices, devices, strict=True):
+        try:
+            size = os.stat(path).st_size
+        except FileNotFoundError as error:
+            raise IntegrityError(f"layer file {path} is missing", hint="Load the image again.") from error
+        if -(-size // 512) < slot.blocks:
+            raise IntegrityError(f"layer file {path} is cut short at {size} bytes", hint="Load the image again.")
+
+
+def _unpacked(handle: StoreHandle, image: ImageRecord, tree: Tree, check: Callable[[], None] | None) -> list[str]:
+    """Return directories that stacked give the image, top first, unpacked where they are missing."""
+    layers = image_layers(handle, image)
+    trees = [open_tree(handle.layout.layer_tree(layer.diff_id)) for layer in layers]
+    if 0 < len(layers) <= MAX_LOWERS and all(is_stackable(own) for own in trees):
+        paths = []
+        for layer, own in zip(layers, trees, strict=True):
+            paths.append(_unpack(handle, own, handle.layout.unpacked(layer.diff_id), check))
+        return paths[::-1]
+    # Some layers only mean what they mean on top of the others: then the whole image is one directory.
+    chain = chain_digest([layer.diff_id for layer in layers])
+    merged = f"{handle.layout.unpacked(chain)}.merged"
+    return [_unpack(handle, tree, merged, check)]
+
+
+def _unpack(handle: StoreHandle, tree: Tree, path: str, check: Callable[[], None] | None) -> str:
+    paths = [handle.layout.layer_tar(tag_digest(slot.tag)) for slot in tree.devices]
+    unpack(tree, lambda index: os.open(paths[index], os.O_RDONLY | os.O_CLOEXEC), path, check=check, sync=handle.sync)
+    return path

@@ -1,0 +1,117 @@
+"""Reading the whole store again: every layer against its diffID, every tree against what it must be."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+
+from layerfs.errors import LayerfsError
+from layerfs.linux.durable import write_document
+from layerfs.store.derive import LayerKeys, derive_layer_tree, merge_layers, restore_record
+from layerfs.store.handle import StoreHandle
+from layerfs.store.image import ImageRecord, image_layers, list_images
+from layerfs.store.layer import LayerRecord, get_layer, is_intact, open_tree
+
+__all__ = ["Problem", "check_store"]
+
+
+@dataclass(frozen=True, slots=True)
+class Problem:
+    """Something that is not as it should be.
+
+    Attributes:
+        kind: ``layer``, ``tree``, ``image`` or ``document``.
+        name: its digest.
+        message: what is wrong, one line.
+        repaired: whether it was put right.
+        hint: what to do about it when it was not.
+    """
+
+    kind: str
+    name: str
+    message: str
+    repaired: bool
+    hint: str | None = None
+
+
+def check_store(
+    handle: StoreHandle, *, repair: bool = False, check: Callable[[], None] | None = None
+) -> Iterator[Problem]:
+    """Yield every problem of the store; nothing means that it is whole.
+
+    Args:
+        handle: the store.
+        repair: rebuild what can be made from what is there: trees, and records of files that were only touched. A
+            damaged layer needs its image to be loaded again, which replaces just that layer.
+        check: polled once per piece read.
+
+    Blocking: reads every layer once.
+    """
+    for problem in handle.database.connection.execute("PRAGMA integrity_check").fetchall():
+        if problem[0] != "ok":
+            yield Problem("document", "store.db", str(problem[0]), repaired=False, hint="Restore or recreate the store.")
+    rows = handle.database.connection.execute("SELECT id FROM layer ORDER BY id").fetchall()
+    for (identifier,) in rows:
+        yield from _check_layer(handle, get_layer(handle, identifier), repair, check)
+    chains = set()
+    for image in list_images(handle):
+        yield from _check_documents(handle, image)
+        if image.chain_id not in chains:
+            chains.add(image.chain_id)
+            yield from _check_merged(handle, image, repair)
+
+
+def _check_layer(
+    handle: StoreHandle, layer: LayerRecord, repair: bool, check: Callable[[], None] | None
+) -> Iterator[Problem]:
+    name = str(layer.diff_id)
+    try:
+        image = derive_layer_tree(handle, layer, check=check)
+    except (LayerfsError, OSError) as error:
+        yield Problem("layer", name, str(error), repaired=False, hint="Load an image that has this layer again.")
+        return
+    try:
+        with open(handle.layout.layer_tree(layer.diff_id), "rb") as file:
+            message = None if file.read() == image else "tree.erofs differs from what the layer's tar describes"
+    except OSError as error:
+        message = f"tree.erofs: {error.strerror}"
+    if message is None and not is_intact(handle, layer):
+        message = "files were touched since the layer was stored; their content is right"
+    if message is None:
+        return
+    if repair:
+        restore_record(handle, layer, check=check)
+    yield Problem("tree", name, message, repaired=repair, hint=None if repair else "Run: layerfs check --repair")
+
+
+def _check_merged(handle: StoreHandle, image: ImageRecord, repair: bool) -> Iterator[Problem]:
+    keys = LayerKeys(handle)
+    path = handle.layout.merged_tree(image.chain_id)
+    name = str(image.chain_id)
+    try:
+        layers = image_layers(handle, image)
+        pairs = [(open_tree(handle.layout.layer_tree(layer.diff_id)), keys.get(layer.diff_id)) for layer in layers]
+        expected = merge_layers(pairs, keys.get)
+    except (LayerfsError, OSError) as error:
+        yield Problem("image", str(image.digest), f"its layers do not merge: {error}", repaired=False)
+        return
+    try:
+        with open(path, "rb") as file:
+            message = None if file.read() == expected else "merged tree differs from what its layers describe"
+    except OSError as error:
+        message = f"merged tree: {error.strerror}"
+    if message is None:
+        return
+    if repair:
+        write_document(path, expected, sync=handle.sync)
+    yield Problem("tree", name, message, repaired=repair, hint=None if repair else "Run: layerfs check --repair")
+
+
+def _check_documents(handle: StoreHandle, image: ImageRecord) -> Iterator[Problem]:
+    for digest in (image.digest, image.manifest):
+        try:
+            handle.read_blob(digest)
+        except (LayerfsError, OSError) as error:
+            hint = f"Load the image {image.digest.short} again."
+            yield Problem("document", str(digest), str(error), repaired=False, hint=hint)
+

@@ -1,0 +1,149 @@
+"""How much the store takes, what is shared, and what sharing saves."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from dataclasses import dataclass
+
+from layerfs.formats.digest import Digest
+from layerfs.linux.directory_stack import DirectoryStack
+from layerfs.store.handle import StoreHandle
+from layerfs.store.image import image_layers, list_images
+from layerfs.store.layer import LayerRecord, get_layer
+from layerfs.store.snapshot import list_snapshots
+
+__all__ = ["ImageUsage", "LayerUsage", "Usage", "measure", "shared_bytes"]
+
+
+@dataclass(frozen=True, slots=True)
+class LayerUsage:
+    """One layer: ``size`` of its tar, ``disk`` bytes allocated, ``borrowed`` bytes that lie elsewhere, ``images``."""
+
+    diff_id: Digest
+    size: int
+    disk: int
+    borrowed: int
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class ImageUsage:
+    """One image: ``size`` of its layer tars, and how much of it is ``shared`` with other images or ``unique``."""
+
+    id: Digest
+    size: int
+    shared: int
+    unique: int
+    containers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Usage:
+    """The whole store.
+
+    Attributes:
+        layers: per layer.
+        images: per image.
+        containers: bytes allocated per container, by ID.
+        saved_by_layers: bytes not stored because several images have the same layer.
+        saved_by_files: bytes not stored because several layers have the same file.
+        trees: bytes allocated for merged trees.
+        total: bytes allocated in all: layers, trees, containers, documents.
+    """
+
+    layers: tuple[LayerUsage, ...]
+    images: tuple[ImageUsage, ...]
+    containers: dict[str, int]
+    saved_by_layers: int
+    saved_by_files: int
+    trees: int
+    total: int
+
+
+def shared_bytes(handle: StoreHandle, layer: LayerRecord) -> int:
+    """Return how many bytes of a layer lie in other layers, or elsewhere in itself."""
+    row = handle.database.connection.execute("SELECT sum(size) FROM extent WHERE layer = ?", (layer.id,)).fetchone()
+    return row[0] or 0
+
+
+def measure(handle: StoreHandle) -> Usage:
+    """Measure the store.
+
+    Blocking: one stat per layer and image, and a walk of every container's writable layer.
+    """
+    connection = handle.database.connection
+    users: dict[int, int] = dict(
+        connection.execute("SELECT layer, count(DISTINCT image) FROM image_layer GROUP BY layer").fetchall()
+    )
+    borrowed: dict[int, int] = dict(connection.execute("SELECT layer, sum(size) FROM extent GROUP BY layer").fetchall())
+    layers = []
+    for (identifier,) in connection.execute("SELECT id FROM layer ORDER BY id").fetchall():
+        layer = get_layer(handle, identifier)
+        disk = _disk((handle.layout.layer_tar(layer.diff_id), handle.layout.layer_tree(layer.diff_id)))
+        count = users.get(identifier, 0)
+        layers.append(LayerUsage(layer.diff_id, layer.tar_size, disk, borrowed.get(identifier, 0), count))
+    snapshots = list_snapshots(handle)
+    images = []
+    for image in list_images(handle):
+        own = image_layers(handle, image)
+        shared = sum(layer.tar_size for layer in own if users.get(layer.id, 0) > 1)
+        size = sum(layer.tar_size for layer in own)
+        count = sum(snapshot.image == image.digest for snapshot in snapshots)
+        images.append(ImageUsage(image.digest, size, shared, size - shared, count))
+    containers = {snapshot.id: _tree_disk(handle.layout.snapshot(snapshot.id)) for snapshot in snapshots}
+    trees = _files_disk(os.path.join(handle.layout.root, "images"))
+    other = _files_disk(os.path.join(handle.layout.root, "blobs"))
+    return Usage(
+        tuple(layers),
+        tuple(images),
+        containers,
+        saved_by_layers=sum(layer.size * (layer.images - 1) for layer in layers if layer.images > 1),
+        saved_by_files=sum(layer.borrowed for layer in layers),
+        trees=trees,
+        total=sum(layer.disk for layer in layers) + trees + other + sum(containers.values()),
+    )
+
+
+def _disk(paths: Iterable[str]) -> int:
+    total = 0
+    for path in paths:
+        try:
+            total += os.stat(path).st_blocks * 512
+        except FileNotFoundError:
+            continue
+    return total
+
+
+def _files_disk(directory: str) -> int:
+    """Return the bytes allocated for the files in ``directory/*/``."""
+    return _disk(os.path.join(top, name) for top, _, names in os.walk(directory) for name in names)
+
+
+def _tree_disk(directory: str) -> int:
+    """Return the bytes allocated below a writable layer, each inode once. Its depth is no limit."""
+    seen: set[int] = set()
+    total = 0
+    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        with DirectoryStack(fd) as stack:
+            todo: list[list[bytes]] = []
+            while True:
+                below = []
+                for name in os.listdir(stack.fd):
+                    status = os.stat(name, dir_fd=stack.fd, follow_symlinks=False)
+                    if status.st_ino not in seen:
+                        seen.add(status.st_ino)
+                        total += status.st_blocks * 512
+                    if stat.S_ISDIR(status.st_mode):
+                        below.append(os.fsencode(name))
+                todo.append(below)
+                while not todo[-1]:
+                    todo.pop()
+                    if not todo:
+                        return total
+                    stack.pop()
+                stack.push(todo[-1].pop())
+    finally:
+        os.close(fd)

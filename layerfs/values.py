@@ -1,0 +1,110 @@
+"""What :class:`layerfs.api.Store` returns: immutable values. Digests are full, times are nanoseconds since the epoch."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+from layerfs.formats.digest import Digest
+from layerfs.formats.platform import Platform
+from layerfs.mount.choose import BackendStatus
+
+__all__ = ["Container", "HistoryRow", "Image", "Info", "Layer", "Mount", "RemovedImage"]
+
+
+@dataclass(frozen=True, slots=True)
+class Image:
+    """An image of the store.
+
+    Attributes:
+        id: digest of its config: the image ID.
+        manifest_digest: digest of the manifest it came with.
+        names: canonical references that mean it, sorted.
+        chain_id: names its merged tree.
+        platform: what it was built for.
+        created: nanoseconds since the epoch, by its config; None when that does not say.
+        size: bytes of its uncompressed layers.
+        layers: how many.
+    """
+
+    id: Digest
+    manifest_digest: Digest
+    names: tuple[str, ...]
+    chain_id: Digest
+    platform: Platform
+    created: int | None
+    size: int
+    layers: int
+
+
+@dataclass(frozen=True, slots=True)
+class Layer:
+    """A layer of an image: ``size`` of its tar, ``shared_size`` bytes of it that lie elsewhere, members, its command.
+
+    ``images`` counts the images that have this layer.
+    """
+
+    diff_id: Digest
+    size: int
+    shared_size: int
+    entries: int
+    command: str | None
+    images: int
+
+
+@dataclass(frozen=True, slots=True)
+class HistoryRow:
+    """One step in the making of an image; ``size`` and ``diff_id`` are of the layer it made, if it made one."""
+
+    created: int | None
+    created_by: str
+    comment: str
+    size: int
+    diff_id: Digest | None
+
+
+@dataclass(frozen=True, slots=True)
+class Container:
+    """A writable layer on an image: ``target`` is where it is mounted, or None."""
+
+    id: str
+    name: str
+    image_id: Digest
+    image_name: str | None
+    created: int
+    target: str | None
+
+
+@dataclass(frozen=True, slots=True)
+class Mount:
+    """A mount that layerfs made."""
+
+    id: str
+    target: str
+    image_id: Digest
+    image_name: str | None
+    container: str | None
+    backend: str
+    read_only: bool
+    created: int
+    pid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class RemovedImage:
+    """What removing an image did: names it lost, and images that are gone (none while other names are left)."""
+
+    untagged: tuple[str, ...]
+    deleted: tuple[Digest, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class Info:
+    """What this store and this machine are: paths, format, counts, and which backends are usable."""
+
+    root: str
+    runroot: str
+    format_version: int
+    images: int
+    layers: int
+    containers: int
+    backends: tuple[BackendStatus, ...]
