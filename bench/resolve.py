@@ -17,9 +17,10 @@ from pathlib import Path
 from bench.layered import LayeredLookup
 from bench.measure import Report, Sample, interleave
 from bench.mount import mounted, store_with
-from layerfs.api import Image, ImageTree, Store
+from layerfs.api import Image, Store
 from layerfs.formats.erofs.reader import Tree
 from layerfs.store.layout import Layout
+from layerfs.store.view import ImageTree
 
 __all__ = ["main", "walk_paths"]
 

@@ -85,5 +85,5 @@ def test_all_forms_of_an_image_are_one(store: Store, real_image: CorpusImage) ->
 def test_library_tree_names_what_the_mount_shows(store: Store, real_image: CorpusImage, tmp_path: Path) -> None:
     loaded = _load(store, real_image.oci_archive)
     mounted = _mounted(store, loaded, tmp_path / "mnt", read_only=True)
-    walked = {entry.path.strip(b"/") or b"." for entry in store.tree(loaded).walk()}
+    walked = {path.lstrip(b"/") for path, _, _ in store.tree(loaded).walk()}
     assert walked | {b"."} == mounted.keys()
