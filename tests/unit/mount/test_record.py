@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import errno
 import json
 import os
 from pathlib import Path
@@ -78,7 +79,6 @@ def test_the_newest_mount_of_a_target_is_found(records: MountRecords) -> None:
         {"mount_id": 1 << 30},
         {"device": "0:0"},
         {"boot_id": "another boot"},
-        {"namespace": "mnt:[1]"},
     ],
 )
 def test_a_record_of_a_mount_that_is_gone_cleans_itself_up(records: MountRecords, change: dict[str, object]) -> None:
@@ -86,6 +86,25 @@ def test_a_record_of_a_mount_that_is_gone_cleans_itself_up(records: MountRecords
     _rewrite(records, gone, **change)
     assert records.live() == [kept]
     assert os.listdir(records.directory) == [kept.id + ".json"]
+
+
+def test_a_record_of_a_dead_namespace_is_dropped_where_that_can_be_known(
+    records: MountRecords, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    record = _add(records, MOUNTS[0])
+    _rewrite(records, record, namespace="mnt:[1]")
+    real = module._namespace
+
+    def hidden(pid: str) -> str:
+        if pid == "self":
+            return real(pid)
+        raise PermissionError(errno.EACCES, "Permission denied")
+
+    monkeypatch.setattr(module, "_namespace", hidden)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert [one.id for one in records.live()] == [record.id]
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert records.live() == []
 
 
 def test_a_record_of_a_living_namespace_is_kept(records: MountRecords, monkeypatch: pytest.MonkeyPatch) -> None:
