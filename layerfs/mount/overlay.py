@@ -99,7 +99,8 @@ def mount_directories(
     """Mount a stack of directories in overlayfs form, alone or below a writable directory.
 
     Args:
-        lowers: the directories, top first; at most 500, and one less without ``upper``.
+        lowers: the directories, top first; at most 500, and one less without ``upper``. One that comes twice counts
+            once.
         target: an existing directory, which the mount covers.
         upper: directory that takes the changes; None needs ``read_only``.
         work: directory for overlayfs's own use, on the file system of ``upper``; given exactly when ``upper`` is.
@@ -124,15 +125,17 @@ def mount_directories(
     _check_upper(upper, work, read_only=read_only)
     if not lowers:
         raise ValueError("a stack needs at least one directory")
+    # overlayfs refuses one directory twice (ELOOP), and images have one layer twice. The lower one of them adds nothing:
+    # whatever it has or hides, the upper one has or hides again.
+    paths = list(dict.fromkeys(os.path.abspath(lower) for lower in lowers))
     limit = MAX_LOWERS if upper is not None else MAX_LOWERS - 1
-    if len(lowers) > limit:
+    if len(paths) > limit:
         raise MountError(
-            f"{len(lowers)} layers are more than the {limit} that overlayfs stacks",
+            f"{len(paths)} layers are more than the {limit} that overlayfs stacks",
             errno=errno.E2BIG,
             backend=_BACKEND,
             hint="mount the merged image instead (--lower erofs)",
         )
-    paths = [os.path.abspath(lower) for lower in lowers]
 
     overlay = DetachedOverlay(
         lambda place: open_directories(paths, place, root_on_top=upper is None, prepare_root=prepare_root),

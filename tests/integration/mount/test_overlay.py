@@ -307,6 +307,16 @@ def test_directories_are_stacked(tmp_path: Path, target: Path, upper: Path, work
     unmount(target)
 
 
+def test_one_layer_may_come_twice(tmp_path: Path, target: Path, upper: Path, work: Path, kernel: str) -> None:
+    layers = _layers(tmp_path)
+    (layers[0] / "bottom").unlink()
+    os.mknod(layers[1] / "bottom", stat.S_IFCHR, 0)
+    mount_directories([layers[2], layers[0], layers[1], layers[2]], target, upper=upper, work=work)
+    assert sorted(os.listdir(target)) == ["bottom", "d", "middle", "top"]
+    assert sorted(os.listdir(target / "d")) == ["bottom", "middle", "top"]
+    unmount(target)
+
+
 def test_a_single_read_only_directory_hides_its_whiteouts(tmp_path: Path, target: Path, kernel: str) -> None:
     (tmp_path / "only").mkdir()
     (tmp_path / "only" / "file").write_text("x")
@@ -328,7 +338,7 @@ def test_a_missing_layer_and_too_many_are_refused(tmp_path: Path, target: Path) 
     with pytest.raises(MountError, match="gone: No such file or directory"):
         mount_directories([*layers, tmp_path / "gone"], target, read_only=True)
     with pytest.raises(MountError, match="500 layers are more than the 499") as caught:
-        mount_directories([layers[0]] * 500, target, read_only=True)
+        mount_directories([tmp_path / str(number) for number in range(500)], target, read_only=True)
     assert caught.value.hint is not None
     with pytest.raises(ValueError, match="at least one"):
         mount_directories([], target, read_only=True)
