@@ -100,7 +100,7 @@ def mount_directories(
 
     Args:
         lowers: the directories, top first; at most 500, and one less without ``upper``. One that comes twice counts
-            once.
+            once, and nothing below one whose root is opaque counts.
         target: an existing directory, which the mount covers.
         upper: directory that takes the changes; None needs ``read_only``.
         work: directory for overlayfs's own use, on the file system of ``upper``; given exactly when ``upper`` is.
@@ -125,9 +125,7 @@ def mount_directories(
     _check_upper(upper, work, read_only=read_only)
     if not lowers:
         raise ValueError("a stack needs at least one directory")
-    # overlayfs refuses one directory twice (ELOOP), and images have one layer twice. The lower one of them adds nothing:
-    # whatever it has or hides, the upper one has or hides again.
-    paths = list(dict.fromkeys(os.path.abspath(lower) for lower in lowers))
+    paths = _visible(lowers, userxattr=options.userxattr)
     limit = MAX_LOWERS if upper is not None else MAX_LOWERS - 1
     if len(paths) > limit:
         raise MountError(
@@ -169,6 +167,21 @@ def find_upper_mount(upper: StrPath) -> MountEntry | None:
             if os.path.samestat(os.stat(path), wanted):
                 return entry
     return None
+
+
+def _visible(lowers: Sequence[StrPath], *, userxattr: bool) -> list[str]:
+    """Return the directories that can be seen in the stack, top first."""
+    mark = "user.overlay.opaque" if userxattr else "trusted.overlay.opaque"
+    paths: list[str] = []
+    # overlayfs refuses one directory twice (ELOOP), and images have one layer twice. The lower one of them adds
+    # nothing: whatever it has or hides, the upper one has or hides again.
+    for path in dict.fromkeys(os.path.abspath(lower) for lower in lowers):
+        paths.append(path)
+        # The kernel merges the roots of all layers without looking for the mark there (fs/overlayfs/super.c).
+        with contextlib.suppress(OSError):
+            if os.getxattr(path, mark) == b"y":
+                break
+    return paths
 
 
 def _check_upper(upper: StrPath | None, work: StrPath | None, *, read_only: bool) -> None:

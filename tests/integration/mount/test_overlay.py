@@ -307,6 +307,22 @@ def test_directories_are_stacked(tmp_path: Path, target: Path, upper: Path, work
     unmount(target)
 
 
+def test_a_layer_with_an_opaque_root_hides_all_below(tmp_path: Path, target: Path, kernel: str) -> None:
+    layers = _layers(tmp_path)
+    os.setxattr(layers[1], "trusted.overlay.opaque", b"y")
+    mount_directories(layers, target, read_only=True)
+    assert sorted(os.listdir(target)) == ["d", "middle", "top"]
+    unmount(target)
+    (layers[0] / "bottom").unlink()
+    mount_directories(layers, target, read_only=True)
+    assert sorted(os.listdir(target)) == ["d", "middle", "top"]
+    unmount(target)
+    os.setxattr(layers[1], "trusted.overlay.opaque", b"x")
+    mount_directories(layers, target, read_only=True)
+    assert sorted(os.listdir(target)) == ["bottom", "d", "middle", "top"]
+    unmount(target)
+
+
 def test_one_layer_may_come_twice(tmp_path: Path, target: Path, upper: Path, work: Path, kernel: str) -> None:
     layers = _layers(tmp_path)
     (layers[0] / "bottom").unlink()
