@@ -11,6 +11,7 @@ import pytest
 from layerfs.changeset.change import Change
 from layerfs.changeset.upper import compare_upper
 from layerfs.linux import probe
+from layerfs.linux.safe_path import remove_tree
 from tests.unit.changeset.lower import HostTree
 
 pytestmark = pytest.mark.skipif(
@@ -184,6 +185,8 @@ def test_a_deep_upper(upper: Path) -> None:
     assert len(found) == 2000
     assert found[-1].path == b"/d" * 2000
     assert len(os.listdir("/proc/self/fd")) == before
+    # The fixture's own removal recurses.
+    remove_tree(upper)
 
 
 def test_an_abandoned_comparison_closes_its_descriptors(upper: Path) -> None:
