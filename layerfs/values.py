@@ -1,4 +1,7 @@
-"""What :class:`layerfs.api.Store` returns: immutable values. Digests are full, times are nanoseconds since the epoch."""
+"""What :class:`layerfs.api.Store` returns: immutable values.
+
+Digests are full, times are nanoseconds since the epoch.
+"""
 
 from __future__ import annotations
 

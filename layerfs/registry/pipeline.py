@@ -6,6 +6,7 @@ hands events to the consuming half through a bounded queue, so memory does not d
 
 from __future__ import annotations
 
+import contextlib
 import queue
 import threading
 from collections.abc import Callable, Generator, Iterable, Iterator
@@ -175,10 +176,8 @@ def prefetch(events: Iterable[T]) -> Iterator[T]:
         except _Stopped:
             pass
         except BaseException as error:  # noqa: BLE001 - raised again in the consuming thread
-            try:
+            with contextlib.suppress(_Stopped):
                 put(error)
-            except _Stopped:
-                pass
 
     thread = threading.Thread(target=run, name="layerfs-read", daemon=True)
     thread.start()

@@ -206,7 +206,9 @@ class LayerWriter:
             os.close(self._file)
             self._file = -1
 
-    def _settle(self, node: Node, start: int, stop: int, digest: bytes, base: int, holes: list[tuple[int, int]]) -> None:
+    def _settle(
+        self, node: Node, start: int, stop: int, digest: bytes, base: int, holes: list[tuple[int, int]]
+    ) -> None:
         """Decide where a file whose digest is known lies: here, or where an equal one already is."""
         size = stop - start
         if self._find is None:
