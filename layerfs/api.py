@@ -146,7 +146,7 @@ class Store:
         progress: Progress | None = None,
         check: Callable[[], None] | None = None,
     ) -> list[Image]:
-        """Load images through a transport: ``docker-archive:FILE[:REF]``, ``oci-archive:FILE[:REF]``, ``oci:DIR[:REF]``.
+        """Load images through a transport: ``docker-archive:FILE[:REF]``, ``oci-archive:…``, ``oci:DIR[:REF]``.
 
         Arguments, errors and guarantees are those of :meth:`load`.
 

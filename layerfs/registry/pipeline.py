@@ -25,8 +25,11 @@ T = TypeVar("T")
 
 __all__ = ["Chunk", "LayerBegin", "LayerEnd", "LayerFailed", "prefetch", "read_blob"]
 
-#: Pieces in the queue, a mebibyte each: enough for one half to go on while the other is at a slow spot.
-_DEPTH = 16
+#: Pieces in the queue, 16 MiB together: enough for one half to go on while the other writes a tree.
+_DEPTH = (16 << 20) // PIECE
+
+#: Bytes read before the compression is known.
+_HEAD = 1 << 18
 
 #: A layer may grow to this before its expansion is looked at, and then to at most this many times its compressed size.
 #: deflate cannot exceed 1032; real layers stay below 100, but for files of zeros.
@@ -113,7 +116,7 @@ def read_blob(
     Raises:
         OSError: what ``read`` raises. Damaged data is no exception but a :class:`LayerFailed`.
     """
-    head = head or read(PIECE // 4)
+    head = head or read(_HEAD)
     source = _Counted(head, read, blob_algorithm)
     yield LayerBegin(member, size)
     try:

@@ -14,7 +14,6 @@ from hashlib import sha256
 from typing import TYPE_CHECKING
 
 from layerfs.errors import LimitExceeded
-from layerfs.formats.codec import PIECE
 from layerfs.formats.digest import Digest
 from layerfs.formats.tar import BLOCK, Member, TarReader
 from layerfs.formats.tree import LayerTree, Node
@@ -34,8 +33,6 @@ MAX_LAYER = 0xFFFFFFFF * BLOCK
 
 #: Bytes after which the kernel is asked to start writing, so that the final fsync finds little left to do.
 _WRITEBACK = 8 << 20
-
-_ZEROS = bytes(PIECE)
 
 
 class LayerKey:
@@ -227,8 +224,8 @@ class LayerWriter:
         holes.append((max(start - base, 0), stop - base))
 
     def _store(self, chunk: bytes, view: memoryview, base: int, holes: list[tuple[int, int]]) -> None:
-        if not holes and len(chunk) == PIECE and chunk == _ZEROS:
-            return
+        if not holes and chunk[0] == chunk[-1] == 0 and chunk.count(0) == len(chunk):
+            return  # zeros stay a hole of the file
         position = 0
         for start, stop in (*holes, (len(chunk), len(chunk))):
             while position < start:
