@@ -18,9 +18,12 @@ from layerfs.store.handle import StoreHandle
 __all__ = [
     "LayerRecord",
     "device_tag",
+    "file_digest",
+    "find_donors",
     "find_layer",
     "get_layer",
     "is_intact",
+    "is_whole",
     "open_tree",
     "read_layer",
     "tag_digest",
@@ -109,6 +112,19 @@ def is_intact(handle: StoreHandle, layer: LayerRecord) -> bool:
     except (OSError, FormatError):
         return False
     return True
+
+
+def find_donors(handle: StoreHandle, layer: LayerRecord) -> list[LayerRecord]:
+    """Return the other layers that a layer borrows bytes from."""
+    rows = handle.database.connection.execute(
+        "SELECT DISTINCT donor FROM extent WHERE layer = ? AND donor != layer", (layer.id,)
+    )
+    return [get_layer(handle, row[0]) for row in rows.fetchall()]
+
+
+def is_whole(handle: StoreHandle, layer: LayerRecord) -> bool:
+    """Return whether a layer and all that it borrows from are as they were committed; see :func:`is_intact`."""
+    return is_intact(handle, layer) and all(is_intact(handle, donor) for donor in find_donors(handle, layer))
 
 
 def read_layer(

@@ -1,4 +1,4 @@
-"""Where everything of a store lies. Pure path arithmetic, apart from :meth:`Layout.create`.
+"""Where everything of a store lies. Path arithmetic, apart from :meth:`Layout.create`.
 
     ROOT/store.json                    format version and features
     ROOT/store.db                      SQLite metadata
@@ -16,9 +16,11 @@
 from __future__ import annotations
 
 import os
+import stat
 from dataclasses import dataclass
 
 from layerfs.formats.digest import Digest
+from layerfs.linux.durable import fsync_directory
 
 __all__ = ["Layout"]
 
@@ -65,7 +67,7 @@ class Layout:
 
     def layer_tar(self, diff_id: Digest) -> str:
         """Return the path of a layer's tar."""
-        return os.path.join(self.layer(diff_id), "layer.tar")
+        return f"{self.root}/layers/{diff_id.algorithm}/{diff_id.hex}/layer.tar"
 
     def layer_tree(self, diff_id: Digest) -> str:
         """Return the path of a layer's own tree."""
@@ -87,8 +89,17 @@ class Layout:
         """Return the path of a lock file."""
         return os.path.join(self.root, "locks", name)
 
-    def create(self) -> None:
-        """Make the directories that are missing.
+    def layer_lock(self, diff_id: Digest) -> str:
+        """Return the path of the lock that a layer's maker, healer or remover holds."""
+        return self.lock(f"layer-{diff_id.algorithm}-{diff_id.hex}")
+
+    @property
+    def trees_lock(self) -> str:
+        """The lock on merged trees and documents: shared to write some and refer to them, exclusive to remove or move."""
+        return self.lock("trees")
+
+    def create(self, *, sync: bool) -> None:
+        """Make the directories that are missing, durably if ``sync``.
 
         The store is its owner's alone (0700): layers contain setuid programs and secrets of other users, and must not
         be reachable outside a mount (the lesson of CVE-2021-41091).
@@ -96,7 +107,15 @@ class Layout:
         Raises:
             OSError: as mkdir.
         """
+        new = not os.path.isdir(self.root)
         os.makedirs(self.root, mode=0o700, exist_ok=True)
-        os.chmod(self.root, 0o700)
+        if stat.S_IMODE(os.stat(self.root).st_mode) != 0o700:
+            os.chmod(self.root, 0o700)
         for name in _DIRECTORIES:
-            os.makedirs(os.path.join(self.root, name), mode=0o700, exist_ok=True)
+            path = os.path.join(self.root, name)
+            if not os.path.isdir(path):
+                os.makedirs(path, mode=0o700, exist_ok=True)
+                fsync_directory(os.path.dirname(path), sync=sync)
+        if new:
+            fsync_directory(self.root, sync=sync)
+            fsync_directory(os.path.dirname(self.root), sync=sync)
