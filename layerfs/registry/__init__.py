@@ -1,0 +1,1 @@
+"""Images from elsewhere: archives and layouts as sources."""

@@ -1,8 +1,8 @@
-"""Loads images from archives and layouts into the store: :func:`load_archive` for what can be read at will,
-:func:`load_stream` for what comes through a pipe.
+"""Loads images from archives and layouts into the store.
 
-Both end in the same loop: events of layers come in, layers go out, and at the end images are made of them. A load that
-fails leaves nothing but what the next garbage collection removes, and runs that itself.
+:func:`load_archive` takes what can be read at will, :func:`load_stream` what comes through a pipe. Both end in the same
+loop: events of layers come in, layers go out, and at the end images are made of them. A load that fails leaves nothing
+but what the next garbage collection removes, and runs that itself.
 """
 
 from __future__ import annotations
@@ -16,15 +16,15 @@ from layerfs.errors import NotFound
 from layerfs.formats.codec import detect
 from layerfs.formats.digest import Digest
 from layerfs.formats.document import MAX_DOCUMENT_SIZE
-from layerfs.registry.members import DirectoryMembers, Members, TarMembers, stream_reader
 from layerfs.registry.loader import Loader, Progress
+from layerfs.registry.members import DirectoryMembers, Members, TarMembers, stream_reader
 from layerfs.registry.pipeline import LayerEvent, prefetch, read_blob
 from layerfs.registry.plan import LayerPlan, Selection, plan_images
 from layerfs.registry.stream import read_stream
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord
 from layerfs.store.ingest import Ingest
-from layerfs.store.layer import find_layer, is_intact
+from layerfs.store.layer import find_layer, is_whole
 
 __all__ = ["load_archive", "load_stream", "open_members"]
 
@@ -33,12 +33,16 @@ def open_members(path: str) -> Members | None:
     """Return the archive at a path for reading at will, or None when it has to be read as a stream.
 
     Raises:
+        NotFound: there is nothing.
         OSError: as open.
         FormatError: no tar.
     """
     if os.path.isdir(path):
         return DirectoryMembers(path)
-    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise NotFound("file or directory", path) from error
     try:
         if stat.S_ISREG(os.fstat(fd).st_mode) and detect(os.pread(fd, 6, 0)) == "none":
             members = _OwnedTar(fd)
@@ -76,7 +80,7 @@ def load_archive(
         FormatError, IntegrityError, NotFound: the archive is not what it should be; the store is as it was.
         OSError: ENOSPC, EIO.
 
-    Atomicity: each image becomes visible when it is complete and durable.
+    Atomicity: the images become visible together, when all are complete and durable.
     """
 
     def document(name: str) -> bytes | None:
@@ -104,7 +108,7 @@ def load_archive(
         if missing:
             raise NotFound("layer in the archive", missing[0], hint="The archive is not complete.")
         loader.consume(ingest, prefetch(_blobs(members, wanted.values())), wanted)
-        return [loader.commit(ingest, plan) for plan in plans]
+        return loader.commit(ingest, plans)
 
     return loader.run(run)
 
@@ -130,12 +134,11 @@ def load_stream(
             (str(digest), str(digest)),
         ).fetchone()
         layer = find_layer(handle, Digest.parse(row[0])) if row else None
-        return layer is not None and is_intact(handle, layer)
+        return layer is not None and is_whole(handle, layer)
 
     def run(ingest: Ingest) -> list[ImageRecord]:
         loader.consume(ingest, prefetch(read_stream(stream_reader(file), is_known)), None)
-        plans = plan_images(loader.document, selection)
-        return [loader.commit(ingest, plan) for plan in plans]
+        return loader.commit(ingest, plan_images(loader.document, selection))
 
     return loader.run(run)
 
@@ -150,4 +153,3 @@ def _blobs(members: Members, layers: Iterable[LayerPlan]) -> Iterator[LayerEvent
             )
         finally:
             reader.close()
-

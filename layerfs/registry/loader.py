@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from io import BytesIO
 from typing import Protocol
 
 from layerfs.errors import DigestMismatch, IntegrityError, LayerfsError, NotFound, UnsafePath
 from layerfs.formats.digest import Digest, new_hash
-from layerfs.registry.pipeline import Chunk, LayerBegin, LayerEnd, LayerFailed
+from layerfs.registry.pipeline import Chunk, LayerBegin, LayerEnd, LayerFailed, read_blob
 from layerfs.registry.plan import ImagePlan, LayerPlan, synthesize_manifest
 from layerfs.registry.stream import ArchiveDocument, ArchiveLink, KnownLayer, StreamEvent
 from layerfs.store.derive import aligned
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
-from layerfs.store.image import ImageRecord, commit_image
+from layerfs.store.image import ImageRecord, NewImage, commit_images
 from layerfs.store.ingest import Ingest, IngestedLayer, Pending
 from layerfs.store.layer import find_layer, read_layer
 
@@ -79,9 +80,7 @@ class Loader:
         self._tell(str(layer.diff_id), "Already exists", 0, None)
         return True
 
-    def consume(
-        self, ingest: Ingest, events: Iterable[StreamEvent], plans: Mapping[str, LayerPlan] | None
-    ) -> None:
+    def consume(self, ingest: Ingest, events: Iterable[StreamEvent], plans: Mapping[str, LayerPlan] | None) -> None:
         """Take all events: lay layers down, keep documents and links.
 
         Args:
@@ -126,22 +125,23 @@ class Loader:
                     ingest.abandon(pending)
                     pending = None
 
-    def commit(self, ingest: Ingest, plan: ImagePlan) -> ImageRecord:
-        """Make one image.
+    def commit(self, ingest: Ingest, plans: Sequence[ImagePlan]) -> list[ImageRecord]:
+        """Make the images, all or none.
 
         Raises:
             NotFound: a layer was not in the archive.
-            IntegrityError: a layer is not what the image's documents promise.
+            IntegrityError: a layer is not what an image's documents promise.
         """
+        return commit_images(ingest, [self._image(ingest, plan) for plan in plans])
+
+    def _image(self, ingest: Ingest, plan: ImagePlan) -> NewImage:
         layers = [self._layer(ingest, layer) for layer in plan.layers]
         manifest = plan.manifest
         if manifest is None:
             ingest.flush()
             sizes = [record.tar_size for layer in layers if (record := find_layer(self._handle, layer.diff_id))]
             manifest = synthesize_manifest(plan.config, sizes)
-        return commit_image(
-            ingest, config=(plan.config.digest, plan.config.raw), manifest=manifest, layers=layers, names=plan.names
-        )
+        return NewImage((plan.config.digest, plan.config.raw), manifest, layers, plan.names)
 
     def _begin(self, ingest: Ingest, member: str, diff_id: Digest | None) -> Pending | None:
         begun = ingest.begin_layer(diff_id)
@@ -173,6 +173,9 @@ class Loader:
         if member in self._errors:
             raise self._errors[member]
         layer = self._layers.get(member)
+        if layer is None and member in self._documents:
+            # No tar by its first bytes. A layer all the same: an empty one, or one whose error is worth telling.
+            layer = self._layer_of_document(ingest, member, plan)
         if layer is None:
             raise NotFound("layer in the archive", plan.member, hint="The archive is not complete.")
         if member in self._blobs:
@@ -184,6 +187,15 @@ class Loader:
             size = record.tar_size if record is not None else 0
             raise DigestMismatch("layer", expected=str(plan.diff_id), actual=str(layer.diff_id), size=size)
         return layer
+
+    def _layer_of_document(self, ingest: Ingest, member: str, plan: LayerPlan) -> IngestedLayer | None:
+        raw = BytesIO(self._documents[member])
+        blob = plan.blob.digest.algorithm if plan.blob is not None else "sha256"
+        events = read_blob(
+            member, len(raw.getbuffer()), raw.read, blob_algorithm=blob, diff_algorithm=plan.diff_id.algorithm
+        )
+        self.consume(ingest, events, {member: plan})
+        return self._layers.get(member)
 
     def _digest_anew(self, ingest: Ingest, layer: IngestedLayer, wanted: Digest) -> IngestedLayer:
         """Store a layer of a stream under another algorithm's digest; its files are shared, so this takes no space."""

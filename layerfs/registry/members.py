@@ -1,8 +1,7 @@
 """The outer form of image archives: a directory, a tar that can be read anywhere, or one that comes through a pipe.
 
 Names inside are text with ``/``, without ``.``; anything that would leave the archive is refused. Links between members
-are resolved inside the archive only, and never on the host: layouts are opened beneath their directory without following
-symlinks out of it.
+are resolved inside the archive only, and never on the host: what a layout's symlinks mean ends at its directory.
 """
 
 from __future__ import annotations

@@ -245,7 +245,8 @@ def _archive_image(image: ArchiveImage, read: ReadDocument) -> ImagePlan:
             f"{len(config.diff_ids)} diff IDs for the {len(image.layers)} layers of manifest.json",
             where="rootfs.diff_ids",
         )
-    layers = tuple(LayerPlan(member, diff_id, None) for member, diff_id in zip(image.layers, config.diff_ids, strict=True))
+    pairs = zip(image.layers, config.diff_ids, strict=True)
+    layers = tuple(LayerPlan(member, diff_id, None) for member, diff_id in pairs)
     return ImagePlan(config, None, layers, _tags(image))
 
 
@@ -273,10 +274,11 @@ def _add_tags(images: list[ImagePlan], archive: tuple[ArchiveImage, ...], read: 
     for image in archive:
         digest = _archive_config(image, read).digest
         tags[digest] = tags.get(digest, ()) + _tags(image)
-    return [
-        ImagePlan(plan.config, plan.manifest, plan.layers, tuple(dict.fromkeys(tags.get(plan.config.digest) or plan.names)))
-        for plan in images
-    ]
+    named = []
+    for plan in images:
+        names = tuple(dict.fromkeys(tags.get(plan.config.digest) or plan.names))
+        named.append(ImagePlan(plan.config, plan.manifest, plan.layers, names))
+    return named
 
 
 def _select(images: list[ImagePlan], selection: Selection) -> list[ImagePlan]:

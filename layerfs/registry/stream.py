@@ -24,7 +24,7 @@ __all__ = ["ArchiveDocument", "ArchiveLink", "KnownLayer", "read_stream"]
 #: Bytes of all documents of one archive together: they are held in memory until the archive's end.
 _MAX_DOCUMENTS = 64 << 20
 
-_BLOB_NAME = re.compile(r"blobs/(sha256|sha512)/([0-9a-f]{64}|[0-9a-f]{128})")
+_BLOB_NAME = re.compile(r"blobs/(sha256/[0-9a-f]{64}|sha512/[0-9a-f]{128})")
 
 
 @dataclass(frozen=True, slots=True)
@@ -172,7 +172,7 @@ def _member(name: str, member: Member, body: _Body, is_known: Callable[[Digest],
     if member.sparse is not None:
         raise FormatError(f"archive member {name!r} is sparse")
     named = _BLOB_NAME.fullmatch(name)
-    digest = Digest.parse(f"{named[1]}:{named[2]}") if named and (len(named[2]) == 64) == (named[1] == "sha256") else None
+    digest = Digest(*named[1].split("/")) if named else None
     head = body.head(BLOCK)
     if not _is_layer(head):
         if member.size <= MAX_DOCUMENT_SIZE:

@@ -1,0 +1,1 @@
+"""What is on disk: layers, trees, images, containers, and their upkeep."""

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 from layerfs.errors import LayerfsError
 from layerfs.linux.durable import write_document
 from layerfs.store.derive import LayerKeys, derive_layer_tree, merge_layers, restore_record
+from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers, list_images
 from layerfs.store.layer import LayerRecord, get_layer, is_intact, open_tree
@@ -47,22 +48,23 @@ def check_store(
 
     Blocking: reads every layer once.
     """
+    collect(handle)  # one that was interrupted leaves trees and records apart until it is finished
     for problem in handle.database.connection.execute("PRAGMA integrity_check").fetchall():
         if problem[0] != "ok":
-            yield Problem("document", "store.db", str(problem[0]), repaired=False, hint="Restore or recreate the store.")
+            yield Problem("document", "store.db", str(problem[0]), repaired=False, hint="Make the store anew.")
     rows = handle.database.connection.execute("SELECT id FROM layer ORDER BY id").fetchall()
     for (identifier,) in rows:
-        yield from _check_layer(handle, get_layer(handle, identifier), repair, check)
+        yield from _check_layer(handle, get_layer(handle, identifier), repair=repair, check=check)
     chains = set()
     for image in list_images(handle):
         yield from _check_documents(handle, image)
         if image.chain_id not in chains:
             chains.add(image.chain_id)
-            yield from _check_merged(handle, image, repair)
+            yield from _check_merged(handle, image, repair=repair)
 
 
 def _check_layer(
-    handle: StoreHandle, layer: LayerRecord, repair: bool, check: Callable[[], None] | None
+    handle: StoreHandle, layer: LayerRecord, *, repair: bool, check: Callable[[], None] | None
 ) -> Iterator[Problem]:
     name = str(layer.diff_id)
     try:
@@ -84,7 +86,7 @@ def _check_layer(
     yield Problem("tree", name, message, repaired=repair, hint=None if repair else "Run: layerfs check --repair")
 
 
-def _check_merged(handle: StoreHandle, image: ImageRecord, repair: bool) -> Iterator[Problem]:
+def _check_merged(handle: StoreHandle, image: ImageRecord, *, repair: bool) -> Iterator[Problem]:
     keys = LayerKeys(handle)
     path = handle.layout.merged_tree(image.chain_id)
     name = str(image.chain_id)
@@ -114,4 +116,3 @@ def _check_documents(handle: StoreHandle, image: ImageRecord) -> Iterator[Proble
         except (LayerfsError, OSError) as error:
             hint = f"Load the image {image.digest.short} again."
             yield Problem("document", str(digest), str(error), repaired=False, hint=hint)
-

@@ -40,7 +40,7 @@ class Database:
         self._path = path
         self._sync = sync
         self._local = threading.local()
-        self._all: list[sqlite3.Connection] = []
+        self._all: list[tuple[threading.Thread, sqlite3.Connection]] = []
         self._guard = threading.Lock()
         try:
             self._prepare()
@@ -60,7 +60,12 @@ class Database:
             found.execute(f"PRAGMA synchronous = {'FULL' if self._sync else 'OFF'}")
             self._local.connection = found
             with self._guard:
-                self._all.append(found)
+                # Loads start threads, and a store may be open for long: what a thread had open ends with it.
+                for thread, connection in self._all:
+                    if not thread.is_alive():
+                        connection.close()
+                self._all = [pair for pair in self._all if pair[0].is_alive()]
+                self._all.append((threading.current_thread(), found))
         return found
 
     @contextmanager
@@ -75,21 +80,19 @@ class Database:
         connection = self.connection
         try:
             connection.execute("BEGIN IMMEDIATE")
-            try:
-                yield connection
-            except BaseException:
-                connection.execute("ROLLBACK")
-                raise
+            yield connection
             connection.execute("COMMIT")
-        except sqlite3.OperationalError as error:
-            if connection.in_transaction:
+        except BaseException as error:
+            if connection.in_transaction:  # a full disk makes SQLite roll back by itself
                 connection.execute("ROLLBACK")
-            raise self._explain(error) from error
+            if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
+                raise self._explain(error) from error
+            raise
 
     def close(self) -> None:
         """Close the connections of all threads."""
         with self._guard:
-            for connection in self._all:
+            for _, connection in self._all:
                 connection.close()
             self._all.clear()
         self._local = threading.local()

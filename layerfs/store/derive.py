@@ -1,14 +1,16 @@
-"""Making trees: a layer's own from its tar, an image's merged one from its layers. Both are pure functions of the store.
+"""Making trees: a layer's own from its tar, an image's merged one from its layers.
 
-So a tree that is missing or damaged is never lost data, and a tree can be checked by making it again and comparing.
+Both are pure functions of the store. So a tree that is missing or damaged is never lost data, and a tree can be checked
+by making it again and comparing.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from layerfs.errors import DigestMismatch, IntegrityError
+from layerfs.errors import DigestMismatch, IntegrityError, LayerfsError
 from layerfs.formats.digest import Digest, chain_id, new_hash
 from layerfs.formats.erofs.layout import BLOCK
 from layerfs.formats.erofs.reader import Tree
@@ -16,9 +18,10 @@ from layerfs.formats.erofs.writer import Device, write_tree
 from layerfs.formats.merge import apply_layer, empty_tree, walk
 from layerfs.formats.tar import Member, TarReader
 from layerfs.formats.tree import LayerTree, Node
-from layerfs.linux.durable import write_document
+from layerfs.linux.durable import fsync_directory, write_document
+from layerfs.linux.lock import FileLock
 from layerfs.store.handle import StoreHandle
-from layerfs.store.layer import LayerRecord, device_tag, find_layer, read_layer
+from layerfs.store.layer import LayerRecord, device_tag, find_layer, get_layer, open_tree, read_layer
 from layerfs.store.layer_writer import MIN_SHARED, LayerKey, spread_range
 from layerfs.store.nodes import read_nodes
 
@@ -31,6 +34,7 @@ __all__ = [
     "encode_merged_tree",
     "merge_layers",
     "restore_record",
+    "rewrite_merged_trees",
     "tree_uuid",
 ]
 
@@ -69,9 +73,7 @@ def encode_layer_tree(root: Node, own: LayerKey, donors: Iterable[LayerKey]) -> 
     return write_tree(root, devices, tree_uuid("layer", own.known))
 
 
-def derive_layer_tree(
-    handle: StoreHandle, layer: LayerRecord, *, check: Callable[[], None] | None = None
-) -> bytes:
+def derive_layer_tree(handle: StoreHandle, layer: LayerRecord, *, check: Callable[[], None] | None = None) -> bytes:
     """Read a layer's tar, verify it against its diffID, and return the image that its tree must be.
 
     Raises:
@@ -91,9 +93,7 @@ def derive_layer_tree(
                 sparse.append((member, node))
     actual = Digest(layer.diff_id.algorithm, hasher.hexdigest())
     if actual != layer.diff_id:
-        raise DigestMismatch(
-            "layer in the store", expected=str(layer.diff_id), actual=str(actual), size=layer.tar_size
-        )
+        raise DigestMismatch("layer in the store", expected=str(layer.diff_id), actual=str(actual), size=layer.tar_size)
     end = -(-layer.tar_size // BLOCK) * BLOCK
     for member, node in sparse:
         node.offset, end = spread_range(end, member)
@@ -161,6 +161,37 @@ def encode_merged_tree(merged: Node, chain: Sequence[LayerKey]) -> bytes:
     others = {key.known: key for key in used if isinstance(key, LayerKey) and key.known not in own}
     devices = [_device(key) for key in own.values()] + [_device(others[diff_id]) for diff_id in sorted(others)]
     return write_tree(merged, devices, tree_uuid("chain", chain_digest([key.known for key in chain])))
+
+
+def rewrite_merged_trees(handle: StoreHandle, layer: LayerRecord) -> None:
+    """Write the merged trees of all images that have a layer anew; one that cannot be made now is made when needed.
+
+    Raises:
+        OSError: ENOSPC, EIO.
+    """
+    connection = handle.database.connection
+    rows = connection.execute(
+        "SELECT chain_id, min(image.id) FROM image JOIN image_layer ON image_layer.image = image.id"
+        " WHERE image_layer.layer = ? GROUP BY chain_id", (layer.id,),
+    ).fetchall()  # fmt: skip
+    for chain, image in rows:
+        path = handle.layout.merged_tree(Digest.parse(chain))
+        keys = LayerKeys(handle)
+        layers = connection.execute(
+            "SELECT layer FROM image_layer WHERE image = ? ORDER BY position", (image,)
+        ).fetchall()
+        with FileLock(handle.layout.trees_lock, shared=True):
+            try:
+                diff_ids = [get_layer(handle, row[0]).diff_id for row in layers]
+                pairs = [(open_tree(handle.layout.layer_tree(diff_id)), keys.get(diff_id)) for diff_id in diff_ids]
+                merged = merge_layers(pairs, keys.get)
+            except (FileNotFoundError, LayerfsError):
+                # Another of its layers is damaged too.
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+                fsync_directory(os.path.dirname(path), sync=handle.sync)
+                continue
+            write_document(path, merged, sync=handle.sync)
 
 
 def chain_digest(diff_ids: Sequence[Digest]) -> Digest:

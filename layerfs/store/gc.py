@@ -4,17 +4,19 @@ A layer may hold bytes that others borrow. Before it goes, each borrowed range i
 the other borrowers' records are turned to that one, and the trees concerned are written anew under the same names; live
 mounts keep the old files open and do not notice.
 
-Order, so that a crash at any point loses nothing: copy the bytes and sync them; replace the trees; record; remove files.
-Until the record changes the old layer is there, and the new trees are right with or without it.
+So that a crash at any point loses nothing: the bytes are copied and synced, the trees replaced, the records changed,
+the files removed, in this order. Until the record changes the old layer is there, and the new trees are right with or
+without it.
 """
 
 from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable
+from contextlib import ExitStack
 from dataclasses import dataclass
 
-from layerfs.errors import InvalidReference
+from layerfs.errors import InvalidReference, LayerfsError
 from layerfs.formats.digest import Digest
 from layerfs.formats.merge import walk
 from layerfs.linux.durable import fsync_directory, write_document
@@ -24,8 +26,7 @@ from layerfs.linux.sparse import copy_range
 from layerfs.store.derive import LayerKeys, encode_layer_tree, encode_merged_tree
 from layerfs.store.handle import StoreHandle
 from layerfs.store.ingest import sweep
-from layerfs.store.layer import LayerRecord, file_digest, get_layer, open_tree
-from layerfs.store.layer_writer import LayerKey
+from layerfs.store.layer import LayerRecord, file_digest, find_donors, find_layer, get_layer, open_tree
 from layerfs.store.nodes import read_nodes
 
 __all__ = ["Reclaimed", "collect"]
@@ -61,6 +62,8 @@ def collect(handle: StoreHandle) -> Reclaimed:
 
     Raises:
         OSError: ENOSPC when borrowed bytes find no room; the layer that lends them then stays.
+
+    Blocking: waits for loads that are just making their images visible.
     """
     sweep(handle)
     lock = FileLock(handle.layout.lock("gc"))
@@ -69,28 +72,46 @@ def collect(handle: StoreHandle) -> Reclaimed:
     try:
         removed = []
         size = 0
-        rows = handle.database.connection.execute(_UNUSED).fetchall()
+        # The newest first: what a failed load brought in borrows from older layers, and has not to inherit from them.
+        rows = handle.database.connection.execute(f"{_UNUSED} ORDER BY id DESC").fetchall()
         for (identifier,) in rows:
             layer = get_layer(handle, identifier)
             freed = _remove_layer(handle, layer)
             if freed is not None:
                 removed.append(layer.diff_id)
                 size += freed
-        trees, tree_size = _remove_trees(handle)
-        blobs, blob_size = _remove_blobs(handle)
+        size += _remove_strays(handle)
+        with FileLock(handle.layout.trees_lock):
+            trees, tree_size = _remove_trees(handle)
+            blobs, blob_size = _remove_blobs(handle)
         return Reclaimed(tuple(removed), trees, blobs, size + tree_size + blob_size)
     finally:
         lock.release()
 
 
 def _remove_layer(handle: StoreHandle, layer: LayerRecord) -> int | None:
-    """Remove one layer; return the bytes of disk it took, or None when a load took hold of it meanwhile."""
-    name = f"layer-{layer.diff_id.algorithm}-{layer.diff_id.hex}"
-    lock = FileLock(handle.layout.lock(name))
-    if not lock.try_acquire():
-        return None
-    try:
-        _bequeath(handle, layer)
+    """Remove one layer; return the bytes of disk it took, or None when it has to stay.
+
+    It stays while a load holds it or one of its borrowers, and when a borrower is damaged: as long as nothing is
+    removed, loading that one again heals it.
+    """
+    with ExitStack() as stack:
+        stack.enter_context(FileLock(handle.layout.trees_lock))
+        borrowers = handle.database.connection.execute(
+            "SELECT DISTINCT layer FROM extent WHERE donor = ?", (layer.id,)
+        ).fetchall()
+        for diff_id in {layer.diff_id, *(get_layer(handle, row[0]).diff_id for row in borrowers)}:
+            lock = FileLock(handle.layout.layer_lock(diff_id))
+            if not lock.try_acquire():
+                return None
+            stack.callback(lock.release, remove=True)
+        connection = handle.database.connection
+        if connection.execute(f"{_UNUSED} AND id = ?", (layer.id,)).fetchone() is None:
+            return None
+        try:
+            _bequeath(handle, layer)
+        except (LayerfsError, FileNotFoundError):
+            return None
         with handle.database.transaction() as connection:
             still = connection.execute(f"{_UNUSED} AND id = ?", (layer.id,)).fetchone()
             lent = connection.execute(
@@ -100,13 +121,36 @@ def _remove_layer(handle: StoreHandle, layer: LayerRecord) -> int | None:
                 return None
             connection.execute("DELETE FROM extent WHERE layer = ?", (layer.id,))
             connection.execute("DELETE FROM layer WHERE id = ?", (layer.id,))
-        directory = handle.layout.layer(layer.diff_id)
-        size = _disk_size(os.path.join(directory, name) for name in ("layer.tar", "tree.erofs"))
-        remove_tree(directory, missing_ok=True)
-        remove_tree(handle.layout.unpacked(layer.diff_id), missing_ok=True)
-        return size
-    finally:
-        lock.release(remove=True)
+        return _remove_directory(handle, layer.diff_id)
+
+
+def _remove_directory(handle: StoreHandle, diff_id: Digest) -> int:
+    """Remove the files of a layer that has no record; return the bytes of disk they took."""
+    directory = handle.layout.layer(diff_id)
+    size = _disk_size(os.path.join(directory, name) for name in ("layer.tar", "tree.erofs"))
+    remove_tree(directory, missing_ok=True)
+    remove_tree(handle.layout.unpacked(diff_id), missing_ok=True)
+    return size
+
+
+def _remove_strays(handle: StoreHandle) -> int:
+    """Remove layers that have their place but no record: a crash came between the two. Return their bytes of disk."""
+    size = 0
+    for algorithm in ("sha256", "sha512"):
+        known = {row[0] for row in handle.database.connection.execute("SELECT diff_id FROM layer")}
+        for name in os.listdir(os.path.join(handle.layout.root, "layers", algorithm)):
+            if f"{algorithm}:{name}" in known:
+                continue
+            diff_id = Digest(algorithm, name)
+            lock = FileLock(handle.layout.layer_lock(diff_id))
+            if not lock.try_acquire():
+                continue  # a load is about to record it
+            try:
+                if find_layer(handle, diff_id) is None:
+                    size += _remove_directory(handle, diff_id)
+            finally:
+                lock.release(remove=True)
+    return size
 
 
 def _bequeath(handle: StoreHandle, layer: LayerRecord) -> None:
@@ -181,14 +225,20 @@ def _rewrite_trees(handle: StoreHandle, layer: LayerRecord, moves: dict[int, _Mo
         diff_id = get_layer(handle, identifier).diff_id
         path = handle.layout.layer_tree(diff_id)
         root = read_nodes(open_tree(path), keys.get)
-        used: set[LayerKey] = set()
         for node in walk(root):
             if node.device is leaving:
                 move = moves[node.offset]
                 node.device, node.offset = heirs[move.heir], move.new
-            if isinstance(node.device, LayerKey):
-                used.add(node.device)
-        write_document(path, encode_layer_tree(root, keys.get(diff_id), used), sync=handle.sync)
+        # The donors are those of all holes, also of files that the layer itself replaces later.
+        found = find_donors(handle, get_layer(handle, identifier))
+        donors = {keys.get(donor.diff_id) for donor in found if donor.id != layer.id}
+        donors |= {
+            heirs[moves[offset].heir]
+            for (offset,) in handle.database.connection.execute(
+                "SELECT donor_offset FROM extent WHERE layer = ? AND donor = ?", (identifier, layer.id)
+            )
+        }
+        write_document(path, encode_layer_tree(root, keys.get(diff_id), donors), sync=handle.sync)
     marks = ", ".join("?" * len(borrowers))
     rows = handle.database.connection.execute(
         "SELECT chain_id, min(image.id) FROM image JOIN image_layer ON image_layer.image = image.id"
@@ -212,7 +262,7 @@ def _rewrite_trees(handle: StoreHandle, layer: LayerRecord, moves: dict[int, _Mo
 
 
 def _remove_trees(handle: StoreHandle) -> tuple[int, int]:
-    """Remove merged trees of no image. A running load may be about to use one, so then all stay."""
+    """Remove merged trees of no image."""
     known = {row[0] for row in handle.database.connection.execute("SELECT chain_id FROM image")}
     return _remove_files(handle, "images", lambda digest: str(digest) in known)
 
@@ -227,8 +277,6 @@ def _remove_blobs(handle: StoreHandle) -> tuple[int, int]:
 def _remove_files(handle: StoreHandle, kind: str, is_known: Callable[[Digest], bool]) -> tuple[int, int]:
     """Remove the files of one kind that are not known; return how many and their bytes."""
     count = size = 0
-    if os.listdir(handle.layout.ingest):
-        return 0, 0  # a load writes its documents and tree before the record that makes them known
     for algorithm in ("sha256", "sha512"):
         directory = os.path.join(handle.layout.root, kind, algorithm)
         for name in os.listdir(directory):

@@ -5,11 +5,12 @@ from __future__ import annotations
 import json
 import os
 from dataclasses import dataclass
+from errno import EACCES, EPERM, EROFS
 
 from layerfs.errors import FormatError, StoreError, StoreReadOnly, StoreTooNew
 from layerfs.formats.digest import Digest
 from layerfs.formats.document import parse_document
-from layerfs.linux.durable import write_document
+from layerfs.linux.durable import fsync_directory, write_document
 from layerfs.store.database import Database
 from layerfs.store.layout import Layout
 
@@ -48,6 +49,8 @@ class StoreHandle:
         try:
             with open(path, "rb") as file:
                 if file.read() == raw:
+                    # Another load may have written it and died before its name was durable.
+                    fsync_directory(os.path.dirname(path), sync=self.sync)
                     return
         except FileNotFoundError:
             pass
@@ -90,28 +93,28 @@ def open_store(root: str, runroot: str, *, sync: bool = True) -> StoreHandle:
     """
     layout = Layout(root, runroot)
     try:
-        layout.create()
+        layout.create(sync=sync)
         if not _read_marker(layout):
             document = {"version": FORMAT_VERSION, "compatible": [], "incompatible": []}
             write_document(layout.marker, json.dumps(document, indent=2).encode() + b"\n", sync=sync)
-    except PermissionError as error:
-        raise StoreReadOnly(
-            f"cannot use the store at {root}: {error.strerror}", root=root, hint="Run as its owner, or name another --root."
-        ) from error
     except (FileExistsError, NotADirectoryError) as error:
         raise StoreError(f"{root} is no store: {error.strerror}: {error.filename}", root=root) from error
     except OSError as error:
-        raise StoreError(f"cannot use the store at {root}: {error.strerror}", root=root) from error
+        message = f"cannot use the store at {root}: {error.strerror}"
+        if error.errno in (EACCES, EPERM, EROFS):
+            raise StoreReadOnly(message, root=root, hint="Run as its owner, or name another --root.") from error
+        raise StoreError(message, root=root) from error
     return StoreHandle(layout, Database(layout.database, sync=sync), sync)
 
 
 def _read_marker(layout: Layout) -> bool:
     """Check the format of an existing store; return whether there is one."""
+    foreign = os.path.exists(layout.database)  # looked at first: another process may be making both right now
     try:
         with open(layout.marker, "rb") as file:
             raw = file.read()
     except FileNotFoundError:
-        if os.path.exists(layout.database):
+        if foreign:
             raise StoreError(f"{layout.root} has a store.db but no store.json", root=layout.root) from None
         return False
     try:

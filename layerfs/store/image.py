@@ -5,20 +5,30 @@ from __future__ import annotations
 import os
 import sqlite3
 import time
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
 
-from layerfs.errors import Conflict, FormatError, InvalidReference, NotFound
+from layerfs.errors import Conflict, FormatError, IntegrityError, InvalidReference, NotFound
 from layerfs.formats.digest import Digest
 from layerfs.formats.erofs.reader import Tree
 from layerfs.formats.reference import Reference
-from layerfs.linux.durable import write_document
+from layerfs.linux.durable import fsync_directory, write_document
+from layerfs.linux.lock import FileLock
 from layerfs.store.derive import LayerKeys, chain_digest, merge_layers
 from layerfs.store.handle import StoreHandle
 from layerfs.store.ingest import Ingest, IngestedLayer
 from layerfs.store.layer import LayerRecord, get_layer, open_tree
 
-__all__ = ["ImageRecord", "commit_image", "find_image", "image_layers", "image_names", "list_images", "merged_tree"]
+__all__ = [
+    "ImageRecord",
+    "NewImage",
+    "commit_images",
+    "find_image",
+    "image_layers",
+    "image_names",
+    "list_images",
+    "merged_tree",
+]
 
 #: Hex digits that a shortened ID needs at least; below, one typed by accident would too often find something.
 MIN_PREFIX = 4
@@ -37,56 +47,76 @@ class ImageRecord:
     loaded: int
 
 
-def commit_image(
-    ingest: Ingest,
-    *,
-    config: tuple[Digest, bytes],
-    manifest: tuple[Digest, bytes],
-    layers: Sequence[IngestedLayer],
-    names: Iterable[Reference],
-) -> ImageRecord:
-    """Make an image of layers that a load has brought in or found.
+@dataclass(frozen=True, slots=True)
+class NewImage:
+    """What an image is made of.
 
-    Args:
-        ingest: the load.
+    Attributes:
         config: digest and bytes of the image config; the digest is the image ID.
         manifest: digest and bytes of the manifest.
         layers: bottom first, as the config's diffIDs.
         names: names that shall mean this image from now on.
+    """
+
+    config: tuple[Digest, bytes]
+    manifest: tuple[Digest, bytes]
+    layers: Sequence[IngestedLayer]
+    names: Sequence[Reference]
+
+
+def commit_images(ingest: Ingest, images: Sequence[NewImage]) -> list[ImageRecord]:
+    """Make images of layers that a load has brought in or found.
 
     Raises:
-        FormatError: the layers do not fit together.
+        FormatError: the layers of one do not fit together.
         OSError: ENOSPC, EIO.
 
-    Atomicity: documents, layers and the merged tree are durable before the row that makes the image visible.
+    Atomicity: documents, layers and merged trees are durable before the rows that make the images visible, all at once.
     """
     handle = ingest.handle
-    chain = chain_digest([layer.diff_id for layer in layers])
-    if not _has_merged_tree(handle, chain):
+    # Until the rows are there, nothing but this lock tells a garbage collection what the new files are for, or that
+    # the trees being read here must not change their donors.
+    with FileLock(handle.layout.trees_lock, shared=True):
+        chains = [_write_files(ingest, image) for image in images]
+        ingest.flush()
+        with handle.database.transaction() as connection:
+            return [_insert(connection, image, chain) for image, chain in zip(images, chains, strict=True)]
+
+
+def _write_files(ingest: Ingest, image: NewImage) -> Digest:
+    """Write an image's documents and merged tree; return its chainID."""
+    handle = ingest.handle
+    chain = chain_digest([layer.diff_id for layer in image.layers])
+    path = handle.layout.merged_tree(chain)
+    if _has_merged_tree(path):
+        # Another load may have written it and died before its name was durable.
+        fsync_directory(os.path.dirname(path), sync=handle.sync)
+    else:
         pairs = [
             (layer.root if layer.root is not None else open_tree(handle.layout.layer_tree(layer.diff_id)), layer.key)
-            for layer in layers
+            for layer in image.layers
         ]
-        image = merge_layers(pairs, ingest.keys.get)
-        write_document(handle.layout.merged_tree(chain), image, sync=handle.sync)
-    handle.write_blob(*config)
-    handle.write_blob(*manifest)
-    ingest.flush()
-    with handle.database.transaction() as connection:
-        connection.execute(
-            "INSERT INTO image (digest, manifest, chain_id, loaded) VALUES (?, ?, ?, ?)"
-            " ON CONFLICT (digest) DO UPDATE SET manifest = excluded.manifest",
-            (str(config[0]), str(manifest[0]), str(chain), time.time_ns()),
+        write_document(path, merge_layers(pairs, ingest.keys.get), sync=handle.sync)
+    handle.write_blob(*image.config)
+    handle.write_blob(*image.manifest)
+    return chain
+
+
+def _insert(connection: sqlite3.Connection, image: NewImage, chain: Digest) -> ImageRecord:
+    connection.execute(
+        "INSERT INTO image (digest, manifest, chain_id, loaded) VALUES (?, ?, ?, ?)"
+        " ON CONFLICT (digest) DO UPDATE SET manifest = excluded.manifest",
+        (str(image.config[0]), str(image.manifest[0]), str(chain), time.time_ns()),
+    )
+    row = connection.execute(f"SELECT {_COLUMNS} FROM image WHERE digest = ?", (str(image.config[0]),)).fetchone()
+    record = _record(row)
+    if not connection.execute("SELECT 1 FROM image_layer WHERE image = ?", (record.id,)).fetchone():
+        connection.executemany(
+            "INSERT INTO image_layer SELECT ?, ?, id FROM layer WHERE diff_id = ?",
+            ((record.id, position, str(layer.diff_id)) for position, layer in enumerate(image.layers)),
         )
-        row = connection.execute(f"SELECT {_COLUMNS} FROM image WHERE digest = ?", (str(config[0]),)).fetchone()
-        record = _record(row)
-        if not connection.execute("SELECT 1 FROM image_layer WHERE image = ?", (record.id,)).fetchone():
-            connection.executemany(
-                "INSERT INTO image_layer SELECT ?, ?, id FROM layer WHERE diff_id = ?",
-                ((record.id, position, str(layer.diff_id)) for position, layer in enumerate(layers)),
-            )
-        for name in names:
-            set_name(connection, name, record.id)
+    for name in image.names:
+        set_name(connection, name, record.id)
     return record
 
 
@@ -166,14 +196,19 @@ def merged_tree(handle: StoreHandle, image: ImageRecord) -> Tree:
         return open_tree(path)
     except (FileNotFoundError, FormatError):
         keys = LayerKeys(handle)
-        layers = image_layers(handle, image)
-        pairs = [(open_tree(handle.layout.layer_tree(layer.diff_id)), keys.get(layer.diff_id)) for layer in layers]
-        write_document(path, merge_layers(pairs, keys.get), sync=handle.sync)
-        return open_tree(path)
+        with FileLock(handle.layout.trees_lock, shared=True):
+            try:
+                pairs = [
+                    (open_tree(handle.layout.layer_tree(layer.diff_id)), keys.get(layer.diff_id))
+                    for layer in image_layers(handle, image)
+                ]
+            except (FileNotFoundError, FormatError) as error:
+                raise IntegrityError(f"a layer is damaged: {error}", hint="Load the image again.") from error
+            write_document(path, merge_layers(pairs, keys.get), sync=handle.sync)
+            return open_tree(path)
 
 
-def _has_merged_tree(handle: StoreHandle, chain: Digest) -> bool:
-    path = handle.layout.merged_tree(chain)
+def _has_merged_tree(path: str) -> bool:
     if not os.path.exists(path):
         return False
     try:

@@ -1,9 +1,9 @@
-"""Bringing layers into the store: one :class:`Ingest` per load, invisible until each layer is whole, verified and durable.
+"""Bringing layers into the store: one :class:`Ingest` per load.
 
-A layer is written in a private directory, synced, renamed into place and only then recorded. Syncing and recording
-happen in a thread of their own, in order, while the next layer is being read. Until an image refers to them the layers
-of a load are held by leases; a load that dies leaves leases and a directory whose lock is free, and the next one sweeps
-both away.
+A layer is invisible until it is whole, verified and durable: it is written in a private directory, synced, renamed into
+place and only then recorded. Syncing and recording happen in a thread of their own, in order, while the next layer is
+being read. Until an image refers to them the layers of a load are held by leases; a load that dies leaves leases and a
+directory whose lock is free, and the next one sweeps both away.
 
 Two loads that want one layer do the work once: each layer has a lock file, and who waited finds it done. A load never
 waits for a lock while it holds another that depends on its own progress, so two loads cannot block each other.
@@ -28,9 +28,9 @@ from layerfs.formats.tree import Node
 from layerfs.linux.durable import publish
 from layerfs.linux.lock import FileLock
 from layerfs.linux.safe_path import remove_tree
+from layerfs.store.derive import LayerKeys, encode_layer_tree, restore_record, rewrite_merged_trees
 from layerfs.store.handle import StoreHandle
-from layerfs.store.derive import LayerKeys, encode_layer_tree, restore_record
-from layerfs.store.layer import LayerRecord, find_layer, get_layer, is_intact
+from layerfs.store.layer import LayerRecord, find_donors, find_layer, get_layer, is_intact
 from layerfs.store.layer_writer import LayerKey, LayerWriter, Offer
 
 __all__ = ["Ingest", "IngestedLayer", "Pending", "sweep"]
@@ -72,7 +72,7 @@ class _Job:
 
 
 class Ingest:
-    """One load. A context manager: leaving it waits for the last layer, drops the leases and removes what is unfinished.
+    """One load: a context manager that at its end waits for the last layer and removes leases and unfinished work.
 
     All methods belong to one thread.
 
@@ -109,7 +109,11 @@ class Ingest:
         """Take the lock that tells other processes that this load is alive."""
         sweep(self.handle)
         self._lock.acquire()
-        os.mkdir(self._directory, 0o700)
+        try:
+            os.mkdir(self._directory, 0o700)
+        except BaseException:
+            self._lock.release(remove=True)
+            raise
         row = self.handle.database.connection.execute("SELECT EXISTS (SELECT 1 FROM content)").fetchone()
         self._store_has_content = bool(row[0])
         return self
@@ -142,7 +146,8 @@ class Ingest:
     def find_compressed(self, digest: Digest) -> IngestedLayer | None:
         """Return the layer that a blob is known to decompress to, if the store has it whole."""
         row = self.handle.database.connection.execute(
-            "SELECT layer.diff_id FROM compressed JOIN layer ON layer.id = compressed.layer WHERE compressed.digest = ?",
+            "SELECT layer.diff_id FROM compressed JOIN layer ON layer.id = compressed.layer"
+            " WHERE compressed.digest = ?",
             (str(digest),),
         ).fetchone()
         return self.find_layer(Digest.parse(row[0])) if row else None
@@ -164,7 +169,11 @@ class Ingest:
             if found is not None:
                 return found
             lock = self._lock_layer(diff_id)
-            found = self.find_layer(diff_id)
+            try:
+                found = self._find_healed(diff_id)
+            except BaseException:
+                lock.release(remove=True)
+                raise
             if found is not None:
                 lock.release(remove=True)
                 return found
@@ -178,9 +187,7 @@ class Ingest:
         self._pending = Pending(writer, directory, diff_id, lock)
         return self._pending
 
-    def finish_layer(
-        self, pending: Pending, diff_id: Digest, compressed: tuple[Digest, int] | None
-    ) -> IngestedLayer:
+    def finish_layer(self, pending: Pending, diff_id: Digest, compressed: tuple[Digest, int] | None) -> IngestedLayer:
         """End a layer: verify it, and hand it to the committing thread.
 
         Args:
@@ -201,7 +208,7 @@ class Ingest:
             found = self.find_layer(diff_id)
             if found is None:
                 pending.lock = self._lock_layer(diff_id)
-                found = self.find_layer(diff_id)
+                found = self._find_healed(diff_id)
             if found is not None:
                 self._drop(pending)
                 if compressed is not None:
@@ -209,7 +216,6 @@ class Ingest:
                 return found
             if find_layer(self.handle, diff_id) is not None:
                 # A damaged layer is replaced, and others may borrow from it: the new one must not borrow in turn.
-                self.flush()
                 writer.fill(lambda key: self.handle.layout.layer_tar(key.known))
         writer.key.diff_id = diff_id
         self.keys.add(writer.key)
@@ -234,14 +240,21 @@ class Ingest:
         self._stop_thread()
         self._raise_failure()
 
+    def _find_healed(self, diff_id: Digest) -> IngestedLayer | None:
+        """Find a layer again, now that this load may have healed what it borrows from."""
+        if find_layer(self.handle, diff_id) is not None:
+            self.flush()
+        return self.find_layer(diff_id)
+
     def _usable(self, layer: LayerRecord) -> bool:
-        """Return whether a layer is whole; one that was only touched is verified and its record brought up to date."""
-        if is_intact(self.handle, layer):
-            return True
-        try:
-            restore_record(self.handle, layer, check=self._check)
-        except (OSError, LayerfsError):
-            return False
+        """Return whether a layer and its donors are whole; what was only touched has its record brought up to date."""
+        for part in (layer, *find_donors(self.handle, layer)):
+            if is_intact(self.handle, part):
+                continue
+            try:
+                restore_record(self.handle, part, check=self._check)
+            except (OSError, LayerfsError):
+                return False
         return True
 
     def _lease(self, layer: LayerRecord) -> bool:
@@ -273,7 +286,7 @@ class Ingest:
         return None
 
     def _lock_layer(self, diff_id: Digest) -> FileLock:
-        lock = FileLock(self.handle.layout.lock(f"layer-{diff_id.algorithm}-{diff_id.hex}"), check=self._check)
+        lock = FileLock(self.handle.layout.layer_lock(diff_id), check=self._check)
         lock.acquire()
         return lock
 
@@ -319,11 +332,20 @@ class Ingest:
             file.write(job.image)
         tree_status = os.stat(tree)
         tar_status = pending.writer.status()
-        place = layout.layer(job.diff_id)
-        if os.path.lexists(place):
+        place, aside = layout.layer(job.diff_id), pending.directory + ".old"
+        replaces = os.path.lexists(place)
+        if replaces:
             # A damaged layer, or one whose record a crash has lost. Mounts that use it keep its files open.
-            os.rename(place, pending.directory + ".old")
-        publish(pending.directory, place, sync=self.handle.sync)
+            os.rename(place, aside)
+        try:
+            publish(pending.directory, place, sync=self.handle.sync)
+        except BaseException:
+            if replaces and not os.path.lexists(place):
+                os.rename(aside, place)
+            raise
+        if replaces and (record := find_layer(self.handle, job.diff_id)) is not None:
+            # Images whose trees still take bytes from this layer's donors: from now on nothing keeps those.
+            rewrite_merged_trees(self.handle, record)
         row = (
             pending.writer.tar_size, tar_status.st_size, tar_status.st_mtime_ns, tree_status.st_size,
             tree_status.st_mtime_ns, pending.writer.tree.entries, time.time_ns(), str(job.diff_id),
@@ -375,7 +397,9 @@ def sweep(handle: StoreHandle) -> bool:
     """
     swept = False
     with os.scandir(handle.layout.ingest) as entries:
-        owners = [entry.name for entry in entries]
+        owners = {entry.name for entry in entries}
+    # A lease without a directory: its load could not delete it, for want of space.
+    owners |= {row[0] for row in handle.database.connection.execute("SELECT DISTINCT owner FROM lease")}
     for owner in owners:
         lock = FileLock(handle.layout.lock(f"ingest-{owner}"))
         if not lock.try_acquire():

@@ -99,7 +99,7 @@ def open_tree(path: str) -> Tree:
 def is_intact(handle: StoreHandle, layer: LayerRecord) -> bool:
     """Return whether a layer's files are as they were committed, as far as sizes, times and the superblock tell.
 
-    This costs microseconds and finds files that are missing, cut short or written to; :func:`verify_layer` reads it all.
+    This costs microseconds and finds files that are missing, cut short or written to; :func:`verify_layer` reads all.
     """
     try:
         tar = os.stat(handle.layout.layer_tar(layer.diff_id))
@@ -127,9 +127,7 @@ def is_whole(handle: StoreHandle, layer: LayerRecord) -> bool:
     return is_intact(handle, layer) and all(is_intact(handle, donor) for donor in find_donors(handle, layer))
 
 
-def read_layer(
-    handle: StoreHandle, layer: LayerRecord, *, check: Callable[[], None] | None = None
-) -> Iterator[bytes]:
+def read_layer(handle: StoreHandle, layer: LayerRecord, *, check: Callable[[], None] | None = None) -> Iterator[bytes]:
     """Yield the layer's tar byte for byte as it was received, the holes filled from their donors.
 
     Args:
@@ -194,9 +192,7 @@ def file_digest(fd: int, offset: int, size: int) -> bytes:
     return hasher.digest()
 
 
-def _pieces(
-    fd: int, start: int, length: int, name: str, check: Callable[[], None] | None
-) -> Iterator[bytes]:
+def _pieces(fd: int, start: int, length: int, name: str, check: Callable[[], None] | None) -> Iterator[bytes]:
     end = start + length
     while start < end:
         if check is not None:

@@ -11,6 +11,8 @@
     ROOT/ingest/RANDOM/                work in progress
     ROOT/locks/                        lock files
     RUNROOT/                           mount records
+
+ALG is sha256 or sha512, HEX a digest of it.
 """
 
 from __future__ import annotations
@@ -95,7 +97,7 @@ class Layout:
 
     @property
     def trees_lock(self) -> str:
-        """The lock on merged trees and documents: shared to write some and refer to them, exclusive to remove or move."""
+        """The lock on merged trees and documents: shared to write some and record them, exclusive to remove some."""
         return self.lock("trees")
 
     def create(self, *, sync: bool) -> None:

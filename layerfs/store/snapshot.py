@@ -53,7 +53,7 @@ def create_snapshot(handle: StoreHandle, image: ImageRecord, name: str | None) -
     """
     if name is not None and not _NAME.fullmatch(name):
         raise InvalidReference(
-            f"{name!r} is no container name", hint="Use letters, digits, '_', '.' and '-', beginning with a letter or digit."
+            f"{name!r} is no container name", hint="Use letters, digits, '_', '.' and '-', a letter or digit first."
         )
     identifier = secrets.token_hex(32)
     directory = handle.layout.snapshot(identifier)
@@ -136,7 +136,7 @@ def _insert(handle: StoreHandle, identifier: str, image: ImageRecord, name: str 
                 wanted = None
                 continue
             raise Conflict(
-                f"a container called {name} exists", reason="exists", hint=f"Mount it again with: layerfs mount --name {name}"
+                f"a container called {name} exists", reason="exists", hint=f"Mount it with: layerfs mount --name {name}"
             ) from error
         return Snapshot(identifier, wanted, image.digest, created)
     raise Conflict("no free container name was found", reason="exists", hint="Give one with --name.")
