@@ -9,11 +9,13 @@ Sources: RFC 1952 (gzip, multi-member), RFC 8878 (zstd, skippable and concatenat
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import IO, cast
 
 import zstandard
 from isal import igzip_lib
 
 from layerfs.errors import FormatError, UnsupportedFormat
+from layerfs.formats.tar.header import BLOCK, checksum_matches
 
 __all__ = ["MAX_WINDOW", "PIECE", "decompress", "detect"]
 
@@ -27,16 +29,21 @@ _INPUT = 1 << 18
 #: The largest zstd window accepted: 128 MiB, the ``--long=27`` default of the zstd program's decoder.
 MAX_WINDOW = 1 << 27
 
-_GZIP = b"\x1f\x8b"
+#: The magic number and the one compression method there is.
+_GZIP = b"\x1f\x8b\x08"
 _ZSTD = b"\x28\xb5\x2f\xfd"
 _OTHER = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x04\x22\x4d\x18": "lz4", b"\x5d\x00\x00": "lzma"}
+
+#: isal's stub declares its exception class as if it were an instance.
+_IsalError = cast("type[Exception]", igzip_lib.IsalError)
 
 
 def detect(prefix: bytes) -> str:
     """Return ``gzip``, ``zstd`` or ``none`` for a stream that begins with these bytes.
 
     Args:
-        prefix: at least 6 bytes, or the whole stream when it is shorter.
+        prefix: at least 512 bytes, or the whole stream when it is shorter. The first bytes of a plain tar are a file's
+            name, which may look like anything; its checksum tells.
 
     Raises:
         UnsupportedFormat: the stream is compressed in a way that OCI layers are not (bzip2, xz, lz4).
@@ -46,7 +53,7 @@ def detect(prefix: bytes) -> str:
     if prefix.startswith(_ZSTD) or _is_skippable_frame(prefix):
         return "zstd"
     for magic, name in _OTHER.items():
-        if prefix.startswith(magic):
+        if prefix.startswith(magic) and not (len(prefix) >= BLOCK and checksum_matches(prefix[:BLOCK])):
             raise UnsupportedFormat(
                 f"data is compressed with {name}", hint="Recompress it with gzip or zstd, or decompress it first."
             )
@@ -96,10 +103,12 @@ def _gunzip(read: Callable[[int], bytes]) -> Iterator[bytes]:
             if not data:
                 return
             data = data.lstrip(b"\0")
-            if not data.startswith(_GZIP[: len(data)]):
+            while len(data) < len(_GZIP) and (more := read(PIECE // 4)):
+                data += more
+            if not data.startswith(_GZIP):
                 raise FormatError("gzip data is followed by something else")
             decoder = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-    except igzip_lib.IsalError as error:
+    except _IsalError as error:
         raise FormatError(f"gzip data is damaged: {error}") from error
 
 
@@ -115,7 +124,7 @@ class _Source:
 
 def _unzstd(read: Callable[[int], bytes]) -> Iterator[bytes]:
     decoder = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
-    reader = decoder.stream_reader(_Source(read), read_size=_INPUT, read_across_frames=True)
+    reader = decoder.stream_reader(cast("IO[bytes]", _Source(read)), read_size=_INPUT, read_across_frames=True)
     try:
         while piece := reader.read(PIECE):
             yield piece

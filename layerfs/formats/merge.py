@@ -38,6 +38,9 @@ def walk(root: Node) -> Iterator[Node]:
 def apply_layer(merged: Node, layer: Node) -> None:
     """Put a layer on top of a merged tree, in place.
 
+    All that the layer hides goes before anything is added, because two paths of the layer may mean one directory below
+    (``lib/x`` and ``usr/lib/.wh.x``, where ``lib`` is a symlink below).
+
     Directories of ``layer`` are copied, other nodes are shared between both trees; ``layer`` itself is not changed.
 
     Args:
@@ -47,37 +50,72 @@ def apply_layer(merged: Node, layer: Node) -> None:
     Raises:
         FormatError: a hard link's target is in neither tree.
     """
-    links = _resolve_links(merged, layer)
+    links, hides = _survey(merged, layer)
+    if hides:
+        _hide(merged, layer)
     stack: list[tuple[Node, Node, _Chain]] = [(merged, layer, (merged, None))]
     while stack:
         below, above, chain = stack.pop()
-        _update_directory(below, above)
+        _update_attributes(below, above)
         names = below.children
         assert names is not None
         for name, node in (above.children or {}).items():
             if node.children is not None:
-                target = names.get(name)
-                if target is None or target.children is None:
-                    followed = _follow(target, chain) if target is not None and node.is_implicit else None
-                    if followed is None:
-                        target = names[name] = directory(implicit=False)
-                        followed = (target, chain)
-                    stack.append((followed[0], node, followed))
-                else:
-                    stack.append((target, node, (target, chain)))
+                found = _below(names.get(name), node, chain)
+                if found is None:
+                    names[name] = target = directory(implicit=False)
+                    found = (target, chain)
+                stack.append((found[0], node, found))
             elif node.is_whiteout:
-                names.pop(name, None)
+                continue
             elif node.xattrs is not None and LINK_XATTR in node.xattrs:
                 names[name] = links[id(node)]
             else:
                 names[name] = node
 
 
-def _update_directory(below: Node, above: Node) -> None:
-    """Let the upper directory's attributes and opaqueness act on the lower one."""
+def _hide(merged: Node, layer: Node) -> None:
+    """Remove from a merged tree what the whiteouts and opaque directories of a layer hide."""
+    stack: list[tuple[_Chain, Node]] = [((merged, None), layer)]
+    while stack:
+        chain, above = stack.pop()
+        if above.is_opaque:
+            chain[0].children = {}
+            continue  # nothing is left below that an inner whiteout could hide
+        names = chain[0].children
+        assert names is not None
+        for name, node in (above.children or {}).items():
+            if node.children is not None:
+                found = _below(names.get(name), node, chain)
+                if found is not None:
+                    stack.append((found, node))
+            elif node.is_whiteout:
+                names.pop(name, None)
+
+
+def _below(target: Node | None, node: Node, chain: _Chain) -> _Chain | None:
+    """Return the merged directory that a layer's directory acts on; None when it replaces whatever is there.
+
+    A path that runs through a symlink of a lower layer without an entry of its own means the symlink's target, as it
+    does for every tool that extracts layers one over another.
+
+    Args:
+        target: what the merged tree has of that name.
+        node: the layer's directory.
+        chain: the merged directory that both are in.
+    """
+    if target is None:
+        return None
+    if target.children is not None:
+        return target, chain
+    if target.target is None or not node.is_implicit:
+        return None
+    return _resolve(target.target, chain)
+
+
+def _update_attributes(below: Node, above: Node) -> None:
+    """Give a directory the attributes of the layer's, where the layer has an entry for it."""
     xattrs = above.xattrs
-    if xattrs is not None and OPAQUE_XATTR in xattrs:
-        below.children = {}
     if xattrs is not None and IMPLICIT_XATTR in xattrs:
         return
     if xattrs is not None:
@@ -86,11 +124,18 @@ def _update_directory(below: Node, above: Node) -> None:
     below.mtime, below.mtime_ns, below.xattrs = above.mtime, above.mtime_ns, xattrs
 
 
-def _resolve_links(merged: Node, layer: Node) -> dict[int, Node]:
-    """Find what each hard link into lower layers points at, before the layer changes anything."""
+def _survey(merged: Node, layer: Node) -> tuple[dict[int, Node], bool]:
+    """Find what each hard link into lower layers points at, and whether the layer hides anything at all."""
     found: dict[int, Node] = {}
+    hides = False
     for node in walk(layer):
-        if node.xattrs is None or LINK_XATTR not in node.xattrs or id(node) in found:
+        if node.xattrs is None:
+            hides = hides or node.is_whiteout
+            continue
+        if LINK_XATTR not in node.xattrs:
+            hides = hides or node.is_opaque
+            continue
+        if id(node) in found:
             continue
         path = node.xattrs[LINK_XATTR]
         parent, _, leaf = path.rpartition(b"/")
@@ -100,16 +145,7 @@ def _resolve_links(merged: Node, layer: Node) -> dict[int, Node]:
             problem = "is in no layer" if target is None else "is a directory"
             raise FormatError(f"the target {path[:200]!r} of a hard link {problem}")
         found[id(node)] = target
-    return found
-
-
-def _follow(link: Node, chain: _Chain) -> _Chain | None:
-    """Return the directory that a symlink in the innermost directory of ``chain`` leads to, if there is one.
-
-    A path that runs through a symlink of a lower layer without an entry of its own means the symlink's target, as it
-    does for every tool that extracts layers one over another.
-    """
-    return _resolve(link.target, chain) if link.target is not None else None
+    return found, hides
 
 
 def _resolve(path: bytes, chain: _Chain) -> _Chain | None:

@@ -12,21 +12,32 @@ import stat
 from layerfs.errors import FormatError, LimitExceeded, UnsafePath
 from layerfs.formats.tar.member import Member, split_path
 from layerfs.formats.whiteout import (
+    AUFS_PREFIX,
     IMPLICIT_XATTR,
     LINK_XATTR,
     OPAQUE_XATTR,
     hidden_name,
     is_whiteout_device,
-    without_private,
 )
+from layerfs.formats.xattr import accepted_xattrs
 
-__all__ = ["MAX_SYMLINKS", "LayerTree", "Node", "directory", "hard_link_marker", "whiteout"]
+__all__ = ["MAX_IMPLICIT", "MAX_SYMLINKS", "LayerTree", "Node", "directory", "hard_link_marker", "whiteout"]
 
 #: Symlinks followed while one path is resolved: the kernel's own limit (include/linux/namei.h, MAXSYMLINKS).
 MAX_SYMLINKS = 40
 
 #: The longest symlink target: PATH_MAX without its NUL, which is what the kernel can hold.
 _MAX_TARGET = 4095
+
+#: Directories that only exist because a path runs through them. Real layers have a few hundred; a path of 64 KiB can
+#: ask for 32,768 of them, so that without a limit an archive of a megabyte costs gigabytes of memory.
+MAX_IMPLICIT = 1 << 18
+
+#: Paths of directories that are remembered, and the longest that is; tars list a directory's entries together.
+_MAX_PARENTS, _MAX_PARENT_PATH = 1 << 14, 4096
+
+#: Shared by all implicit directories: xattrs of a node are replaced, never changed.
+_IMPLICIT = {IMPLICIT_XATTR: b"y"}
 
 _TYPES = {b"0": stat.S_IFREG, b"2": stat.S_IFLNK, b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"6": stat.S_IFIFO}
 
@@ -108,7 +119,7 @@ class Node:
 
 def directory(*, implicit: bool) -> Node:
     """Return a new empty directory, root's and 0755."""
-    node = Node(stat.S_IFDIR | 0o755, xattrs={IMPLICIT_XATTR: b"y"} if implicit else None)
+    node = Node(stat.S_IFDIR | 0o755, xattrs=_IMPLICIT if implicit else None)
     node.children = {}
     return node
 
@@ -143,6 +154,7 @@ class LayerTree:
         self.root = directory(implicit=True)
         self.entries = 0
         self._device = device
+        self._implicit = 0
         self._parents: dict[bytes, Node] = {}  # dirname as written -> directory, until a directory is replaced
         self._hidden: list[tuple[Node, bytes]] = []  # whiteouts, applied at the end: order in the tar means nothing
 
@@ -166,13 +178,17 @@ class LayerTree:
             parts = split_path(name)
             if not parts:
                 raise UnsafePath(f"the root of the layer is a {_kind_name(kind)}, not a directory")
-            leaf = parts.pop()
-            parent = self._parent(prefix, parts)
+            if _is_bookkeeping(parts):
+                return None
+            written, leaf = leaf, parts.pop()
+            # "a/" and "a/." name a, but what stands before their slash is no parent of it.
+            parent = self._parent(prefix if written == leaf else None, parts)
         assert parent.children is not None
         if leaf.startswith(b".wh."):
             hidden = hidden_name(leaf)
             if hidden is not None:
-                self._hidden.append((parent, hidden))
+                if hidden != leaf:
+                    self._hidden.append((parent, hidden))
                 return None
         node = self._link_target(member) if kind == b"1" else self._make(member)
         old = parent.children.get(leaf)
@@ -208,7 +224,7 @@ class LayerTree:
             member.gid,
             member.mtime,
             member.mtime_ns,
-            without_private(xattrs) if xattrs else None,
+            accepted_xattrs(xattrs, member.name) if xattrs else None,
         )
         kind = member.kind
         if kind == b"0":
@@ -226,17 +242,23 @@ class LayerTree:
         elif kind != b"6":
             node.rdev = _makedev(member.major, member.minor)
             if node.is_whiteout:
-                raise UnsafePath(f"{member.name[:200]!r} is a character device 0:0, which overlayfs takes as a whiteout")
+                raise UnsafePath(f"{member.name[:200]!r} is a character device 0:0, overlayfs's whiteout")
         return node
 
     def _add_directory(self, member: Member) -> None:
         parts = split_path(member.name)
-        xattrs = without_private(member.xattrs)
+        xattrs = accepted_xattrs(member.xattrs, member.name) if member.xattrs else None
         if parts:
+            if _is_bookkeeping(parts):
+                return
             leaf = parts.pop()
-            if leaf.startswith(b".wh.") and hidden_name(leaf) is not None:
+            hidden = hidden_name(leaf)
+            if hidden == leaf:
+                return
+            if hidden is not None:
                 raise UnsafePath(f"directory {member.name[:200]!r} has the name of a whiteout")
-            parent = self._parent(member.name.rstrip(b"/").rpartition(b"/")[0], parts)
+            prefix, _, written = member.name.rstrip(b"/").rpartition(b"/")
+            parent = self._parent(prefix if written == leaf else None, parts)
             assert parent.children is not None
             node = parent.children.get(leaf)
             if node is None or node.children is None:
@@ -249,68 +271,89 @@ class LayerTree:
         node.uid, node.gid, node.mtime, node.mtime_ns = member.uid, member.gid, member.mtime, member.mtime_ns
         node.xattrs = xattrs
 
-    def _parent(self, prefix: bytes, parts: list[bytes]) -> Node:
-        """Return the directory of these components, made where missing; symlinks of this layer are followed."""
-        found = self._parents.get(prefix)
+    def _parent(self, prefix: bytes | None, parts: list[bytes]) -> Node:
+        """Return the directory of these components, made where missing; symlinks of this layer are followed.
+
+        Args:
+            prefix: the components as the archive spells them, to remember the directory by, or None.
+            parts: the components.
+        """
+        found = self._parents.get(prefix) if prefix is not None else None
         if found is None:
-            found = self._walk(parts, make=True)
+            found, _ = self._walk(parts, make=True)
             assert found is not None
-            self._parents[prefix] = found
+            if prefix is not None and len(prefix) <= _MAX_PARENT_PATH:
+                if len(self._parents) >= _MAX_PARENTS:
+                    self._parents.clear()
+                self._parents[prefix] = found
         return found
 
-    def _walk(self, parts: list[bytes], *, make: bool) -> Node | None:
-        """Resolve components to a directory within this tree; None if it is not there and may not be made."""
+    def _walk(self, parts: list[bytes], *, make: bool) -> tuple[Node | None, list[bytes]]:
+        """Resolve components to a directory within this tree; None if it is not there and may not be made.
+
+        The second value is the way to it without this layer's symlinks, as far as this layer knows it.
+        """
         trail = [self.root]
+        names: list[bytes] = []
         todo = parts[::-1]
         budget = MAX_SYMLINKS
         while todo:
             name = todo.pop()
             if name == b"..":  # only ever from a symlink's target; the root is its own parent
-                if len(trail) > 1:
+                if names:
                     trail.pop()
+                    names.pop()
                 continue
             here = trail[-1]
             assert here.children is not None
             node = here.children.get(name)
             if node is None:
                 if not make:
-                    return None
+                    return None, [*names, name, *todo[::-1]]
                 if len(name) > 255:
                     raise LimitExceeded(f"name of {len(name)} bytes in a symlink target")
                 if name.startswith(b".wh.") and hidden_name(name) is not None:
                     raise UnsafePath(f"a path runs through the whiteout {name!r}")
+                self._implicit += 1
+                if self._implicit > MAX_IMPLICIT:
+                    raise LimitExceeded(f"paths run through more than {MAX_IMPLICIT} directories without an entry")
                 node = here.children[name] = directory(implicit=True)
             if node.target is not None:
                 budget -= 1
                 if budget < 0:
                     raise UnsafePath(f"more than {MAX_SYMLINKS} symlinks in {b'/'.join(parts)[:200]!r}")
                 if node.target.startswith(b"/"):
-                    del trail[1:]
+                    del trail[1:], names[:]
                 todo += [part for part in node.target.split(b"/")[::-1] if part and part != b"."]
             elif node.children is None:
                 raise FormatError(f"{b'/'.join(parts)[:200]!r} runs through a file")
             else:
                 trail.append(node)
-        return trail[-1]
+                names.append(name)
+        return trail[-1], names
 
     def _link_target(self, member: Member) -> Node:
         parts = split_path(member.link, what="link target")
         if not parts:
             raise UnsafePath(f"hard link {member.name[:200]!r} points at the root")
-        path = b"/".join(parts)
         leaf = parts.pop()
-        parent = self._parents.get(member.link.rpartition(b"/")[0]) or self._walk(parts, make=False)
+        parent, way = self._walk(parts, make=False)
         node = parent.children.get(leaf) if parent is not None and parent.children is not None else None
         if node is None:
-            return hard_link_marker(path)
+            return hard_link_marker(b"/".join((*way, leaf)))
         if node.children is not None:
-            raise FormatError(f"hard link {member.name[:200]!r} points at the directory {path[:200]!r}")
+            raise FormatError(f"hard link {member.name[:200]!r} points at the directory {member.link[:200]!r}")
         return node
 
 
 def _makedev(major: int, minor: int) -> int:
     """Return ``os.makedev`` of glibc without importing os: the split halves of major and minor."""
     return (minor & 0xFF) | (major & 0xFFF) << 8 | (minor & ~0xFF) << 12 | (major & ~0xFFF) << 32
+
+
+def _is_bookkeeping(parts: list[bytes]) -> bool:
+    """Return whether a path lies in one of AUFS's own directories, which are not part of the layer."""
+    return any(part.startswith(AUFS_PREFIX) for part in parts[:-1])
 
 
 def _kind_name(kind: bytes) -> str:

@@ -9,11 +9,11 @@ act on lower layers only, wherever they stand in the tar (OCI image-spec v1.1 la
 from __future__ import annotations
 
 import stat
-from collections.abc import Mapping
 
 from layerfs.errors import UnsafePath
 
 __all__ = [
+    "AUFS_PREFIX",
     "IMPLICIT_XATTR",
     "LINK_XATTR",
     "OPAQUE_MARKER",
@@ -22,7 +22,6 @@ __all__ = [
     "hidden_name",
     "is_private_xattr",
     "is_whiteout_device",
-    "without_private",
 ]
 
 WHITEOUT_PREFIX = b".wh."
@@ -38,7 +37,7 @@ IMPLICIT_XATTR = b"trusted.layerfs.implicit"
 LINK_XATTR = b"trusted.layerfs.link"
 
 #: AUFS's own bookkeeping names (``.wh..wh.aufs``, ``.wh..wh.plnk``, ``.wh..wh.orph``), found in old layers.
-_AUFS_PREFIX = b".wh..wh."
+AUFS_PREFIX = b".wh..wh."
 
 #: Names that a file system reads as commands. An archive may not set them in any spelling: they would turn files of
 #: the image into redirects, opaque directories or foreign owners once mounted.
@@ -49,8 +48,8 @@ _PRIVATE_NAMES = frozenset((b"user.containers.override_stat", b"user.rootlesscon
 def hidden_name(name: bytes) -> bytes | None:
     """Return which lower name a file called ``name`` hides: None when it is no whiteout.
 
-    The empty string stands for "all of the directory" (the opaque marker). AUFS's bookkeeping files hide nothing that
-    can exist, and yield themselves.
+    The empty string stands for "all of the directory" (the opaque marker). AUFS's bookkeeping files hide nothing and
+    are no files of the layer either; they yield themselves.
 
     Raises:
         UnsafePath: a whiteout of nothing, ``.`` or ``..``.
@@ -59,7 +58,7 @@ def hidden_name(name: bytes) -> bytes | None:
         return None
     if name == OPAQUE_MARKER:
         return b""
-    if name.startswith(_AUFS_PREFIX):
+    if name.startswith(AUFS_PREFIX):
         return name
     hidden = name[len(WHITEOUT_PREFIX) :]
     if hidden in (b"", b".", b".."):
@@ -70,13 +69,6 @@ def hidden_name(name: bytes) -> bytes | None:
 def is_private_xattr(name: bytes) -> bool:
     """Return whether an xattr of this name would act as a command on a mount, and so may not come from an archive."""
     return name.startswith(_PRIVATE_PREFIXES) or name in _PRIVATE_NAMES
-
-
-def without_private(xattrs: Mapping[bytes, bytes] | None) -> dict[bytes, bytes] | None:
-    """Return the xattrs that may come from an archive, or None when none are left."""
-    if not xattrs:
-        return None
-    return {name: value for name, value in xattrs.items() if not is_private_xattr(name)} or None
 
 
 def is_whiteout_device(mode: int, rdev: int) -> bool:

@@ -127,7 +127,8 @@ XATTR_PREFIXES = (
 
 def _table() -> tuple[int, ...]:
     rows = []
-    for value in range(256):
+    for row in range(256):
+        value = row
         for _ in range(8):
             value = (value >> 1) ^ (0x82F63B78 if value & 1 else 0)
         rows.append(value)
@@ -138,9 +139,8 @@ _CRC_TABLE = _table()
 
 
 def crc32c(data: bytes) -> int:
-    """Return the CRC-32C (Castagnoli) of ``data`` as the kernel's ``crc32c(~0, …)`` has it, without a final inversion."""
+    """Return the CRC-32C (Castagnoli) as the kernel's ``crc32c(~0, …)`` has it, without a final inversion."""
     crc = 0xFFFFFFFF
     for byte in data:
         crc = (crc >> 8) ^ _CRC_TABLE[(crc ^ byte) & 0xFF]
     return crc
-

@@ -23,6 +23,7 @@ from layerfs.formats.erofs.layout import (
     COMPAT_SB_CHECKSUM,
     DEVICE_SLOT,
     DIRENT,
+    FILE_TYPES,
     INCOMPAT_CHUNKED_FILE,
     INCOMPAT_DEVICE_TABLE,
     INODE,
@@ -137,11 +138,13 @@ class Tree:
             (form, icount, mode, _, size, value, _, uid, gid, mtime, mtime_ns, nlink) = INODE.unpack_from(
                 self._buffer, position
             )
-        except struct.error as error:
+        except (struct.error, OverflowError) as error:
             raise FormatError(f"inode {nid} lies outside the image") from error
         layout = form >> 1
         if not form & 1 or layout not in (LAYOUT_PLAIN, LAYOUT_INLINE, LAYOUT_CHUNKED):
             raise FormatError(f"inode {nid} is of a form that layerfs does not write")
+        if mtime_ns >= 1_000_000_000 or mode >> 12 not in FILE_TYPES:
+            raise FormatError(f"inode {nid} has an impossible mode or time")
         start = position + INODE.size
         end = start + (12 + 4 * (icount - 1) if icount else 0)
         kind = stat.S_IFMT(mode)
@@ -206,7 +209,7 @@ class Tree:
             entry = (names.get(nid) or self.names(nid)).get(name)
             if entry is None:
                 raise FileNotFoundError(ENOENT, strerror(ENOENT), path)
-            if entry[1] == SYMLINK_TYPE and (follow or any(todo)):
+            if entry[1] == SYMLINK_TYPE and (follow or todo):  # a slash at the end of the path follows too
                 links += 1
                 if links > _MAX_SYMLINKS:
                     raise OSError(ELOOP, strerror(ELOOP), path)
@@ -243,8 +246,12 @@ class Tree:
                 name, value, _ = self._xattr_entry(self._xattr + 4 * number)
                 found[name] = value
             position += 4 * shared
+            if position > inode.xattr_end:
+                raise FormatError(f"xattrs of inode {nid} are damaged")
             while position < inode.xattr_end:
                 name, value, position = self._xattr_entry(position)
+                if position > inode.xattr_end:
+                    raise FormatError(f"xattrs of inode {nid} are damaged")
                 found[name] = value
         except struct.error as error:
             raise FormatError(f"xattrs of inode {nid} leave the image") from error
@@ -288,12 +295,19 @@ class Tree:
         try:
             for start in range(0, len(content), BLOCK):
                 block = content[start : start + BLOCK]
-                count = DIRENT.unpack_from(block)[1] // DIRENT.size
+                names = DIRENT.unpack_from(block)[1]
+                count = names // DIRENT.size
+                text = block[names:].rstrip(b"\0")
+                if not count or b"/" in text or b"\0" in text:
+                    raise FormatError(f"directory {inode.nid} has a name that cannot be one")
                 rows = [DIRENT.unpack_from(block, DIRENT.size * index) for index in range(count)]
                 stops = [row[1] for row in rows[1:]] + [len(block.rstrip(b"\0"))]
                 for (child, offset, kind), stop in zip(rows, stops, strict=True):
-                    if not offset < stop <= len(block):
+                    if not names <= offset < stop <= len(block):
                         raise FormatError(f"directory {inode.nid} has a name outside its block")
+                    # The writer numbers directories from the root down: whoever walks a damaged tree comes to an end.
+                    if kind == DIRECTORY_TYPE and child <= inode.nid and block[offset:stop] not in (b".", b".."):
+                        raise FormatError(f"directory {inode.nid} is below itself")
                     yield block[offset:stop], child, kind
         except struct.error as error:
             raise FormatError(f"directory {inode.nid} is damaged") from error

@@ -47,6 +47,10 @@ __all__ = ["MAX_DEVICE_BLOCKS", "Device", "write_tree"]
 #: Blocks of one device that a 32-bit block number reaches: 2 TiB.
 MAX_DEVICE_BLOCKS = 0xFFFFFFFF
 
+#: Values from this size on go into the shared area even when one inode alone has them: inodes stay close together, and
+#: what i_xattr_icount can count is never exceeded by real files.
+_LARGE_XATTR = BLOCK
+
 #: i_xattr_icount is 16 bits and counts 4-byte units.
 _MAX_INLINE_XATTRS = 12 + 4 * (0xFFFF - 1)
 
@@ -73,7 +77,7 @@ def write_tree(root: Node, devices: Sequence[Device], uuid: bytes) -> bytes:
     """Return the EROFS image of a tree.
 
     Args:
-        root: a directory. The writer uses the nodes' scratch fields, so one tree may be written by one thread at a time.
+        root: a directory. The writer uses the nodes' scratch fields: one tree is written by one thread at a time.
         devices: the layer tars, in the order of the ``device=`` options of a mount; every ``Node.device`` below
             ``root`` must be the key of one.
         uuid: 16 bytes for the superblock.
@@ -114,10 +118,13 @@ class _Writer:
     def write(self, root: Node, uuid: bytes) -> bytes:
         self._collect(root)
         shared = self._share_xattrs()
-        meta = _align(1024 + 128 + 128 * len(self._devices), BLOCK)
+        # Inode numbers count from the block before the inodes: were the root number 0, C libraries would take its
+        # entries "." and ".." for deleted ones, and some programs its st_ino for none.
+        meta = _align(SUPER_OFFSET + SUPERBLOCK.size + DEVICE_SLOT.size * len(self._devices), BLOCK)
         xattr_block = meta >> BLOCK_BITS
         meta = _align(meta + len(shared), BLOCK)
         end = _align(self._place(meta), BLOCK)
+        meta -= BLOCK
         image = bytearray(end)
         image[xattr_block << BLOCK_BITS : (xattr_block << BLOCK_BITS) + len(shared)] = shared
         self._write_inodes(image, meta, end >> BLOCK_BITS)
@@ -163,7 +170,7 @@ class _Writer:
             for item in (node.xattrs or {}).items():
                 counts[item] = counts.get(item, 0) + 1
         area = bytearray()
-        for item in sorted(item for item, count in counts.items() if count > 1):
+        for item in sorted(item for item, count in counts.items() if count > 1 or len(item[1]) >= _LARGE_XATTR):
             self._shared[item] = len(area) // 4
             area += _xattr_entry(*item)
         encoded: dict[tuple[tuple[bytes, bytes], ...], bytes] = {}
@@ -191,8 +198,8 @@ class _Writer:
             size = _INODE_SIZE
             if node.xattrs is not None:
                 size += len(xattrs[id(node)])
-            # An inode does not cross a block; where a directory or symlink wants its content in the same block as its
-            # last byte of xattrs, neither does that.
+            # An inode does not cross a block. Nor does the content of a directory or symlink that stands inline, with
+            # the xattrs before it: kernels before 6.9 refuse symlinks whose xattrs cross one.
             if position & (BLOCK - 1) > BLOCK - _INODE_SIZE:
                 position = _align(position, BLOCK)
             if node.children is not None:
@@ -229,7 +236,7 @@ class _Writer:
                 else:
                     content = node.target or b""
                 size = len(content)
-                if after % BLOCK + size <= BLOCK:  # the rule of _fit, which left the room
+                if position % BLOCK + (after - position) + size <= BLOCK:  # the rule of _fit, which left the room
                     layout = LAYOUT_INLINE
                     image[after : after + size] = content
                 else:
@@ -287,10 +294,10 @@ def _align(position: int, unit: int) -> int:
 
 
 def _fit(position: int, size: int, content: int) -> tuple[int, bool]:
-    """Return where an inode of ``size`` bytes goes and whether its content fits behind it in the same block."""
-    if (position + size) % BLOCK + content <= BLOCK:
+    """Return where an inode of ``size`` bytes goes, and whether its content fits behind it in the same block."""
+    if position % BLOCK + size + content <= BLOCK:
         return position, True
-    if size % BLOCK + content <= BLOCK:
+    if size + content <= BLOCK:
         return _align(position, BLOCK), True
     return position, False
 
@@ -344,4 +351,3 @@ def _xattr_entry(name: bytes, value: bytes) -> bytes:
         raise LimitExceeded(f"xattr {name[:80]!r} of {len(value)} bytes is too long")
     entry = XATTR_ENTRY.pack(len(rest), index, len(value)) + rest + value
     return entry + bytes(-len(entry) % 4)
-

@@ -1,4 +1,4 @@
-"""The 512-byte tar header block: its fields, numbers and checksum. Pure functions over bytes.
+r"""The 512-byte tar header block: its fields, numbers and checksum. Pure functions over bytes.
 
 Sources: POSIX.1-2017 pax "ustar Interchange Format"; GNU tar manual, "Basic Tar Format" (base-256 numbers, the
 ``L``, ``K`` and ``S`` types).
@@ -13,7 +13,7 @@ Sources: POSIX.1-2017 pax "ustar Interchange Format"; GNU tar manual, "Basic Tar
     148     8     chksum     sum of the block's bytes with this field as spaces
     156     1     typeflag   see TYPE_*
     157     100   linkname   target of links
-    257     8     magic      "ustar\\0" "00", or GNU's "ustar  \\0"; anything else is v7
+    257     8     magic      "ustar\0" "00", or GNU's "ustar  \0"; anything else is v7
     265     32    uname      not used: layers carry numeric owners
     297     32    gname      not used
     329     8     devmajor   octal or base-256
@@ -74,7 +74,8 @@ def parse_number(field: bytes) -> int:
 
     Args:
         field: the whole field: octal digits in spaces and NULs, or GNU base-256 (first byte 0x80 or 0xff). An empty
-            field is 0, as every reader has it.
+            field is 0, as every reader has it. Leading NULs are skipped and the first one behind digits ends them, as
+            in Go's reader: two programs that disagree about a size see two different archives.
 
     Raises:
         FormatError: any other byte; ``int()`` alone would take underscores, signs and ``0o``.
@@ -87,7 +88,7 @@ def parse_number(field: bytes) -> int:
         if first != 0x80:
             raise FormatError(f"number field {field!r} is neither octal nor base-256")
         return value ^ (0x80 << (8 * (len(field) - 1)))
-    digits = field.partition(b"\0")[0].strip(b" ")
+    digits = field.strip(b" \0").partition(b"\0")[0].rstrip(b" ")
     if digits.translate(None, _OCTAL):
         raise FormatError(f"number field {field!r} is not octal")
     return int(digits, 8) if digits else 0

@@ -1,4 +1,4 @@
-"""PAX extended header records: ``LENGTH KEY=VALUE\\n``, strictly by their grammar.
+r"""PAX extended header records: ``LENGTH KEY=VALUE\n``, strictly by their grammar.
 
 A lenient reader here is a security hole: when two programs disagree about where a record ends, they see two different
 archives (the TARmageddon class). So every record must end with a newline just where its length says.
@@ -49,7 +49,7 @@ def parse_records(payload: bytes) -> list[tuple[bytes, bytes]]:
 
 
 def parse_time(value: bytes, key: str) -> tuple[int, int]:
-    """Return a PAX time as (seconds, nanoseconds), rounded down, exact where the text has up to nine digits.
+    """Return a PAX time as (seconds, nanoseconds); digits behind the ninth of a fraction are cut off.
 
     Args:
         value: a decimal number, possibly negative, with or without a fraction.

@@ -29,6 +29,13 @@ MAX_EXTENSION = 1 << 20
 #: Members of one archive; the largest real layers have under two million.
 MAX_MEMBERS = 20_000_000
 
+#: Sizes and times are signed 64-bit numbers to every kernel; nothing beyond can be real.
+_MAX_SIZE = (1 << 63) - 1
+
+#: What a global PAX header may not set: then readers that ignore such headers (Go's, hence most container tools) and
+#: readers that honour them would see different members in one archive.
+_NEVER_GLOBAL = (b"path", b"linkpath", b"size", b"GNU.sparse.")
+
 #: Linux device numbers: 12 bits of major, 20 of minor (include/linux/kdev_t.h).
 _MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
 
@@ -36,7 +43,7 @@ _MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
 _NUMBER_CACHE = 4096
 
 _HEADER_ONLY = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
-_REGULAR = {b"0": b"0", b"\0": b"0", b"7": b"0", b"S": b"0"}
+_REGULAR = {b"7": b"0", b"S": b"0"}
 
 _PAX_NUMBERS = (b"uid", b"gid", b"size")
 
@@ -62,7 +69,6 @@ class TarReader:
         self._payload_kind = b""
         self._payload_size = 0
         self._extension_bytes = 0
-        self._global: list[tuple[bytes, bytes]] = []
         self._records: list[tuple[bytes, bytes]] = []
         self._long_name: bytes | None = None
         self._long_link: bytes | None = None
@@ -148,22 +154,20 @@ class TarReader:
             self._begin_extension(kind, stored)
             return
         name = name.partition(b"\0")[0]
-        if prefix[0] and magic == b"ustar\00000":
+        if prefix[0] and magic[:6] == b"ustar\0":
             name = prefix.partition(b"\0")[0] + b"/" + name
-        for field in (mode, uid, gid, mtime, major, minor):
+        if len(numbers) >= _NUMBER_CACHE:
+            numbers.clear()
+        for field in (mode, uid, gid, mtime):
             if field not in numbers:
-                if len(numbers) >= _NUMBER_CACHE:
-                    numbers.clear()
-                    numbers.update((old, parse_number(old)) for old in (mode, uid, gid, mtime, major, minor))
                 numbers[field] = parse_number(field)
         self._next += BLOCK
-        regular = _REGULAR.get(kind)
         member = Member(
-            name, regular or kind, numbers[mode] & 0o7777, numbers[uid], numbers[gid], numbers[mtime], 0,
+            name, _REGULAR.get(kind, kind), numbers[mode] & 0o7777, numbers[uid], numbers[gid], numbers[mtime], 0,
             stored, link.partition(b"\0")[0], 0, 0, None, self._start, self._next, stored, None,
         )  # fmt: skip
         if kind in b"34":
-            member.major, member.minor = numbers[major], numbers[minor]
+            member.major, member.minor = parse_number(major), parse_number(minor)
         if kind == b"S":
             self._begin_sparse(block, member, members)
             return
@@ -199,7 +203,9 @@ class TarReader:
     def _extension(self, payload: bytes) -> None:
         kind = self._payload_kind
         if kind == b"g":
-            self._global = _merge(self._global, parse_records(payload))
+            for key, _ in parse_records(payload):
+                if key.startswith(_NEVER_GLOBAL):
+                    raise UnsupportedFormat(f"global pax header sets {key[:80].decode(errors='replace')!r}")
             self._start = -1
             self._extension_bytes = 0
         elif kind == b"L":
@@ -238,9 +244,10 @@ class TarReader:
             member.name = self._long_name
         if self._long_link is not None:
             member.link = self._long_link
-        if self._records or self._global:
-            records = _merge(self._global, self._records) if self._global else self._records
-            if _apply(member, records):
+        if self._records:
+            if self._long_name is not None and any(key == b"path" for key, _ in self._records):
+                raise FormatError(f"{member.name[:200]!r} has both a GNU and a pax name")
+            if _apply(member, self._records):
                 self._sparse_text = member
                 self._gathered = []
                 self._wanted = BLOCK
@@ -275,14 +282,15 @@ class TarReader:
             member.size = member.data_size = 0
             if kind in b"34" and not (0 <= member.major <= _MAX_MAJOR and 0 <= member.minor <= _MAX_MINOR):
                 raise FormatError(f"{member.name[:200]!r} has device number {member.major}:{member.minor}")
-        elif kind == b"0":
+        elif kind in b"0\0":
             _check_size(member)
+            if kind == b"\0":  # how v7 wrote files, and, with a slash at the end, directories
+                member.kind = b"5" if member.name.endswith(b"/") and member.sparse is None else b"0"
             if member.sparse is not None:
                 member.sparse = check_map(list(member.sparse), member.size, member.data_size)
-            elif member.name.endswith(b"/"):
-                member.kind = b"5"  # how v7 wrote a directory
         elif kind == b"V":
-            self._reset(member.data_offset)
+            _check_size(member)
+            self._reset(member.data_offset + _padded(member.data_size))
             return
         else:
             raise UnsupportedFormat(f"{member.name[:200]!r} is of type {kind!r}, which no layer may contain")
@@ -290,6 +298,8 @@ class TarReader:
             raise FormatError(
                 f"{member.name[:200]!r} is owned by {member.uid}:{member.gid}, outside 0..{MAX_ID}",
             )
+        if not -_MAX_SIZE <= member.mtime <= _MAX_SIZE:
+            raise FormatError(f"{member.name[:200]!r} has the impossible time {member.mtime}")
         self._members += 1
         if self._members > MAX_MEMBERS:
             raise LimitExceeded(f"archive has more than {MAX_MEMBERS} members")
@@ -309,14 +319,8 @@ def _padded(size: int) -> int:
 
 
 def _check_size(member: Member) -> None:
-    if member.data_size < 0 or member.size < 0:
-        raise FormatError(f"{member.name[:200]!r} has a negative size")
-
-
-def _merge(old: list[tuple[bytes, bytes]], new: list[tuple[bytes, bytes]]) -> list[tuple[bytes, bytes]]:
-    """Return the records of ``old`` that ``new`` does not set, then ``new``; order and repeats of ``new`` stay."""
-    keys = {key for key, _ in new}
-    return [record for record in old if record[0] not in keys] + new
+    if not (0 <= member.data_size <= _MAX_SIZE and 0 <= member.size <= _MAX_SIZE):
+        raise FormatError(f"{member.name[:200]!r} has the impossible size {member.size}")
 
 
 def _apply(member: Member, records: list[tuple[bytes, bytes]]) -> bool:
@@ -331,20 +335,20 @@ def _apply(member: Member, records: list[tuple[bytes, bytes]]) -> bool:
         else:
             values[key] = value
     member.xattrs = xattrs or None
-    member.name = values.get(b"path", member.name)
-    member.link = values.get(b"linkpath", member.link)
+    # An empty value takes back what another header set (POSIX): the member's own header holds.
+    member.name = values.get(b"path") or member.name
+    member.link = values.get(b"linkpath") or member.link
     for key in _PAX_NUMBERS:
-        # An empty value deletes what a global header set (POSIX): back to the header's own.
         if text := values.get(key):
             if len(text) > 20 or not text.isdigit():
                 raise FormatError(f"pax {key.decode()} is no number: {text[:40]!r}")
             setattr(member, "data_size" if key == b"size" else key.decode(), int(text))
     sparse_file = member.sparse is not None
-    if b"size" in values and not sparse_file:
+    if values.get(b"size") and not sparse_file:
         member.size = member.data_size
     if text := values.get(b"mtime"):
         member.mtime, member.mtime_ns = parse_time(text, "mtime")
-    if member.kind == b"0" and any(key.startswith(b"GNU.sparse.") for key in values):
+    if member.kind in b"0\0" and any(key.startswith(b"GNU.sparse.") for key in values):
         return _apply_sparse(member, records, values)
     return False
 

@@ -17,8 +17,9 @@ __all__ = [
     "text_map",
 ]
 
-#: Pieces of one sparse member. GNU tar makes one per run of data; a real file of this many would be all fragments.
-MAX_PIECES = 1 << 20
+#: Pieces of one sparse member. GNU tar makes one per run of data; a real file of this many would be all fragments,
+#: and each costs some 200 bytes of memory. Go's reader stops at 1 MiB of text, which is about as many.
+MAX_PIECES = 1 << 17
 
 _PIECES_IN_HEADER = 4
 _PIECES_IN_EXTENSION = 21

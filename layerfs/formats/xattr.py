@@ -1,0 +1,84 @@
+"""Extended attributes as archives carry them: which of them a tree may have, and whether their values are sound.
+
+A tree is mounted, so what would be an error of ``setxattr`` when other tools unpack a layer has to be found here: the
+kernel answers EINVAL to every access of a file whose ACL it cannot parse, even to root.
+
+Sources: xattr(7); Linux include/uapi/linux/{limits,xattr,posix_acl_xattr,capability}.h, fs/posix_acl.c
+(posix_acl_valid), security/commoncap.c (cap_convert_nscap).
+"""
+
+from __future__ import annotations
+
+import struct
+from collections.abc import Mapping
+
+from layerfs.errors import FormatError, LimitExceeded
+from layerfs.formats.whiteout import is_private_xattr
+
+__all__ = ["MAX_XATTR_NAME", "MAX_XATTR_VALUE", "accepted_xattrs"]
+
+#: The longest name, namespace included: XATTR_NAME_MAX.
+MAX_XATTR_NAME = 255
+
+#: The longest value. The kernel takes one byte more (XATTR_SIZE_MAX), which EROFS has no number for.
+MAX_XATTR_VALUE = 0xFFFF
+
+_NAMESPACES = (b"user.", b"trusted.", b"security.")
+_ACL_NAMES = frozenset((b"system.posix_acl_access", b"system.posix_acl_default"))
+
+_ACL_VERSION = 2
+_ACL_ENTRY = struct.Struct("<HHI")
+_USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 1, 2, 4, 8, 16, 32
+
+#: Revision (the top byte of the first word) to size: what the kernel lets anyone set.
+_CAPABILITY_SIZES = {2: 20, 3: 24}
+
+
+def accepted_xattrs(xattrs: Mapping[bytes, bytes], file: bytes) -> dict[bytes, bytes] | None:
+    """Return the xattrs that a file of an archive gets in its tree, or None when none are left.
+
+    Left out are names that a mount reads as commands, and namespaces that Linux does not have (macOS writes
+    ``com.apple.*``), which every other tool passes over too. An empty ACL is no ACL.
+
+    Args:
+        xattrs: full names and values as the archive has them.
+        file: the name of the file, for messages.
+
+    Raises:
+        FormatError: a name with a NUL, an ACL or a capability that the kernel would refuse to set.
+        LimitExceeded: a name or value too long.
+    """
+    kept = {}
+    for name, value in xattrs.items():
+        acl = name in _ACL_NAMES
+        if is_private_xattr(name) or not (acl or name.startswith(_NAMESPACES)) or name in _NAMESPACES:
+            continue
+        if b"\0" in name:
+            raise FormatError(f"{file[:200]!r} has the xattr {name[:80]!r}, with a NUL in its name")
+        if len(name) > MAX_XATTR_NAME or len(value) > MAX_XATTR_VALUE:
+            raise LimitExceeded(f"{file[:200]!r} has an xattr {name[:80]!r} of {len(name)}+{len(value)} bytes")
+        if acl:
+            if len(value) == 4 and value[0] == _ACL_VERSION:
+                continue
+            if not _is_acl(value):
+                raise FormatError(f"{file[:200]!r} has a malformed {name.decode()}")
+        elif name == b"security.capability" and (len(value) < 4 or len(value) != _CAPABILITY_SIZES.get(value[3])):
+            raise FormatError(f"{file[:200]!r} has a malformed security.capability")
+        kept[name] = value
+    return kept or None
+
+
+def _is_acl(value: bytes) -> bool:
+    """Return whether this is an ACL: known tags in their order, each needed one once, IDs that exist."""
+    if len(value) < 4 or value[:4] != struct.pack("<I", _ACL_VERSION) or (len(value) - 4) % _ACL_ENTRY.size:
+        return False
+    tags = []
+    for tag, permissions, identity in _ACL_ENTRY.iter_unpack(value[4:]):
+        if permissions > 7 or (tag in (_USER, _GROUP) and identity == 0xFFFFFFFF):
+            return False
+        tags.append(tag)
+    named = _USER in tags or _GROUP in tags
+    single = [tags.count(tag) for tag in (_USER_OBJ, _GROUP_OBJ, _OTHER)]
+    known = tags.count(_USER) + tags.count(_GROUP) + tags.count(_MASK) + 3 == len(tags)
+    # The tags' values ascend in the order that is demanded.
+    return tags == sorted(tags) and single == [1, 1, 1] and known and tags.count(_MASK) in ((1,) if named else (0, 1))
