@@ -1,0 +1,46 @@
+"""The verbs with one line about each: what ``layerfs --help`` shows without importing any of them."""
+
+from __future__ import annotations
+
+from typing import Final
+
+__all__ = ["ALIASES", "SECTIONS", "VERBS"]
+
+#: Verb to summary, by section. A test compares the summaries with the verbs' own.
+SECTIONS: Final[dict[str, dict[str, str]]] = {
+    "Images": {
+        "load": "Load images from an archive, a layout or standard input.",
+        "pull": "Load an image through a transport.",
+        "images": "List images.",
+        "inspect": "Show images and containers as JSON.",
+        "history": "Show the steps in which an image was made.",
+        "layers": "List the layers of an image.",
+        "tag": "Give an image further names.",
+        "rmi": "Remove images, or names of images.",
+    },
+    "Files of an image, without a mount": {
+        "ls": "List files of an image.",
+        "cat": "Write files of an image to standard output.",
+        "which": "Show which layers provide or hide a path.",
+    },
+    "Mounts and containers": {
+        "mount": "Mount an image, or list mounts.",
+        "umount": "Unmount images and containers.",
+        "ps": "List containers.",
+        "diff": "Show what was changed in a container.",
+        "rm": "Remove containers.",
+    },
+    "Store": {
+        "df": "Show how much the store takes and what sharing saves.",
+        "info": "Show this store and what works on this machine.",
+        "check": "Read the whole store and report what is damaged.",
+        "gc": "Remove what nothing refers to.",
+        "version": "Show versions.",
+        "completion": "Print the completion script for a shell.",
+    },
+}
+
+VERBS: Final = {verb: summary for section in SECTIONS.values() for verb, summary in section.items()}
+
+#: Other words that users of docker, podman and mount(8) know.
+ALIASES: Final = {"unmount": "umount", "prune": "gc"}

@@ -1,0 +1,132 @@
+"""From exceptions to one line, a hint and an exit code. The one table of exit codes; the library's errors carry theirs.
+
+====  ==========================================  ====  ==============================================
+code  meaning                                     code  meaning
+====  ==========================================  ====  ==============================================
+0     done                                        6     conflict: exists, in use, ambiguous
+1     other error; ``check`` found problems       7     the store is unusable
+2     usage, bad reference                        8     mount or unmount failed, no backend
+3     not found                                   130   interrupted from the keyboard
+4     content is not what its digest promises     141   the reader of standard output went away
+====  ==========================================  ====  ==============================================
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import signal
+import sys
+from typing import Final
+
+import click
+
+from layerfs.errors import LayerfsError
+from layerfs_cli.text import printable
+
+__all__ = ["Terminated", "exit_code", "report"]
+
+_NOT_FOUND: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
+_INTERRUPTED: Final = 130
+_BROKEN_PIPE: Final = 141
+
+
+class Terminated(BaseException):
+    """A signal asked the program to end; the exit code is 128 and its number."""
+
+    def __init__(self, number: int) -> None:
+        """Keep the signal's number."""
+        super().__init__(number)
+        self.number = number
+
+
+def exit_code(error: BaseException) -> int:
+    """Return the exit code that an exception means."""
+    if isinstance(error, LayerfsError):
+        return error.exit_code
+    if isinstance(error, click.ClickException):
+        return error.exit_code
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return _INTERRUPTED
+    if isinstance(error, Terminated):
+        return 128 + error.number
+    if isinstance(error, BrokenPipeError):
+        return _BROKEN_PIPE
+    if isinstance(error, OSError):
+        return 3 if error.errno in _NOT_FOUND else 1
+    return 7 if _is_database_error(error) else 1
+
+
+def report(error: BaseException, *, debug: bool) -> int:
+    """Say on standard error what went wrong, and return the exit code.
+
+    Args:
+        error: any exception.
+        debug: whether to add the traceback.
+    """
+    code = exit_code(error)
+    if code == _BROKEN_PIPE:
+        _silence_stdout()
+        return code
+    message, hint = _describe(error)
+    if debug and not isinstance(error, click.ClickException):
+        import traceback
+
+        traceback.print_exception(error)
+    if message:
+        _say(f"layerfs: error: {message}")
+    if hint:
+        _say(f"layerfs: hint: {hint}")
+    return code
+
+
+def _describe(error: BaseException) -> tuple[str, str | None]:
+    if isinstance(error, LayerfsError):
+        return str(error), error.hint
+    if isinstance(error, click.UsageError):
+        path = error.ctx.command_path if error.ctx is not None else "layerfs"
+        return _one_sentence(error.format_message()), f"See: {path} --help"
+    if isinstance(error, click.ClickException):
+        return _one_sentence(error.format_message()), None
+    if isinstance(error, KeyboardInterrupt | click.Abort):
+        return "interrupted", None
+    if isinstance(error, Terminated):
+        return f"ended by {signal.Signals(error.number).name}", None
+    if isinstance(error, MemoryError):
+        return "out of memory", None
+    if isinstance(error, OSError):
+        names = [os.fsdecode(name) for name in (error.filename, error.filename2) if isinstance(name, str | bytes)]
+        return ": ".join([*names, error.strerror or str(error)]), None
+    if _is_database_error(error):
+        return f"the store's database: {error}", "Run: layerfs check"
+    what = f"{type(error).__name__}: {error}" if str(error) else type(error).__name__
+    return f"bug in layerfs: {what}", "Please report it with what --debug adds."
+
+
+def _one_sentence(message: str) -> str:
+    """Return click's message in the form of ours: one line, lower case, no full stop."""
+    line = " ".join(message.split()).removesuffix(".")
+    return line[:1].lower() + line[1:]
+
+
+def _is_database_error(error: BaseException) -> bool:
+    """Whether SQLite raised it, without importing SQLite to ask."""
+    return any(base.__module__ == "sqlite3" and base.__name__ == "Error" for base in type(error).__mro__)
+
+
+def _say(line: str) -> None:
+    try:
+        click.echo(printable(line), err=True)
+    except OSError:
+        return  # nobody is there to be told
+
+
+def _silence_stdout() -> None:
+    """Let the interpreter flush what is left to nowhere: it would complain at its end."""
+    try:
+        descriptor = sys.stdout.fileno()
+    except (OSError, ValueError):
+        return
+    null = os.open(os.devnull, os.O_WRONLY)
+    os.dup2(null, descriptor)
+    os.close(null)

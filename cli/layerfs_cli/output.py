@@ -1,0 +1,158 @@
+r"""Results on standard output: lines, JSON, tables, templates.
+
+JSON is pure ASCII where it has to be: a byte of a name that is no UTF-8, say 0xff, is written as the escape
+``\udcff``, which Python's ``surrogateescape`` turns back into the byte; control characters are always escapes.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import re
+import sys
+from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import TYPE_CHECKING, Final
+
+import click
+
+from layerfs_cli.text import printable
+
+if TYPE_CHECKING:
+    from layerfs_cli.template import Template
+
+__all__ = ["Column", "Format", "FormatType", "as_json", "format_option", "print_document", "print_listing", "write"]
+
+#: What JSON allows but terminals and encoders do not.
+_ESCAPED: Final = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
+
+_GUTTER: Final = "  "
+
+
+@dataclass(frozen=True, slots=True)
+class Column:
+    """A column of a table: its head, and the field of a row that it shows."""
+
+    head: str
+    field: str
+    right: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Format:
+    """How a list is printed: ``kind`` is table, json, jsonl or template; ``aligned`` templates are tables too."""
+
+    kind: str
+    template: Template | None = None
+    aligned: bool = False
+
+
+class FormatType(click.ParamType[Format]):
+    """The value of ``--format``."""
+
+    name = "FORMAT"
+
+    def convert(self, value: object, param: click.Parameter | None, ctx: click.Context | None) -> Format:
+        """Parse the value, so that a wrong one is refused before any work is done."""
+        if isinstance(value, Format):
+            return value
+        text = str(value)
+        if text in {"table", "json", "jsonl"}:
+            return Format(text)
+        if "{{" not in text:
+            self.fail(f"{text!r} is none of table, json, jsonl, or a template such as '{{{{.Id}}}}'", param, ctx)
+        from layerfs_cli.template import Template
+
+        aligned = text.startswith("table ")
+        return Format("template", Template(text.removeprefix("table ").lstrip() if aligned else text), aligned)
+
+
+def format_option(default: str = "table") -> Callable[[Callable[..., object]], Callable[..., object]]:
+    """Return the option ``--format``."""
+    return click.option(
+        "--format", "form", type=FormatType(), default=default, show_default=True,
+        help="table, json, jsonl (one object per line), or a Go template such as '{{.ID}}'.",
+    )  # fmt: skip
+
+
+def write(data: str | bytes) -> None:
+    """Write to standard output; text goes out as UTF-8, with the bytes behind surrogates as they were."""
+    raw = data if isinstance(data, bytes) else data.encode("utf-8", "surrogateescape")
+    sys.stdout.flush()
+    sys.stdout.buffer.write(raw)
+
+
+def as_json(value: object, *, indent: int | None = None) -> str:
+    """Return a value as JSON, safe for terminals and any encoding."""
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=_plain)
+    return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
+
+
+def print_document(document: object) -> None:
+    """Print one JSON document."""
+    write(as_json(document, indent=4) + "\n")
+
+
+def print_listing(
+    form: Format,
+    columns: Sequence[Column],
+    rows: Sequence[Mapping[str, object]],
+    documents: Iterable[object] | None = None,
+    *,
+    heading: bool = True,
+) -> None:
+    """Print a list.
+
+    Args:
+        form: how.
+        columns: for a table.
+        rows: for tables and templates; cells are shown as they are.
+        documents: for JSON; the rows, if None.
+        heading: whether a table has heads.
+    """
+    if form.kind == "json":
+        print_document(list(rows if documents is None else documents))
+    elif form.kind == "jsonl":
+        for document in rows if documents is None else documents:
+            write(as_json(document) + "\n")
+    elif form.template is not None:
+        lines = [form.template.render(row) for row in rows]
+        if form.aligned:
+            cells = [line.split("\t") for line in lines]
+            heads = {column.field: column.head for column in columns}
+            _print_table([heads.get(name, name.upper()) for name in form.template.fields] if heading else None, cells)
+        else:
+            write("".join(f"{line}\n" for line in lines))
+    else:
+        cells = [[_cell(row[column.field]) for column in columns] for row in rows]
+        right = [column.right for column in columns]
+        _print_table([column.head for column in columns] if heading else None, cells, right)
+
+
+def _print_table(heads: Sequence[str] | None, rows: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> None:
+    lines = [*([heads] if heads is not None else []), *([printable(cell) for cell in row] for row in rows)]
+    count = max((len(line) for line in lines), default=0)
+    widths = [max(len(line[index]) for line in lines if index < len(line)) for index in range(count)]
+    for line in lines:
+        cells = [
+            cell.rjust(width) if index < len(right) and right[index] else cell.ljust(width)
+            for index, (cell, width) in enumerate(zip(line, widths, strict=False))
+        ]
+        write(_GUTTER.join(cells).rstrip() + "\n")
+
+
+def _cell(value: object) -> str:
+    if isinstance(value, bool):
+        return "yes" if value else "no"
+    return "" if value is None else str(value)
+
+
+def _plain(value: object) -> object:
+    """Return what JSON can hold for bytes, mappings and sequences that are none of its own, and digests."""
+    if isinstance(value, bytes):
+        return os.fsdecode(value)
+    if isinstance(value, Mapping):
+        return dict(value)
+    if isinstance(value, Sequence | Iterable):
+        return list(value)
+    return str(value)

@@ -1,0 +1,115 @@
+"""The command group: verbs are imported when they are used, errors become one line and an exit code."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+from collections.abc import Callable, Sequence
+from typing import Any, NoReturn
+
+import click
+
+from layerfs_cli.catalog import ALIASES, SECTIONS, VERBS
+from layerfs_cli.failure import Terminated, report
+from layerfs_cli.settings import Settings, global_options, quiet_option
+
+__all__ = ["Verb", "program", "verb"]
+
+_DOCUMENTATION = """Images are named by name, ID, or the unique beginning of an ID (at least 4 digits).
+Results go to standard output, everything else to standard error. Flags above may also follow the verb, -q has a meaning
+of its own there.
+
+Exit codes: 0 done, 1 other error, 2 usage, 3 not found, 4 damaged content, 6 conflict, 7 store unusable, 8 mount
+failed, 130 interrupted."""
+
+
+class Verb(click.Command):
+    """A verb: a command that also takes the global flags."""
+
+    def __init__(self, *args: Any, **attributes: Any) -> None:
+        """Make the command and give it the global flags, out of sight."""
+        super().__init__(*args, **attributes)
+        self.params += global_options(hidden=True)
+
+
+class Program(click.Group):
+    """The group of all verbs."""
+
+    def list_commands(self, ctx: click.Context) -> list[str]:  # noqa: ARG002 - of click
+        """Return the verbs in the order of the help text."""
+        return list(VERBS)
+
+    def get_command(self, ctx: click.Context, cmd_name: str) -> click.Command | None:  # noqa: ARG002 - of click
+        """Import a verb."""
+        name = ALIASES.get(cmd_name, cmd_name)
+        if name not in VERBS:
+            return None
+        command: click.Command = importlib.import_module(f"layerfs_cli.verb.{name}").command
+        return command
+
+    def format_commands(self, ctx: click.Context, formatter: click.HelpFormatter) -> None:  # noqa: ARG002 - of click
+        """Write the verbs by section, from the catalog alone."""
+        for section, verbs in SECTIONS.items():
+            with formatter.section(section):
+                formatter.write_dl(list(verbs.items()), col_max=12)
+
+    def main(  # type: ignore[override]
+        self,
+        args: Sequence[str] | None = None,
+        prog_name: str | None = None,
+        *,
+        standalone_mode: bool = True,
+        **extra: Any,
+    ) -> NoReturn:
+        """Run a verb and leave: with its exit code, or with that of the error it ended with.
+
+        Args:
+            args: the words after the program's name; None takes the process's own.
+            prog_name: name of the program for help and errors.
+            standalone_mode: taken for callers that know click; this program always leaves by SystemExit.
+            extra: for click's context.
+        """
+        settings = Settings()
+        del standalone_mode
+        try:
+            code = super().main(args, prog_name or "layerfs", standalone_mode=False, obj=settings, **extra)
+            sys.stdout.flush()
+        except click.exceptions.NoArgsIsHelpError as error:
+            error.show()
+            code = error.exit_code
+        except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - a user sees no traceback
+            code = report(error, debug=settings.debug)
+        raise SystemExit(code if isinstance(code, int) else 0)
+
+
+def verb(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], Verb]:
+    """Make a function a verb; its docstring is the help text."""
+    return click.command(name, cls=Verb, **attributes)
+
+
+def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001
+    if value and not context.resilient_parsing:
+        from importlib.metadata import version
+
+        click.echo(f"layerfs {version('layerfs')}")
+        context.exit()
+
+
+program = Program(
+    name="layerfs",
+    help="Container images in, mounted file systems out.",
+    epilog=_DOCUMENTATION,
+    context_settings={"help_option_names": ["-h", "--help"], "max_content_width": 120},
+    params=[
+        *global_options(hidden=False),
+        quiet_option(),
+        click.Option(
+            ["-v", "--version"],
+            is_flag=True,
+            expose_value=False,
+            is_eager=True,
+            callback=_print_version,
+            help="Show the version and leave.",
+        ),
+    ],
+)

@@ -1,0 +1,58 @@
+"""Doing something to each of several names: one that fails is reported and does not keep the others."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager
+from types import TracebackType
+
+import click
+
+from layerfs.errors import LayerfsError
+from layerfs_cli.failure import report
+from layerfs_cli.settings import settings_of
+
+__all__ = ["each"]
+
+
+def each(
+    context: click.Context, names: Iterable[str], *, ignored: type[LayerfsError] | None = None
+) -> Iterator[AbstractContextManager[str]]:
+    """Yield a context manager per name, whose block may fail; at the end, leave with the first failure's exit code.
+
+    Args:
+        context: of the verb.
+        names: what to do it to, in this order.
+        ignored: an error that is none.
+
+    Raises:
+        click.exceptions.Exit: with the first exit code, when some block failed.
+    """
+    attempts = []
+    for name in names:
+        attempt = _Attempt(name, ignored, debug=settings_of(context).debug)
+        attempts.append(attempt)
+        yield attempt
+    codes = [attempt.code for attempt in attempts if attempt.code]
+    if codes:
+        context.exit(codes[0])
+
+
+class _Attempt(AbstractContextManager[str]):
+    def __init__(self, name: str, ignored: type[LayerfsError] | None, *, debug: bool) -> None:
+        self.code = 0
+        self._name = name
+        self._ignored = ignored
+        self._debug = debug
+
+    def __enter__(self) -> str:
+        return self._name
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> bool:
+        if not isinstance(error, LayerfsError):
+            return False
+        if self._ignored is None or not isinstance(error, self._ignored):
+            self.code = report(error, debug=self._debug)
+        return True

@@ -1,0 +1,113 @@
+"""``layerfs inspect``: all that is known about images and containers."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import click
+
+from layerfs_cli.argument import images_argument
+from layerfs_cli.output import Format, FormatType, as_json, print_document, write
+from layerfs_cli.program import verb
+from layerfs_cli.settings import settings_of
+from layerfs_cli.text import rfc3339
+
+if TYPE_CHECKING:
+    from layerfs.api import Container, Image, Store
+
+__all__ = ["command"]
+
+
+@verb("inspect", short_help="Show images and containers as JSON.")
+@images_argument("NAME...")
+@click.option("--config", "as_config", is_flag=True, help="Print the image's config instead.")
+@click.option("--raw", is_flag=True, help="Print the manifest, or with --config the config, byte for byte.")
+@click.option(
+    "--format", "form", type=FormatType(), default="json", show_default=True,
+    help="json, jsonl, or a Go template such as '{{.Config.Env}}'.",
+)  # fmt: skip
+@click.pass_context
+def command(context: click.Context, names: tuple[str, ...], form: Format, *, as_config: bool, raw: bool) -> None:
+    """Show images, and containers by name, as a JSON array.
+
+    A name that both an image and a container have means the image.
+    """
+    if raw and len(names) > 1:
+        raise click.UsageError("--raw prints one document, so it takes one name", context)
+    documents: list[object] = []
+    with settings_of(context).open_store() as store:
+        for name in names:
+            if raw:
+                document = store.config(name) if as_config else store.manifest(name)
+                write(document.raw)
+                return
+            documents.append(_config(store, name) if as_config else _describe(store, name))
+    if form.template is not None:
+        write("".join(f"{form.template.render(document)}\n" for document in documents))
+    elif form.kind == "jsonl":
+        write("".join(f"{as_json(document)}\n" for document in documents))
+    else:
+        print_document(documents[0] if as_config and len(documents) == 1 else documents)
+
+
+def _config(store: Store, name: str) -> object:
+    import json
+
+    return json.loads(store.config(name).raw)
+
+
+def _describe(store: Store, name: str) -> dict[str, object]:
+    from layerfs.errors import InvalidReference, NotFound
+
+    try:
+        return _image(store, store.resolve(name))
+    except (NotFound, InvalidReference):
+        for container in store.containers():
+            if name == container.name or (len(name) >= 4 and container.id.startswith(name)):
+                return _container(container)
+        raise
+
+
+def _image(store: Store, image: Image) -> dict[str, object]:
+    config, manifest = store.config(image), store.manifest(image)
+    repositories = sorted({name.rpartition(":")[0] for name in image.names})
+    return {
+        "Id": str(image.id),
+        "Digest": str(image.manifest_digest),
+        "RepoTags": list(image.names),
+        "RepoDigests": [f"{repository}@{image.manifest_digest}" for repository in repositories],
+        "Created": rfc3339(image.created),
+        "Author": config.author,
+        "Architecture": image.platform.architecture,
+        "Variant": image.platform.variant,
+        "Os": image.platform.os,
+        "Size": image.size,
+        "Config": dict(config.config),
+        "RootFS": {"Type": "layers", "Layers": [str(diff_id) for diff_id in config.diff_ids]},
+        "Labels": config.config.get("Labels"),
+        "Annotations": dict(manifest.annotations),
+        "ManifestType": manifest.media_type,
+        "History": [
+            {
+                "created": rfc3339(step.created),
+                "created_by": step.created_by,
+                "author": step.author,
+                "comment": step.comment,
+                "empty_layer": step.empty_layer,
+            }
+            for step in config.history
+        ],
+        "chain_id": str(image.chain_id),
+        "containers": [container.name for container in store.containers() if container.image_id == image.id],
+    }
+
+
+def _container(container: Container) -> dict[str, object]:
+    return {
+        "Id": container.id,
+        "Name": container.name,
+        "Image": str(container.image_id),
+        "ImageName": container.image_name,
+        "Created": rfc3339(container.created),
+        "mountpoint": container.target,
+    }

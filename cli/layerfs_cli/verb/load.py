@@ -1,0 +1,59 @@
+"""``layerfs load``: images in, from a file, a directory or a pipe."""
+
+from __future__ import annotations
+
+import sys
+from typing import TYPE_CHECKING
+
+import click
+
+from layerfs_cli.argument import platform_options, selected_platform
+from layerfs_cli.output import write
+from layerfs_cli.program import verb
+from layerfs_cli.progress import show_progress
+from layerfs_cli.settings import settings_of
+
+if TYPE_CHECKING:
+    from layerfs.api import Image
+
+__all__ = ["command", "print_loaded"]
+
+
+@verb("load", short_help="Load images from an archive, a layout or standard input.")
+@click.option(
+    "-i", "--input", "source", metavar="PATH", type=click.Path(allow_dash=True), default="-",
+    help="Archive, or directory of an OCI layout.  [default: standard input]",
+)  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="No progress; print image IDs alone.")
+@platform_options
+@click.pass_context
+def command(context: click.Context, source: str, platform: str | None, *, quiet: bool, all_platforms: bool) -> None:
+    """Load images from an archive of docker or podman, an OCI archive, or an OCI layout.
+
+    The kind of input is found by looking, compressed archives included. Standard input is read in one pass and may be
+    a pipe: docker save debian | layerfs load
+
+    Prints a line "Loaded image: NAME" per name and the full image ID on a line of its own, which is the last one.
+    An image is there once it is complete and safe on disk; a load that fails leaves nothing behind.
+    """
+    chosen = selected_platform(context, platform, all_platforms=all_platforms)
+    if source == "-" and sys.stdin.isatty():
+        raise click.UsageError(
+            "standard input is a terminal: redirect an archive into it, or name one with -i", context
+        )
+    settings = settings_of(context)
+    with settings.open_store() as store, show_progress(settings, quiet=quiet) as progress:
+        images = store.load(
+            sys.stdin.buffer if source == "-" else source,
+            platform=chosen, all_platforms=all_platforms, progress=progress,
+        )  # fmt: skip
+    print_loaded(images, quiet=quiet)
+
+
+def print_loaded(images: list[Image], *, quiet: bool) -> None:
+    """Print names and IDs of images that came in."""
+    for image in images:
+        if not quiet:
+            for name in image.names:
+                write(f"Loaded image: {name}\n")
+        write(f"{image.id}\n")
