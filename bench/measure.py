@@ -122,7 +122,13 @@ def fresh_filesystem(size: int = 16 << 30) -> Iterator[Path]:
         try:
             yield target
         finally:
-            run(["umount", "--recursive", target])
+            _unmount(target)
+
+
+def _unmount(target: Path) -> None:
+    # What a failed run still maps or has open must not leave a mount behind.
+    if subprocess.run(["umount", "--recursive", target], check=False, capture_output=True).returncode:
+        run(["umount", "--recursive", "--lazy", target])
 
 
 @contextlib.contextmanager
@@ -135,7 +141,7 @@ def fresh_directory(parent: Path) -> Iterator[Path]:
             for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
                 target = line.split()[4]
                 if target.startswith(f"{scratch}/"):
-                    run(["umount", target])
+                    _unmount(Path(target))
 
 
 def settle() -> None:

@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import mmap
 import os
 import random
 import time
@@ -55,24 +54,10 @@ def _over(paths: Sequence[bytes], look: Callable[[bytes], object]) -> Callable[[
     return run
 
 
-@contextlib.contextmanager
-def _layer_trees(root: Path, store: Store, found: Image) -> Iterator[list[Tree]]:
+def _layer_trees(root: Path, store: Store, found: Image) -> list[Tree]:
+    """The tree of each layer, bottom first, in memory."""
     layout = Layout(str(root / "store"), str(root / "run"))
-    with contextlib.ExitStack() as stack:
-        trees = []
-        for layer in store.layers(found):
-            with open(layout.layer_tree(layer.diff_id), "rb") as file:
-                mapped = mmap.mmap(file.fileno(), 0, access=mmap.ACCESS_READ)
-            stack.callback(_close, mapped)
-            trees.append(Tree(memoryview(mapped)))
-        yield trees
-        trees.clear()
-
-
-def _close(mapped: mmap.mmap) -> None:
-    # A tree that is still alive holds the mapping; it goes with the process then.
-    with contextlib.suppress(BufferError):
-        mapped.close()
+    return [Tree(Path(layout.layer_tree(layer.diff_id)).read_bytes()) for layer in store.layers(found)]
 
 
 @contextlib.contextmanager
@@ -113,24 +98,30 @@ def _measure(
     )
 
 
+def _image(store: Store, root: Path, found: Image, title: str, report: Report, *, rounds: int) -> None:
+    # A function of its own: when it returns, nothing maps files of the store's file system any more.
+    trees = _layer_trees(root, store, found)
+    with (
+        mounted(store, found, root / "mnt", read_only=True) as target,
+        _opened(target) as descriptor,
+        store.tree(found) as tree,
+    ):
+        everything = walk_paths(target)
+        random.Random(7).shuffle(everything)
+        for paths in (everything, [path for path in everything if path.count(b"/") == 5]):
+            if paths:
+                variants = _variants(tree, LayeredLookup(trees), (target, descriptor), paths)
+                _measure(f"{title}, {len(trees)} layers", variants, paths, report, rounds)
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the scenario with options from the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench resolve", description=__doc__.partition("\n")[0])
     parser.add_argument("--image", action="append", help="python-app and deep-101 unless given")
     parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(arguments)
-    names = options.image or ["python-app", "deep-101"]
     report = Report("resolve", {"rounds": options.rounds})
-    with store_with(names) as (store, root, images):
+    with store_with(options.image or ["python-app", "deep-101"]) as (store, root, images):
         for name, found in images.items():
-            with mounted(store, found, root / "mnt", read_only=True) as target:
-                everything = walk_paths(target)
-                random.Random(7).shuffle(everything)
-                six = [path for path in everything if path.count(b"/") == 5]
-                with _layer_trees(root, store, found) as trees, _opened(target) as descriptor:
-                    tree, layered = store.tree(found), LayeredLookup(trees)
-                    for paths in (everything, six):
-                        if paths:
-                            variants = _variants(tree, layered, (target, descriptor), paths)
-                            _measure(f"{name}, {len(trees)} layers", variants, paths, report, options.rounds)
+            _image(store, root, found, name, report, rounds=options.rounds)
     report.write()

@@ -9,12 +9,14 @@ import argparse
 import contextlib
 import os
 import random
+import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bench.corpus import image
+from bench.debian import run
 from bench.measure import Report, Sample, drop_caches, interleave
 from bench.mount import mounted, store_with
 from bench.resolve import walk_paths
@@ -22,6 +24,7 @@ from layerfs.api import Image, Store
 
 __all__ = ["main"]
 
+#: Takes the tree's path with a slash and what to look at; returns how many entries were looked at.
 Operation = Callable[[bytes, Sequence[bytes]], int]
 
 
@@ -42,22 +45,15 @@ def _readdir(top: bytes, _paths: Sequence[bytes]) -> int:
     return len(walk_paths(Path(os.fsdecode(top))))
 
 
-def _read(top: bytes, paths: Sequence[bytes]) -> int:
-    count = 0
-    for path in paths:
-        try:
-            descriptor = os.open(top + path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        except OSError:
-            continue
+def _read(top: bytes, files: Sequence[bytes]) -> int:
+    for path in files:
+        descriptor = os.open(top + path, os.O_RDONLY | os.O_NOFOLLOW)
         try:
             while os.read(descriptor, 1 << 20):
                 pass
-            count += 1
-        except IsADirectoryError:
-            pass
         finally:
             os.close(descriptor)
-    return count
+    return len(files)
 
 
 _OPERATIONS: dict[str, Operation] = {
@@ -69,14 +65,14 @@ _OPERATIONS: dict[str, Operation] = {
 
 
 def _per_entry(operation: Operation, top: Path, paths: Sequence[bytes]) -> Callable[[], Sample]:
-    def run() -> Sample:
+    def once() -> Sample:
         start = time.perf_counter()
         cpu = time.process_time()
         count = operation(os.fsencode(top) + b"/", paths)
         wall = time.perf_counter() - start
         return Sample(wall / count, (time.process_time() - cpu) / count)
 
-    return run
+    return once
 
 
 @contextlib.contextmanager
@@ -89,18 +85,33 @@ def _unpacked(name: str, root: Path) -> Iterator[Path]:
     yield bundle / "rootfs"
 
 
+@contextlib.contextmanager
+def _kernel_overlay(lower: Path, root: Path) -> Iterator[Path]:
+    """What a container sees with other tools: overlayfs on an unpacked tree, here of one layer only."""
+    upper, work, target = (root / f"overlay-{word}" for word in ("upper", "work", "mnt"))
+    for directory in (upper, work, target):
+        directory.mkdir()
+    run(["mount", "-t", "overlay", "overlay", "-o", f"lowerdir={lower},upperdir={upper},workdir={work}", target])
+    try:
+        yield target
+    finally:
+        run(["umount", target])
+
+
 def _compare(title: str, trees: dict[str, Path], rounds: int, report: Report, *, cold: bool) -> None:
     """Measure every operation on every tree; the first one is what the others are held against."""
     base = next(iter(trees))
     paths = walk_paths(trees[base])
     random.Random(7).shuffle(paths)
+    files = [path for path in paths if stat.S_ISREG((trees[base] / os.fsdecode(path)).lstat().st_mode)]
     for operation_title, operation in _OPERATIONS.items():
-        variants = {name: _per_entry(operation, top, paths) for name, top in trees.items()}
+        chosen = files if operation is _read else paths
+        variants = {name: _per_entry(operation, top, chosen) for name, top in trees.items()}
         if cold:
-            variants = {name: _after_dropping_caches(run) for name, run in variants.items()}
+            variants = {name: _after_dropping_caches(warm) for name, warm in variants.items()}
         else:
-            for run in variants.values():
-                run()
+            for warm_up in variants.values():
+                warm_up()
         samples, failed = interleave(variants, rounds)
         state = "cold" if cold else "warm"
         report.table(
@@ -108,10 +119,10 @@ def _compare(title: str, trees: dict[str, Path], rounds: int, report: Report, *,
         )
 
 
-def _after_dropping_caches(run: Callable[[], Sample]) -> Callable[[], Sample]:
+def _after_dropping_caches(warm: Callable[[], Sample]) -> Callable[[], Sample]:
     def cold() -> Sample:
         drop_caches()
-        return run()
+        return warm()
 
     return cold
 
@@ -128,7 +139,12 @@ def main(arguments: Sequence[str]) -> None:
     deep, flat = options.deep, f"{options.deep}-flat"
     with store_with([options.image, deep, flat]) as (store, root, images), contextlib.ExitStack() as stack:
         plain = stack.enter_context(_unpacked(options.image, root))
-        trees = {"ext4": plain, **_mounts(stack, store, images[options.image], root, "image")}
+        overlay = stack.enter_context(_kernel_overlay(plain, root))
+        trees = {
+            "ext4": plain,
+            "kernel overlay on ext4": overlay,
+            **_mounts(stack, store, images[options.image], root, "image"),
+        }
         for cold in (False, True) if options.cold else (False,):
             _compare(options.image, trees, options.rounds, report, cold=cold)
         one = _mounts(stack, store, images[flat], root, "flat")
