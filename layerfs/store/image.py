@@ -158,12 +158,13 @@ def find_image(handle: StoreHandle, text: str) -> ImageRecord:
     connection = handle.database.connection
     wanted = text.strip()
     error: InvalidReference | None = None
-    try:
-        reference = Reference.parse(wanted)
-    except InvalidReference as problem:
-        error, reference = problem, None
-    if reference is not None:
-        record = _by_reference(connection, reference)
+    # Images of archives that give only a tag live below localhost/, and are found without it, as with podman.
+    for familiar in (wanted, f"localhost/{wanted}"):
+        try:
+            record = _by_reference(connection, Reference.parse(familiar))
+        except InvalidReference as problem:
+            error = error or problem
+            continue
         if record is not None:
             return record
     algorithm, _, digits = wanted.rpartition(":")
