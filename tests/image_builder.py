@@ -7,15 +7,14 @@ from __future__ import annotations
 
 import gzip
 import hashlib
+import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, BinaryIO, cast
 
 import zstandard
-
-__all__ = ["END", "Link", "TestImage", "compress", "digest", "docker_new", "docker_old", "entry", "layer", "noise", "oci"]
 
 END = bytes(1024)
 
@@ -115,7 +114,10 @@ def entry(
 def layer(files: Mapping[str, bytes] | Iterable[bytes], *, end: bool = True) -> bytes:
     """Return a layer tar: of files by name (a name ending in ``/`` is a directory), or of ready-made members."""
     if isinstance(files, Mapping):
-        parts = [entry(name.rstrip("/"), kind=b"5") if name.endswith("/") else entry(name, data) for name, data in files.items()]
+        parts = [
+            entry(name.rstrip("/"), kind=b"5") if name.endswith("/") else entry(name, data)
+            for name, data in files.items()
+        ]
     else:
         parts = list(files)
     return b"".join(parts) + (END if end else b"")
@@ -240,7 +242,7 @@ def oci(*images: TestImage, nested: bool = False) -> Members:
             "size": len(image.manifest),
             "platform": {"os": "linux", "architecture": image.architecture},
         }
-        for name in image.names or [None]:
+        for name in image.names or [""]:
             annotations = {"org.opencontainers.image.ref.name": name} if name else {}
             entries.append(descriptor | {"annotations": annotations})
     if nested:
@@ -249,9 +251,7 @@ def oci(*images: TestImage, nested: bool = False) -> Members:
         index = json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries}).encode()
         members[blob_path(digest(index))] = index
         annotations = {"org.opencontainers.image.ref.name": name} if name else {}
-        entries = [
-            {"mediaType": INDEX_TYPE, "digest": digest(index), "size": len(index), "annotations": annotations}
-        ]
+        entries = [{"mediaType": INDEX_TYPE, "digest": digest(index), "size": len(index), "annotations": annotations}]
     members["index.json"] = json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries}).encode()
     return members
 
@@ -273,6 +273,32 @@ def outer(members: Members, order: Callable[[list[str]], Iterable[str]] = list, 
         else:
             parts.append(entry(name, content))
     return compress(b"".join(parts) + END, codec)
+
+
+class _Pipe(io.RawIOBase):
+    def __init__(self, data: bytes, step: int) -> None:
+        self._data, self._at, self._step = data, 0, step
+
+    def readable(self) -> bool:
+        return True
+
+    def readinto(self, buffer: memoryview) -> int:  # type: ignore[override]
+        piece = self._data[self._at : self._at + min(self._step, len(buffer))]
+        buffer[: len(piece)] = piece
+        self._at += len(piece)
+        return len(piece)
+
+
+def pipe(data: bytes, step: int = 10_007) -> BinaryIO:
+    """Return a stream that cannot seek and gives at most ``step`` bytes at a time."""
+    return cast(BinaryIO, _Pipe(data, step))
+
+
+def document(members: Members, name: str) -> bytes:
+    """Return the bytes of a member that is no link."""
+    content = members[name]
+    assert isinstance(content, bytes)
+    return content
 
 
 def write_layout(folder: Path, members: Members) -> Path:

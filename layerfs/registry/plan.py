@@ -292,14 +292,15 @@ def _select(images: list[ImagePlan], selection: Selection) -> list[ImagePlan]:
         if not images:
             hint = f"There is: {', '.join(sorted(map(str, found)))}."
             raise NotFound("platform in the archive", str(selection.platform), hint=hint)
-    taken: set[Reference] = set()
-    plans = []
-    ranked = sorted(images, key=lambda plan: not selection.platform.matches(plan.config.platform))
-    for plan in ranked:
-        names = tuple(name for name in plan.names if name not in taken)
-        taken.update(names)
-        plans.append(ImagePlan(plan.config, plan.manifest, plan.layers, names))
-    return plans
+    # Of several images with one name the one for the wanted platform keeps it, else the first.
+    owners: dict[Reference, ImagePlan] = {}
+    for plan in sorted(images, key=lambda plan: not selection.platform.matches(plan.config.platform)):
+        for name in plan.names:
+            owners.setdefault(name, plan)
+    return [
+        ImagePlan(plan.config, plan.manifest, plan.layers, tuple(name for name in plan.names if owners[name] is plan))
+        for plan in images
+    ]
 
 
 def _select_archive(images: list[ImagePlan], selection: Selection) -> list[ImagePlan]:

@@ -1,0 +1,260 @@
+"""Every form and order of an archive gives the same image, from a file, a directory and a pipe."""
+
+from __future__ import annotations
+
+import json
+import os
+import random
+import threading
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, BinaryIO
+
+import pytest
+
+from layerfs.api import Store
+from layerfs.errors import FormatError, InvalidReference, NotFound, UnsupportedFormat
+from layerfs.formats.platform import Platform
+from tests.image_builder import (
+    INDEX_TYPE,
+    MANIFEST_TYPE,
+    Link,
+    Members,
+    TestImage,
+    blob_path,
+    digest,
+    docker_new,
+    docker_old,
+    document,
+    layer,
+    noise,
+    oci,
+    outer,
+    pipe,
+    write_layout,
+)
+from tests.store_audit import assert_whole, contents
+
+SHARED = noise(60_000, "shared")
+IMAGE = TestImage(
+    [
+        layer({"etc/": b"", "etc/one": SHARED, "etc/gone": b"gone", "etc/small": b"x"}),
+        layer({"usr/two": SHARED, "etc/.wh.gone": b""}),
+        layer({"etc/three": noise(9000, 3)}),
+    ],
+    ["registry.example/team/app:1.0"],
+)
+EXPECTED = {
+    b"/etc": b"type 40000", b"/etc/one": SHARED, b"/etc/small": b"x", b"/etc/three": noise(9000, 3),
+    b"/usr": b"type 40000", b"/usr/two": SHARED,
+}  # fmt: skip
+
+FORMS: dict[str, Callable[..., Members]] = {"docker-old": docker_old, "docker-new": docker_new, "oci": oci}
+ORDERS: dict[str, Callable[[list[str]], Iterable[str]]] = {
+    "written": list,
+    "sorted": sorted,
+    "reversed": lambda names: names[::-1],
+    "random": lambda names: random.Random(7).sample(names, len(names)),
+    "documents first": lambda names: sorted(names, key=lambda name: (not name.endswith(".json"), name)),
+    "documents last": lambda names: sorted(names, key=lambda name: (name.endswith(".json"), name)),
+}
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("order", ORDERS)
+def test_a_pipe_may_have_its_members_in_any_order(store: Store, form: str, order: str) -> None:
+    for number, codec in enumerate(["none", "gzip", "zstd"]):
+        image = IMAGE.using(codec=codec)
+        (loaded,) = store.load(pipe(outer(FORMS[form](image), ORDERS[order])))
+        assert str(loaded.id) == image.id
+        assert loaded.names == ("registry.example/team/app:1.0",)
+        assert contents(store, loaded) == EXPECTED
+        if not number:
+            assert_whole(store)
+
+
+@pytest.mark.parametrize("form", FORMS)
+@pytest.mark.parametrize("codec", ["none", "gzip", "zstd"])
+def test_a_whole_archive_may_be_compressed(store: Store, tmp_path: Path, form: str, codec: str) -> None:
+    for inner in ("none", "gzip"):
+        archive = outer(FORMS[form](IMAGE.using(codec=inner)), codec=codec)
+        path = tmp_path / "archive"
+        path.write_bytes(archive)
+        for source in (path, pipe(archive), str(path)):
+            (loaded,) = store.load(source)
+            assert contents(store, loaded) == EXPECTED
+            store.remove_image(str(loaded.id))
+    assert not store.images()
+    assert_whole(store)
+
+
+@pytest.mark.parametrize("form", FORMS)
+def test_a_directory_is_loaded_from(store: Store, tmp_path: Path, form: str) -> None:
+    (loaded,) = store.load(write_layout(tmp_path / "layout", FORMS[form](IMAGE)))
+    assert contents(store, loaded) == EXPECTED
+    assert_whole(store)
+
+
+@pytest.mark.parametrize("hard", [False, True])
+def test_links_between_members(store: Store, tmp_path: Path, hard: bool) -> None:
+    image = TestImage([IMAGE.layers[0], IMAGE.layers[1], IMAGE.layers[0]], ["t:1"], codec="none")
+    members = docker_old(image)
+    for name, content in members.items():
+        if isinstance(content, Link):
+            members[name] = Link(content.target, hard)
+    assert sum(isinstance(content, Link) for content in members.values()) == 1
+    path = tmp_path / "archive"
+    for order in ORDERS.values():
+        archive = outer(members, order)
+        path.write_bytes(archive)
+        for source in (path, pipe(archive)):
+            (loaded,) = store.load(source)
+            assert contents(store, loaded)[b"/etc/gone"] == b"gone"
+            assert_whole(store)
+            store.remove_image("t:1")
+
+
+def test_a_real_pipe_is_read_once(store: Store) -> None:
+    reading, writing = os.pipe()
+    archive = outer(docker_old(IMAGE), ORDERS["documents last"])
+
+    def feed() -> None:
+        with open(writing, "wb") as file:
+            file.write(archive)
+
+    thread = threading.Thread(target=feed)
+    thread.start()
+    with open(reading, "rb") as file:
+        (loaded,) = store.load(file)
+    thread.join()
+    assert contents(store, loaded) == EXPECTED
+
+
+ARM = TestImage([layer({"arm": noise(5000, "arm")})], ["multi"], architecture="arm64")
+AMD = TestImage([layer({"amd": noise(5000, "amd")})], ["multi"])
+
+
+@pytest.mark.parametrize("nested", [False, True])
+@pytest.mark.parametrize("source", ["layout", "archive", "pipe"])
+def test_platforms(store: Store, tmp_path: Path, nested: bool, source: str) -> None:
+    members = oci(ARM, AMD, nested=nested)
+    archive = outer(members)
+
+    def load(**options: Any) -> list[str]:
+        if source == "layout":
+            path = tmp_path / "multi"
+            what: BinaryIO | Path = path if path.exists() else write_layout(path, members)
+        elif source == "archive":
+            (tmp_path / "multi").write_bytes(archive)
+            what = tmp_path / "multi"
+        else:
+            what = pipe(archive)
+        return [str(image.id) for image in store.load(what, **options)]
+
+    host = AMD if Platform.host().architecture == "amd64" else ARM
+    assert load() == [host.id]
+    assert len(store.usage().layers) == 1
+    assert load(platform=Platform.parse("linux/arm64")) == [ARM.id]
+    assert load(all_platforms=True) == [ARM.id, AMD.id]
+    with pytest.raises(NotFound):
+        load(platform=Platform.parse("linux/s390x"))
+    assert_whole(store)
+
+
+def test_one_archive_of_one_foreign_image_is_loaded(store: Store) -> None:
+    foreign = TestImage([layer({"f": b"f"})], ["t:1"], architecture="s390x")
+    assert str(store.load(pipe(outer(docker_old(foreign))))[0].id) == foreign.id
+    with pytest.raises(NotFound):
+        store.load(pipe(outer(docker_old(foreign))), platform=Platform.parse("linux/amd64"))
+
+
+def test_several_images_and_selecting_one(store: Store, tmp_path: Path) -> None:
+    one = TestImage([IMAGE.layers[0]], ["one:1", "one:latest"])
+    two = TestImage([IMAGE.layers[0], IMAGE.layers[1]], ["two:2"])
+    path = tmp_path / "archive.tar"
+    path.write_bytes(outer(docker_old(one, two)))
+    (loaded,) = store.load(path, reference="two:2")
+    assert str(loaded.id) == two.id
+    (loaded,) = store.load(path, position=0)
+    assert loaded.names == ("docker.io/library/one:1", "docker.io/library/one:latest")
+    assert len(store.load(path)) == 2
+    with pytest.raises(NotFound, match="three"):
+        store.load(path, reference="three:3")
+    with pytest.raises(NotFound, match="@2"):
+        store.load(path, position=2)
+
+
+def test_transports(store: Store, tmp_path: Path) -> None:
+    archive = tmp_path / "archive.tar"
+    layout = write_layout(tmp_path / "layout", oci(IMAGE.using(names=["v1"])))
+    archive.write_bytes(outer(docker_old(IMAGE)))
+    assert str(store.pull(f"docker-archive:{archive}")[0].id) == IMAGE.id
+    (loaded,) = store.pull(f"oci:{layout}:v1")
+    assert "localhost/layout:v1" in loaded.names
+    archive.write_bytes(outer(oci(IMAGE)))
+    assert store.pull(f"oci-archive:{archive}")
+    with pytest.raises(InvalidReference):
+        store.pull(f"oci:{archive}")
+    with pytest.raises(NotFound):
+        store.pull(f"oci:{tmp_path}/missing")
+    with pytest.raises(NotFound):
+        store.load(tmp_path / "missing")
+    with pytest.raises(UnsupportedFormat):
+        store.pull("docker://alpine")
+
+
+def test_an_image_without_layers(store: Store) -> None:
+    for form in FORMS.values():
+        (loaded,) = store.load(pipe(outer(form(TestImage([], ["empty:1"])))))
+        assert contents(store, loaded) == {}
+        assert_whole(store)
+
+
+@pytest.mark.parametrize("empty", [b"", bytes(1024), bytes(10240)])
+@pytest.mark.parametrize("codec", ["none", "gzip", "zstd"])
+def test_an_empty_layer(store: Store, tmp_path: Path, empty: bytes, codec: str) -> None:
+    image = TestImage([empty, layer({"a": b"a"})], ["t:1"], codec=codec)
+    for form in FORMS.values():
+        path = tmp_path / "archive"
+        path.write_bytes(outer(form(image)))
+        for source in (path, pipe(path.read_bytes())):
+            assert contents(store, store.load(source)[0]) == {b"/a": b"a"}
+            assert_whole(store)
+            store.remove_image("t:1")
+
+
+def test_deeply_nested_indexes(store: Store) -> None:
+    members = oci(AMD)
+    index = json.loads(document(members, "index.json"))
+    for _ in range(4):
+        raw = json.dumps(index).encode()
+        members[blob_path(digest(raw))] = raw
+        entry = {"mediaType": INDEX_TYPE, "digest": digest(raw), "size": len(raw)}
+        index = {"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry]}
+        members["index.json"] = json.dumps(index).encode()
+    assert str(store.load(pipe(outer(members)))[0].id) == AMD.id
+    raw = json.dumps(index).encode()
+    members[blob_path(digest(raw))] = raw
+    entry = {"mediaType": INDEX_TYPE, "digest": digest(raw), "size": len(raw)}
+    members["index.json"] = json.dumps(index | {"manifests": [entry]}).encode()
+    with pytest.raises(FormatError, match="nested"):
+        store.load(pipe(outer(members)))
+
+
+def test_two_platforms_by_manifest_in_one_archive_keep_their_layers_apart(store: Store) -> None:
+    both = TestImage([AMD.layers[0], ARM.layers[0]], ["both:1"])
+    (loaded,) = store.load(pipe(outer(oci(both))))
+    assert set(contents(store, loaded)) == {b"/amd", b"/arm"}
+    assert MANIFEST_TYPE in store.manifest(loaded).raw.decode()
+
+
+def test_130_layers(store: Store) -> None:
+    tars = [layer({f"dir/f{number}": noise(5000, number), "top": b"%d" % number}) for number in range(130)]
+    image = TestImage(tars, ["many:1"])
+    for form in FORMS.values():
+        (loaded,) = store.load(pipe(outer(form(image))))
+        assert loaded.layers == 130
+        found = contents(store, loaded)
+        assert found[b"/top"] == b"129"
+        assert all(found[b"/dir/f%d" % number] == noise(5000, number) for number in range(130))
+    assert_whole(store)
