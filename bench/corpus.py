@@ -82,7 +82,7 @@ def image(name: str, *, say: Callable[[str], None] = print) -> CorpusImage:
         made.directory.mkdir()
         recipe(work, made.oci, say)
         local = f"localhost/{name}:latest"
-        run(["skopeo", "copy", "--quiet", f"oci:{made.oci}:latest", f"oci-archive:{made.oci_archive}:latest"])
+        run(["skopeo", "copy", "--quiet", f"oci:{made.oci}:latest", f"oci-archive:{made.oci_archive}:{local}"])
         run(["skopeo", "copy", "--quiet", f"oci:{made.oci}:latest", f"docker-archive:{made.docker_archive}:{local}"])
         (made.directory / "revision").write_text(f"{revision}\n")
         shutil.rmtree(final, ignore_errors=True)

@@ -19,11 +19,13 @@ fi
 
 work=$(mktemp -d "${TMPDIR:-/var/tmp}/layerfs-demo.XXXXXX")
 export LAYERFS_ROOT=$work/store LAYERFS_RUNROOT=$work/run
-mnt=$work/mnt
+mnt=./mnt
 
 clean_up() {
     status=$?
+    cd "$work"
     if mountpoint -q "$mnt" 2>/dev/null; then umount "$mnt" || umount --lazy "$mnt"; fi
+    cd /
     rm -rf --one-file-system "$work"
     [ $status = 0 ] || echo "demo: a step failed (exit $status); everything was cleaned up" >&2
 }
@@ -33,7 +35,7 @@ trap 'exit 130' INT TERM
 names=() times=()
 
 # step NAME: what is done next, in words.
-step() { printf '\n\033[1m%s\033[0m\n' "$1"; }
+step() { if [ -t 1 ]; then printf '\n\033[1m# %s\033[0m\n' "$1"; else printf '\n# %s\n' "$1"; fi; }
 
 # timed NAME COMMAND...: shows the command, runs it, keeps its time.
 timed() {
@@ -52,7 +54,10 @@ shown() { printf '$ %s\n' "$(quoted "$@")"; "$@"; }
 quoted() {
     local word out=()
     for word in "$@"; do
-        if [[ $word =~ ^[A-Za-z0-9_./:=@,+-]+$ ]]; then out+=("$word"); else out+=("'${word//\'/\'\\\'\'}'"); fi
+        if [[ $word =~ ^[A-Za-z0-9_./:=@,+-]+$ ]]; then out+=("$word")
+        elif [[ $word == *\'* && $word != *[\"\$\`\\]* ]]; then out+=("\"$word\"")
+        else out+=("'${word//\'/\'\\\'\'}'")
+        fi
     done
     printf '%s' "${out[*]}"
 }
@@ -75,24 +80,28 @@ image=$(realpath "$image")
 printf '%s\n' "$(du -sh "$image")"
 
 step "Load it into an empty store: one pass, verified, durable when the command ends"
-printf '$ export LAYERFS_ROOT=%s LAYERFS_RUNROOT=%s\n' "$LAYERFS_ROOT" "$LAYERFS_RUNROOT"
+printf '$ cd %s\n$ export LAYERFS_ROOT=$PWD/store LAYERFS_RUNROOT=$PWD/run\n' "$work"
+cd "$work"
 timed "load" layerfs load --input "$image"
 timed "load again" layerfs load --input "$image"
 
 step "What is there"
 shown layerfs images
-id=$(layerfs images --quiet | head -n 1)
-shown layerfs layers "$id"
+name=$(layerfs images --format '{{.Repository}}:{{.Tag}}' | head -n 1)
+[[ $name == *'<none>'* ]] && name=$(layerfs images --quiet | head -n 1)
+shown layerfs layers "$name"
 
 step "Mount it with a writable layer of its own"
-mkdir "$mnt"
-timed "mount" layerfs mount "$id" "$mnt" --name demo
+shown mkdir "$mnt"
+timed "mount" layerfs mount "$name" "$mnt" --name demo
 
 step "Run a program of the image inside it"
 if [ -x "$mnt/usr/bin/python3" ]; then
-    timed "run" chroot "$mnt" /usr/bin/python3 -c 'import sys, platform; print("Python", platform.python_version(), "in", open("/etc/os-release").readline().strip())'
-else
+    timed "run" chroot "$mnt" /usr/bin/python3 -c 'import sys; print(sys.version); print(open("/etc/os-release").readline())'
+elif [ -e "$mnt/bin/sh" ] || [ -L "$mnt/bin/sh" ]; then
     timed "run" chroot "$mnt" /bin/sh -c 'echo "hello from inside"; ls /'
+else
+    echo "(this image has neither python3 nor a shell)"
 fi
 
 step "Change, delete and add"
@@ -109,22 +118,24 @@ timed "diff" layerfs diff demo
 
 step "Unmount; the container stays, and is found again by its name"
 timed "umount" layerfs umount "$mnt"
-timed "mount again" layerfs mount --name demo "$id" "$mnt"
+timed "mount again" layerfs mount --name demo "$mnt"
 shown cat "$mnt/srv/demo/created"
 shown layerfs umount demo
 shown layerfs df
 
 step "Beside it: tar -x of the same layers, which checks nothing and gives no layers to share"
-if skopeo copy --quiet "$(transport "$image"):$image" "dir:$work/blobs" 2>"$work/skopeo.log"; then
-    mkdir "$work/plain"
-    layers=$(python -c 'import json, sys; print("\n".join(l["digest"].split(":")[1] for l in json.load(open(sys.argv[1]))["layers"]))' "$work/blobs/manifest.json")
-    untar() { local layer; for layer in $layers; do tar --xattrs --xattrs-include='*' -xpf "$work/blobs/$layer" -C "$work/plain"; done; }
-    printf '$ for layer in LAYERS; do tar -xpf $layer; done\n'
+source=$(transport "$image"):$image
+printf '$ %s\n' "$(quoted skopeo copy "$source" dir:blobs)"
+if skopeo copy --quiet "$source" dir:blobs 2>skopeo.log; then
+    shown mkdir plain
+    layers=$(python -c 'import json; print(*(layer["digest"].split(":")[1] for layer in json.load(open("blobs/manifest.json"))["layers"]))')
+    untar="for layer in $layers; do tar --xattrs --xattrs-include='*' -xpf blobs/\$layer -C plain; done"
+    printf '$ %s\n' "$untar"
     start=$(date +%s%N)
-    untar
+    bash -ec "$untar"
     names+=("tar -x") times+=($((($(date +%s%N) - start) / 1000)))
 else
-    echo "(skopeo could not read the image, so there is no comparison: $(tail -n 1 "$work/skopeo.log"))"
+    echo "(skopeo could not read the image, so there is no comparison: $(tail -n 1 skopeo.log))"
 fi
 
 step "How long each step took"
