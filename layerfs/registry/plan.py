@@ -255,7 +255,8 @@ def _archive_config(image: ArchiveImage, read: ReadDocument) -> ImageConfig:
     if raw is None:
         raise NotFound("member of the archive", image.config, hint="The archive is not complete.")
     named = _CONFIG_NAME.fullmatch(image.config)
-    algorithm = (named and named[1]) or "sha256"
+    # A bare name tells the algorithm by its length.
+    algorithm = (named and (named[1] or ("sha512" if len(named[2]) == 128 else None))) or "sha256"
     config = ImageConfig.parse(raw, algorithm=algorithm)
     if named is not None and len(named[2]) == len(config.digest.hex) and named[2] != config.digest.hex:
         raise DigestMismatch(

@@ -121,7 +121,8 @@ class _Body:
         """Read the rest and the padding."""
         while self._left:
             self.read(PIECE)
-        self._outer.exactly(self._padding)
+        if len(self._outer.exactly(self._padding)) < self._padding:
+            raise FormatError(f"archive is truncated behind {self._name}")
 
 
 def read_stream(read: Callable[[int], bytes], is_known: Callable[[Digest], bool]) -> Iterator[StreamEvent]:
