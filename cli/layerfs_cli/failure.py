@@ -22,6 +22,7 @@ from typing import Final
 import click
 
 from layerfs.errors import LayerfsError
+from layerfs_cli.output import STDOUT
 from layerfs_cli.text import printable
 
 __all__ = ["Terminated", "exit_code", "report"]
@@ -65,8 +66,9 @@ def report(error: BaseException, *, debug: bool) -> int:
         debug: whether to add the traceback.
     """
     code = exit_code(error)
-    if code == _BROKEN_PIPE:
+    if isinstance(error, OSError) and error.filename == STDOUT:
         _silence_stdout()
+    if code == _BROKEN_PIPE:
         return code
     message, hint = _describe(error)
     if debug and not isinstance(error, click.ClickException):
@@ -123,6 +125,8 @@ def _say(line: str) -> None:
 
 def _silence_stdout() -> None:
     """Let the interpreter flush what is left to nowhere: it would complain at its end."""
+    if sys.stdout is None:
+        return
     try:
         descriptor = sys.stdout.fileno()
     except (OSError, ValueError):

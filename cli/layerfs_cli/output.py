@@ -6,11 +6,13 @@ JSON is pure ASCII where it has to be: a byte of a name that is no UTF-8, say 0x
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import re
 import sys
-from collections.abc import Callable, Iterable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, Final
 
@@ -21,12 +23,26 @@ from layerfs_cli.text import printable
 if TYPE_CHECKING:
     from layerfs_cli.template import Template
 
-__all__ = ["Column", "Format", "FormatType", "as_json", "format_option", "print_document", "print_listing", "write"]
+__all__ = [
+    "STDOUT",
+    "Column",
+    "Format",
+    "FormatType",
+    "as_json",
+    "flush",
+    "format_option",
+    "print_document",
+    "print_listing",
+    "write",
+]
 
 #: What JSON allows but terminals and encoders do not.
 _ESCAPED: Final = re.compile("[\x7f-\x9f\u202a-\u202e\u2066-\u2069\ud800-\udfff]")
 
 _GUTTER: Final = "  "
+
+#: What errors call standard output.
+STDOUT: Final = "standard output"
 
 
 @dataclass(frozen=True, slots=True)
@@ -78,8 +94,26 @@ def format_option(default: str = "table") -> Callable[[Callable[..., object]], C
 def write(data: str | bytes) -> None:
     """Write to standard output; text goes out as UTF-8, with the bytes behind surrogates as they were."""
     raw = data if isinstance(data, bytes) else data.encode("utf-8", "surrogateescape")
-    sys.stdout.flush()
-    sys.stdout.buffer.write(raw)
+    with _naming_stdout():
+        if sys.stdout is None:  # closed by the caller
+            raise OSError(errno.EBADF, os.strerror(errno.EBADF))
+        sys.stdout.buffer.write(raw)
+
+
+def flush() -> None:
+    """Write what is still in the buffer, while an error can be reported."""
+    with _naming_stdout():
+        if sys.stdout is not None:
+            sys.stdout.flush()
+
+
+@contextmanager
+def _naming_stdout() -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        error.filename = STDOUT
+        raise
 
 
 def as_json(value: object, *, indent: int | None = None) -> str:

@@ -11,6 +11,7 @@ import click
 
 from layerfs_cli.catalog import ALIASES, SECTIONS, VERBS
 from layerfs_cli.failure import Terminated, report
+from layerfs_cli.output import flush
 from layerfs_cli.settings import Settings, global_options, quiet_option
 
 __all__ = ["Verb", "program", "verb"]
@@ -72,14 +73,22 @@ class Program(click.Group):
         settings = Settings()
         del standalone_mode
         try:
-            code = super().main(args, prog_name or "layerfs", standalone_mode=False, obj=settings, **extra)
-            sys.stdout.flush()
+            # Not click's own main(): that one turns a broken pipe into exit code 1 and an interrupt into another error.
+            name = prog_name or "layerfs"
+            self._main_shell_completion(extra, name)
+            words = sys.argv[1:] if args is None else list(args)
+            with self.make_context(name, words, obj=settings, **extra) as context:
+                self.invoke(context)
+            flush()
+            code = 0
+        except click.exceptions.Exit as leaving:
+            code = leaving.exit_code
         except click.exceptions.NoArgsIsHelpError as error:
             error.show()
             code = error.exit_code
         except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - a user sees no traceback
             code = report(error, debug=settings.debug)
-        raise SystemExit(code if isinstance(code, int) else 0)
+        raise SystemExit(code)
 
 
 def verb(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], Verb]:

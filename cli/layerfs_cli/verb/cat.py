@@ -7,7 +7,7 @@ import os
 import click
 
 from layerfs_cli.argument import image_argument, split_image_path
-from layerfs_cli.output import write
+from layerfs_cli.output import STDOUT, write
 from layerfs_cli.program import verb
 from layerfs_cli.settings import settings_of
 
@@ -31,8 +31,7 @@ def command(context: click.Context, places: tuple[str, ...]) -> None:
                 try:
                     for piece in tree.pieces(tree.resolve(path)):
                         write(piece)
-                except BrokenPipeError:
-                    raise
                 except OSError as error:
-                    error.filename = f"{image}:{os.fsdecode(path)}"
+                    if error.filename != STDOUT:
+                        error.filename = f"{image}:{os.fsdecode(path)}"
                     raise

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 import click
@@ -12,6 +14,7 @@ from layerfs_cli.output import write
 from layerfs_cli.program import verb
 from layerfs_cli.progress import show_progress
 from layerfs_cli.settings import settings_of
+from layerfs_cli.standard_input import standard_input
 
 if TYPE_CHECKING:
     from layerfs.api import Image
@@ -37,16 +40,15 @@ def command(context: click.Context, source: str, platform: str | None, *, quiet:
     An image is there once it is complete and safe on disk; a load that fails leaves nothing behind.
     """
     chosen = selected_platform(context, platform, all_platforms=all_platforms)
-    if source == "-" and sys.stdin.isatty():
-        raise click.UsageError(
-            "standard input is a terminal: redirect an archive into it, or name one with -i", context
-        )
+    if source == "-" and (sys.stdin is None or os.isatty(sys.stdin.fileno())):
+        what = "closed" if sys.stdin is None else "a terminal"
+        raise click.UsageError(f"standard input is {what}: redirect an archive into it, or name one with -i", context)
     settings = settings_of(context)
-    with settings.open_store() as store, show_progress(settings, quiet=quiet) as progress:
-        images = store.load(
-            sys.stdin.buffer if source == "-" else source,
-            platform=chosen, all_platforms=all_platforms, progress=progress,
-        )  # fmt: skip
+    with ExitStack() as stack:
+        stream = stack.enter_context(standard_input()) if source == "-" else source
+        store = stack.enter_context(settings.open_store())
+        progress = stack.enter_context(show_progress(settings, quiet=quiet))
+        images = store.load(stream, platform=chosen, all_platforms=all_platforms, progress=progress)
     print_loaded(images, quiet=quiet)
 
 

@@ -41,7 +41,7 @@ _OPTIONS: Final[dict[str, tuple[str, bool]]] = {
 
 @verb("mount", short_help="Mount an image, or list mounts.")
 @image_argument(metavar="[IMAGE]", required=False)
-@click.argument("target", metavar="[TARGET]", required=False, type=click.Path(file_okay=False))
+@click.argument("target", metavar="[TARGET]", required=False, type=click.Path())
 @click.option("--name", metavar="NAME", shell_complete=complete_containers,
               help="The container: one that exists goes on where it was, else it is made.")  # fmt: skip
 @click.option("--read-only", is_flag=True, help="Mount the image alone, without a container.")
