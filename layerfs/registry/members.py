@@ -15,13 +15,16 @@ from layerfs.errors import FormatError, LimitExceeded, NotFound, UnsafePath
 from layerfs.formats.tar import BLOCK, Member, TarReader
 from layerfs.linux.safe_path import open_in_root
 
-__all__ = ["DirectoryMembers", "MemberReader", "Members", "TarMembers", "member_name", "resolve_link"]
+__all__ = ["DirectoryMembers", "MemberReader", "Members", "OuterNames", "TarMembers", "member_name", "resolve_link"]
 
 #: Links followed from one member to another; old docker archives have chains of one.
 _MAX_LINKS = 8
 
 #: Members of an outer archive: an image of 127 layers has some 400, an archive of many images a few thousand.
-MAX_OUTER_MEMBERS = 1_000_000
+_MAX_OUTER_MEMBERS = 100_000
+
+#: Bytes of all their names together, which are held in memory; real ones have some 80 each.
+_MAX_OUTER_NAMES = 16 << 20
 
 
 class MemberReader(Protocol):
@@ -52,6 +55,30 @@ class Members(Protocol):
 
     def close(self) -> None:
         """Release what it holds."""
+
+
+class OuterNames:
+    """The names of an outer archive's members so far: each may stand once, and all together are bounded."""
+
+    def __init__(self) -> None:
+        """Start without names."""
+        self._seen: set[str] = set()
+        self._size = 0
+
+    def add(self, name: str) -> None:
+        """Take the next name.
+
+        Raises:
+            FormatError: it stood before: readers disagree about which member is meant.
+            LimitExceeded: there are too many, or they are too long.
+        """
+        if name in self._seen:
+            raise FormatError(f"archive has two members called {name[:200]!r}")
+        self._seen.add(name)
+        self._size += len(name)
+        if len(self._seen) > _MAX_OUTER_MEMBERS or self._size > _MAX_OUTER_NAMES:
+            limit = f"{_MAX_OUTER_MEMBERS} members, or more than {_MAX_OUTER_NAMES} bytes of names"
+            raise LimitExceeded(f"archive has more than {limit}")
 
 
 def member_name(raw: bytes) -> str:
@@ -170,6 +197,7 @@ class TarMembers:
         self._fd = fd
         self._files: dict[str, tuple[int, int]] = {}
         self._links: dict[str, str] = {}
+        self._names = OuterNames()
         end = os.fstat(fd).st_size
         reader = TarReader()
         while not reader.ended:
@@ -210,10 +238,7 @@ class TarMembers:
         name = member_name(member.name)
         if not name or member.kind == b"5":
             return
-        if name in self._files or name in self._links:
-            raise FormatError(f"archive has two members called {name!r}")
-        if len(self._files) + len(self._links) > MAX_OUTER_MEMBERS:
-            raise LimitExceeded(f"archive has more than {MAX_OUTER_MEMBERS} members")
+        self._names.add(name)
         if member.kind == b"0":
             if member.sparse is not None:
                 raise FormatError(f"archive member {name!r} is sparse")

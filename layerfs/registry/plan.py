@@ -31,13 +31,16 @@ from layerfs.formats.oci import (
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import Reference
 
-__all__ = ["ImagePlan", "LayerPlan", "Selection", "plan_images", "synthesize_manifest"]
+__all__ = ["TOP_DOCUMENTS", "ImagePlan", "LayerPlan", "Selection", "plan_images", "synthesize_manifest"]
 
 #: Indexes inside indexes; builders make one level.
 _MAX_NESTING = 4
 
 #: Images of one archive.
 _MAX_IMAGES = 1000
+
+#: The documents that say what an archive is.
+TOP_DOCUMENTS = ("oci-layout", "index.json", "manifest.json")
 
 _CONFIG_NAME = re.compile(r"(?:blobs/(sha256|sha512)/)?([0-9a-f]{64}|[0-9a-f]{128})(?:\.json)?")
 
@@ -106,7 +109,7 @@ def plan_images(read: ReadDocument, selection: Selection) -> list[ImagePlan]:
         IntegrityError: a document is not what its descriptor promises.
         NotFound: a document is missing, or nothing fits the selection.
     """
-    marker, index, manifest = read("oci-layout"), read("index.json"), read("manifest.json")
+    marker, index, manifest = (read(name) for name in TOP_DOCUMENTS)
     if index is not None:
         if marker is None and manifest is None:
             raise FormatError("index.json without oci-layout is no image layout")

@@ -16,13 +16,14 @@ from layerfs.formats.digest import Digest
 from layerfs.formats.document import MAX_DOCUMENT_SIZE
 from layerfs.formats.tar import BLOCK, Member, TarReader
 from layerfs.formats.tar.header import NUL_BLOCK, checksum_matches
-from layerfs.registry.members import MAX_OUTER_MEMBERS, member_name, resolve_link
+from layerfs.registry.members import OuterNames, member_name, resolve_link
 from layerfs.registry.pipeline import LayerEvent, read_blob
+from layerfs.registry.plan import TOP_DOCUMENTS
 
 __all__ = ["ArchiveDocument", "ArchiveLink", "KnownLayer", "read_stream"]
 
 #: Bytes of all documents of one archive together: they are held in memory until the archive's end.
-_MAX_DOCUMENTS = 64 << 20
+_MAX_DOCUMENTS = 32 << 20
 
 _BLOB_NAME = re.compile(r"blobs/(sha256/[0-9a-f]{64}|sha512/[0-9a-f]{128})")
 
@@ -137,7 +138,7 @@ def read_stream(read: Callable[[int], bytes], is_known: Callable[[Digest], bool]
     """
     outer = _Outer(read)
     reader = TarReader()
-    seen: set[str] = set()
+    names = OuterNames()
     documents = 0
     while not reader.ended:
         block = outer.exactly(BLOCK)
@@ -147,11 +148,7 @@ def read_stream(read: Callable[[int], bytes], is_known: Callable[[Digest], bool]
             name = member_name(member.name)
             if not name or member.kind == b"5":
                 continue
-            if name in seen:
-                raise FormatError(f"archive has two members called {name!r}")
-            seen.add(name)
-            if len(seen) > MAX_OUTER_MEMBERS:
-                raise LimitExceeded(f"archive has more than {MAX_OUTER_MEMBERS} members")
+            names.add(name)
             if member.kind in b"12":
                 yield ArchiveLink(name, resolve_link(name, member.link, hard=member.kind == b"1"))
             elif member.kind == b"0":
@@ -178,6 +175,8 @@ def _member(name: str, member: Member, body: _Body, is_known: Callable[[Digest],
     if not _is_layer(head):
         if member.size <= MAX_DOCUMENT_SIZE:
             yield ArchiveDocument(name, head + body.head(member.size))
+        elif name in TOP_DOCUMENTS:
+            raise LimitExceeded(f"{name} has {member.size} bytes, more than {MAX_DOCUMENT_SIZE}")
         return
     if digest is not None and is_known(digest):
         yield KnownLayer(name, digest, member.size)

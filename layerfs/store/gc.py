@@ -110,7 +110,7 @@ def _remove_layer(handle: StoreHandle, layer: LayerRecord) -> int | None:
             return None
         try:
             _bequeath(handle, layer)
-        except (LayerfsError, FileNotFoundError):
+        except (LayerfsError, FileNotFoundError, NotADirectoryError):
             return None
         with handle.database.transaction() as connection:
             still = connection.execute(f"{_UNUSED} AND id = ?", (layer.id,)).fetchone()
@@ -299,6 +299,6 @@ def _disk_size(paths: Iterable[str]) -> int:
     for path in paths:
         try:
             total += os.stat(path).st_blocks * 512
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
     return total

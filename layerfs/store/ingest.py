@@ -343,7 +343,7 @@ class Ingest:
             if replaces and not os.path.lexists(place):
                 os.rename(aside, place)
             raise
-        if replaces and (record := find_layer(self.handle, job.diff_id)) is not None:
+        if (record := find_layer(self.handle, job.diff_id)) is not None:
             # Images whose trees still take bytes from this layer's donors: from now on nothing keeps those.
             rewrite_merged_trees(self.handle, record)
         row = (

@@ -111,7 +111,7 @@ def _disk(paths: Iterable[str]) -> int:
     for path in paths:
         try:
             total += os.stat(path).st_blocks * 512
-        except FileNotFoundError:
+        except (FileNotFoundError, NotADirectoryError):
             continue
     return total
 

@@ -91,9 +91,14 @@ def _wrong_config_size(manifest: dict[str, Any], config: dict[str, Any]) -> None
 @pytest.mark.parametrize(
     "change",
     [
-        _wrong_layer_size, _wrong_layer_digest, _wrong_diff_id, _swapped_diff_ids, _too_few_diff_ids, _wrong_config_size,
+        _wrong_layer_size,
+        _wrong_layer_digest,
+        _wrong_diff_id,
+        _swapped_diff_ids,
+        _too_few_diff_ids,
+        _wrong_config_size,
     ],
-)  # fmt: skip
+)
 def test_documents_that_contradict_their_layers(
     store: Store, tmp_path: Path, kind: str, change: Callable[[dict[str, Any], dict[str, Any]], None]
 ) -> None:
