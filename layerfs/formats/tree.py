@@ -262,9 +262,12 @@ class LayerTree:
             assert parent.children is not None
             node = parent.children.get(leaf)
             if node is None or node.children is None:
-                if node is not None:
-                    self._parents.clear()
+                replaced = node is not None
                 node = parent.children[leaf] = directory(implicit=False)
+                if replaced:
+                    # What was no directory has already put an end to the directory below, if there is one.
+                    self._parents.clear()
+                    self._hidden.append((node, b""))
         else:
             node = self.root
         node.mode = stat.S_IFDIR | member.mode
