@@ -18,7 +18,7 @@ from layerfs.mount.unmount import unmount
 from layerfs.store.derive import chain_digest
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers, image_names, merged_tree
-from layerfs.store.layer import open_tree, tag_digest
+from layerfs.store.layer import device_paths, open_tree
 from layerfs.store.snapshot import Snapshot
 
 __all__ = ["mount_image", "records_of", "unmount_record"]
@@ -78,7 +78,7 @@ def mount_image(
             _dress_root(upper, tree)
         chosen = options or MountOptions()
         if status.lower == "erofs":
-            devices = [handle.layout.layer_tar(tag_digest(slot.tag)) for slot in tree.devices]
+            devices = device_paths(handle, tree)
             _check_devices(tree, devices)
             mount_id = mount_merged(
                 handle.layout.merged_tree(image.chain_id), devices, place,
@@ -188,6 +188,6 @@ def _unpacked(handle: StoreHandle, image: ImageRecord, tree: Tree, check: Callab
 
 
 def _unpack(handle: StoreHandle, tree: Tree, path: str, check: Callable[[], None] | None) -> str:
-    paths = [handle.layout.layer_tar(tag_digest(slot.tag)) for slot in tree.devices]
+    paths = device_paths(handle, tree)
     unpack(tree, lambda index: os.open(paths[index], os.O_RDONLY | os.O_CLOEXEC), path, check=check, sync=handle.sync)
     return path

@@ -17,6 +17,7 @@ from layerfs.store.handle import StoreHandle
 
 __all__ = [
     "LayerRecord",
+    "device_paths",
     "device_tag",
     "file_digest",
     "find_donors",
@@ -81,6 +82,22 @@ def tag_digest(tag: bytes) -> Digest:
         if len(tag) > 64:
             raise FormatError(f"device tag {tag!r} is no digest") from None
         return Digest("sha512", tag.ljust(64, b"\0").hex())
+
+
+def device_paths(handle: StoreHandle, tree: Tree) -> list[str]:
+    """Return the layer files that a tree's device table names, in its order.
+
+    Raises:
+        FormatError: a tag is no digest.
+    """
+    # The usual tag is the diffID's hex digits as they are: 499 digests would be a sixth of the time of a mount.
+    start = f"{handle.layout.root}/layers/sha256/"
+    return [
+        f"{start}{slot.tag.decode()}/layer.tar"
+        if len(slot.tag) == 64 and slot.tag.isalnum()
+        else handle.layout.layer_tar(tag_digest(slot.tag))
+        for slot in tree.devices
+    ]
 
 
 def open_tree(path: str) -> Tree:

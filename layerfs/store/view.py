@@ -13,7 +13,7 @@ from layerfs.errors import IntegrityError
 from layerfs.formats.erofs.reader import DIRECTORY_TYPE, Inode, Tree
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, merged_tree
-from layerfs.store.layer import tag_digest
+from layerfs.store.layer import device_paths
 
 __all__ = ["ImageTree"]
 
@@ -36,7 +36,7 @@ class ImageTree:
             IntegrityError: it is missing and cannot be made again.
         """
         self.tree: Tree = merged_tree(handle, image)
-        self._paths = [handle.layout.layer_tar(tag_digest(slot.tag)) for slot in self.tree.devices]
+        self._paths = device_paths(handle, self.tree)
         self._files: dict[int, int] = {}
 
     def __enter__(self) -> Self:
