@@ -22,7 +22,7 @@ from typing import Final
 import click
 
 from layerfs.errors import LayerfsError
-from layerfs_cli.output import STDOUT
+from layerfs_cli.output import flush
 from layerfs_cli.text import printable
 
 __all__ = ["Terminated", "exit_code", "report"]
@@ -66,7 +66,9 @@ def report(error: BaseException, *, debug: bool) -> int:
         debug: whether to add the traceback.
     """
     code = exit_code(error)
-    if isinstance(error, OSError) and error.filename == STDOUT:
+    try:
+        flush()
+    except OSError:
         _silence_stdout()
     if code == _BROKEN_PIPE:
         return code

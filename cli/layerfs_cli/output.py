@@ -97,7 +97,10 @@ def write(data: str | bytes) -> None:
     with _naming_stdout():
         if sys.stdout is None:  # closed by the caller
             raise OSError(errno.EBADF, os.strerror(errno.EBADF))
-        sys.stdout.buffer.write(raw)
+        # Under PYTHONUNBUFFERED this is the bare file, which may take less than all.
+        rest = memoryview(raw)
+        while rest:
+            rest = rest[sys.stdout.buffer.write(rest) :]
 
 
 def flush() -> None:

@@ -94,7 +94,7 @@ class TerminalProgress:
         task = self._tasks.get(key)
         if task is None:
             label = layer_label(key)
-            task = self._tasks[key] = self._bars.add_task("", label=label, state=state, amount="", total=total or None)
+            task = self._tasks[key] = self._bars.add_task("", label=label, state=state, amount="", total=total or 1)
             if len(self._tasks) > self._room:
                 self._bars.update(task, visible=False)
         finished = state in _FINISHED

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Final
 import click
 
 from layerfs_cli.argument import complete_containers, image_argument, no_trunc_option, noheading_option
-from layerfs_cli.output import Column, Format, FormatType, as_json, print_document, print_listing, write
+from layerfs_cli.output import Column, Format, FormatType, as_json, flush, print_document, print_listing, write
 from layerfs_cli.program import verb
 from layerfs_cli.settings import settings_of
 from layerfs_cli.text import human_age, rfc3339
@@ -107,8 +107,11 @@ def command(
         # Nobody would know the mount when its name cannot be printed.
         try:
             _print(mounted, form, with_name=name is None and not quiet, no_trunc=no_trunc)
+            flush()
         except BaseException:
             store.umount(mounted.id)
+            if name is None and mounted.container is not None:
+                store.remove_container(mounted.container)
             raise
 
 

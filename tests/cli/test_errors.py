@@ -1,0 +1,241 @@
+"""Bad input: one line, a hint where there is a way out, and the right exit code."""
+
+from __future__ import annotations
+
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from layerfs.errors import LayerfsError
+from layerfs_cli.failure import exit_code
+from tests.cli.archive import BASE, TOP, Built, digest
+from tests.cli.conftest import Shell
+
+
+def test_not_an_archive(shell: Shell, tmp_path: Path) -> None:
+    path = tmp_path / "x"
+    for content in (b"", b"hello", os.urandom(5000), BASE):
+        path.write_bytes(content)
+        shell.fails(1, "load", "-i", str(path))
+    (tmp_path / "empty").mkdir()
+    shell.fails(1, "load", "-i", str(tmp_path / "empty"))
+    shell.fails(3, "load", "-i", str(tmp_path / "none"))
+    assert shell("images", "-q") == ""
+
+
+@pytest.mark.parametrize(
+    "media_type", ["application/vnd.oci.image.layer.v1.tar+gzip+encrypted", "application/vnd.example.thing"]
+)
+def test_encrypted_or_unknown_layer_type(shell: Shell, tmp_path: Path, media_type: str) -> None:
+    built = Built(media_type=media_type)
+    error = shell.fails(1, "load", "-i", str(built.layout(tmp_path / "layout")))
+    assert media_type.rpartition("+")[2] in error or media_type in error
+
+
+def test_missing_blob(shell: Shell, tmp_path: Path) -> None:
+    built = Built(missing=True)
+    shell.fails(3, "load", "-i", str(built.layout(tmp_path / "layout")))
+    shell.fails(3, "load", "-i", str(built.docker_archive(tmp_path / "a.tar")))
+
+
+def test_size_mismatch(shell: Shell, tmp_path: Path) -> None:
+    built = Built(change_descriptor=lambda layer: layer.update(size=layer["size"] + 1))
+    shell.fails(4, "load", "-i", str(built.layout(tmp_path / "layout")))
+
+
+def test_digest_mismatch(shell: Shell, tmp_path: Path) -> None:
+    built = Built(change_diff_ids=lambda ids: ids.__setitem__(-1, digest(b"other")))
+    assert digest(TOP) in shell.fails(4, "load", "-i", str(built.docker_archive(tmp_path / "a.tar")))
+    assert digest(TOP) in shell.fails(4, "load", "-i", str(built.layout(tmp_path / "layout")))
+    assert shell("images", "-q") == ""
+
+
+def test_no_such_platform(shell: Shell, tmp_path: Path) -> None:
+    path = str(Built().layout(tmp_path / "layout"))
+    shell.fails(3, "load", "-i", path, "--platform", "linux/s390x")
+    shell.fails(2, "load", "-i", path, "--platform", "a/b/c/d")
+    shell.fails(2, "load", "-i", path, "--platform", "linux/amd64", "--all-platforms")
+
+
+def test_unknown_and_ambiguous_images(shell: Shell, tmp_path: Path) -> None:
+    for verb in ("inspect", "history", "layers", "ls", "rmi"):
+        shell.fails(3, verb, "nothing")
+    shell.fails(2, "inspect", "Upper")
+    # Labels are tried until two IDs begin alike: about one in 65536 pairs does.
+    seen: dict[str, Built] = {}
+    for number in range(100_000):
+        built = Built(layers=(BASE,), label=str(number), name=f"name:{number}")
+        other = seen.setdefault(built.id[7:11], built)
+        if other is not built:
+            break
+    for each in (built, other):
+        shell("load", "-q", "-i", str(each.docker_archive(tmp_path / "a.tar")))
+    error = shell.fails(6, "inspect", built.id[7:11])
+    assert built.id[7:19] in error
+    assert other.id[7:19] in error
+    assert shell("inspect", built.id[7:19], "--format", "{{.Id}}") == f"{built.id}\n"
+
+
+def test_usage(shell: Shell) -> None:
+    for words in (
+        ["bogus"],
+        ["load", "--bogus"],
+        ["mount", "--read-only"],
+        ["mount", "x", "-o", "bogus"],
+        ["umount"],
+        ["umount", "--all", "x"],
+        ["images", "--format", "{{range .}}"],
+        ["images", "--format", "yaml"],
+        ["completion", "tcsh"],
+        ["--log-level", "loud", "images"],
+        ["diff", "x", "-z", "--format", "json"],
+    ):
+        assert "layerfs: hint: " in shell.fails(2, *words)
+    assert not Path(shell.env["LAYERFS_ROOT"]).exists()
+
+
+def test_bad_sources(shell: Shell, tmp_path: Path) -> None:
+    shell.fails(2, "pull", "docker-archive:")
+    shell.fails(2, "pull", f"oci:{tmp_path}/x:@y")
+    shell.fails(3, "pull", f"oci:{tmp_path}/x")
+    shell.fails(1, "pull", "docker://debian")
+
+
+def test_store_is_something_else(shell: Shell, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    shell.fails(7, "--root", str(tmp_path / "file"), "images")
+    shell("images")
+    Path(shell.env["LAYERFS_ROOT"], "store.json").write_text('{"version": 99}')
+    shell.fails(7, "images")
+
+
+def test_damaged_database(shell: Shell, image: Built) -> None:
+    root = Path(shell.env["LAYERFS_ROOT"])
+    for name in ("store.db-wal", "store.db-shm"):
+        (root / name).unlink(missing_ok=True)
+    (root / "store.db").write_bytes(b"no database" * 1000)
+    shell.fails(7, "images")
+
+
+def test_a_bug_is_called_one(shell: Shell, monkeypatch: pytest.MonkeyPatch) -> None:
+    from layerfs.api import Store
+
+    def broken(_: Store) -> None:
+        raise RuntimeError("oh")
+
+    monkeypatch.setattr(Store, "images", broken)
+    assert "bug in layerfs: RuntimeError: oh" in shell.fails(1, "images")
+    debug = shell.try_("images", "--debug").stderr
+    assert "Traceback" in debug
+    assert "layerfs: error: bug in layerfs" in debug
+
+
+def test_errors_are_printable(shell: Shell) -> None:
+    assert "\x1b" not in shell.fails(3, "diff", "x\x1b[31m")
+
+
+def test_every_error_has_the_exit_code_of_its_class() -> None:
+    todo: list[type[LayerfsError]] = [LayerfsError]
+    codes = {}
+    while todo:
+        kind = todo.pop()
+        todo += kind.__subclasses__()
+        codes[kind.__name__] = exit_code(kind.__new__(kind))
+    assert {codes[name] for name in ("FormatError", "UnsupportedFormat", "LimitExceeded", "LayerfsError")} == {1}
+    assert (codes["InvalidReference"], codes["NotFound"], codes["DigestMismatch"]) == (2, 3, 4)
+    assert (codes["RegistryError"], codes["Conflict"], codes["StoreTooNew"], codes["BackendUnavailable"]) == (
+        5,
+        6,
+        7,
+        8,
+    )
+
+
+@pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM])
+def test_a_signal_ends_a_load_from_a_silent_pipe(shell: Shell, tmp_path: Path, number: signal.Signals) -> None:
+    data = Built().docker_archive(tmp_path / "a.tar").read_bytes()
+    process = shell.process("load", stdin=-1, stdout=-1, stderr=-1)
+    assert process.stdin is not None
+    process.stdin.write(data[:2000])
+    process.stdin.flush()
+    ingest = Path(shell.env["LAYERFS_ROOT"], "ingest")
+    deadline = time.monotonic() + 20
+    while time.monotonic() < deadline and not (ingest.exists() and any(ingest.iterdir())):
+        time.sleep(0.05)
+    process.send_signal(number)
+    assert process.wait(10) == 128 + number
+    assert process.stderr is not None
+    assert process.stderr.read().splitlines()[-1].startswith(b"layerfs: error: ")
+    assert not any(ingest.iterdir())
+    for pipe in (process.stdin, process.stdout, process.stderr):
+        assert pipe is not None
+        pipe.close()
+
+
+def test_a_reader_that_goes_away(shell: Shell, image: Built) -> None:
+    reader, writer = os.pipe()
+    os.close(reader)
+    process = shell.process("ls", "-R", image.id, stdout=writer, stderr=-1)
+    os.close(writer)
+    _, err = process.communicate(timeout=30)
+    assert (process.returncode, err) == (141, b"")
+
+
+@pytest.mark.parametrize("words", [["images"], ["--help"]])
+def test_no_room_for_the_output(shell: Shell, words: list[str]) -> None:
+    with open("/dev/full", "wb") as full:
+        process = shell.process(*words, stdout=full, stderr=-1)
+        _, err = process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert err.endswith(b"No space left on device\n")
+    assert err.startswith(b"layerfs: error: ")
+    assert err.count(b"\n") == 1
+
+
+def as_nobody(shell: Shell, home: Path, *words: str) -> subprocess.CompletedProcess[str]:
+    """Run the program as an unprivileged user, whose modules are imported while the interpreter may still read them."""
+    script = (
+        "import os, pkgutil, importlib, sys\n"
+        "import layerfs, layerfs_cli, importlib.metadata, encodings.idna, traceback, difflib, email.parser\n"
+        "for package in (layerfs, layerfs_cli):\n"
+        "    for module in pkgutil.walk_packages(package.__path__, package.__name__ + '.'):\n"
+        "        importlib.import_module(module.name)\n"
+        "if os.geteuid() == 0:\n"
+        "    os.setgroups([]); os.setresgid(65534, 65534, 65534); os.setresuid(65534, 65534, 65534)\n"
+        "from layerfs_cli.main import main\nmain()\n"
+    )
+    env = {key: value for key, value in os.environ.items() if not key.startswith(("LAYERFS_", "XDG_"))}
+    return subprocess.run(
+        [sys.executable, "-c", script, *words],
+        env={**env, "HOME": str(home)}, cwd="/", check=False, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_no_privilege(shell: Shell, image: Built) -> None:
+    import tempfile
+
+    with tempfile.TemporaryDirectory(dir="/tmp") as name:
+        home = Path(name)
+        home.chmod(0o777)
+        archive = home / "a.tar"
+        image.docker_archive(archive)
+        archive.chmod(0o644)
+        loaded = as_nobody(shell, home, "load", "-q", "-i", str(archive))
+        assert loaded.stdout == f"{image.id}\n", loaded.stderr
+        assert (home / ".local/share/layerfs/store.db").exists()
+        assert loaded.stderr.startswith("layerfs: warning: XDG_RUNTIME_DIR is not set")
+        mounted = as_nobody(shell, home, "-q", "mount", "--read-only", image.id)
+        assert mounted.returncode == 8
+        error, hint = mounted.stderr.splitlines()
+        assert error.startswith("layerfs: error: no backend works here: ")
+        assert hint == "layerfs: hint: run as root"
+        assert "not, because" in as_nobody(shell, home, "-q", "info").stdout
+        if os.geteuid() == 0:
+            denied = as_nobody(shell, home, "--root", shell.env["LAYERFS_ROOT"], "images")
+            assert denied.returncode == 7
+            subprocess.run(["rm", "-rf", str(home / ".local")], check=True)

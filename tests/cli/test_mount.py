@@ -1,0 +1,127 @@
+"""Mounts and containers."""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from tests.cli.archive import BASE, Built
+from tests.cli.conftest import Shell
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay]
+
+
+def test_mount_prints_target_and_generated_name(shell: Shell, image: Built, target: Path) -> None:
+    first, name = shell("mount", image.name, str(target)).splitlines()
+    assert first == str(target)
+    assert [row["Names"] for row in shell.json("ps", "--format", "json")] == [[name]]
+    assert shell("umount", name) == f"{target}\n"
+    made, second = shell("mount", image.name).splitlines()
+    assert second != name
+    assert (Path(made) / "etc/hostname").read_text() == "top\n"
+    assert shell("umount", made) == f"{made}\n"
+    assert shell("mount", "-q", image.name).count("\n") == 1
+    assert shell("mount", "--format", "{{.Target}} {{.Container}}", image.name).count(" ") == 1
+    assert len(shell("umount", "--all").splitlines()) == 2
+    assert shell.json("mount", "--format", "json") == []
+
+
+def test_a_container_goes_on(shell: Shell, image: Built, target: Path) -> None:
+    assert shell("mount", "--name", "web", image.name, str(target)) == f"{target}\n"
+    (target / "etc/hostname").write_text("changed\n")
+    (target / "bin/sh").unlink()
+    (target / "srv/new").write_text("")
+    (row,) = shell.json("mount", "--format", "json")
+    assert (row["mountpoint"], row["container"], row["image"], row["read_only"]) == (
+        str(target), "web", image.name, False,
+    )  # fmt: skip
+    assert shell("diff", "web").splitlines() == [
+        "C /bin", "D /bin/sh", "C /etc", "C /etc/hostname", "C /srv", "A /srv/new",
+    ]  # fmt: skip
+    shell("umount", "web")
+    assert shell.json("diff", "web", "--format", "json") == {
+        "changed": ["/bin", "/etc", "/etc/hostname", "/srv"],
+        "added": ["/srv/new"],
+        "deleted": ["/bin/sh"],
+    }
+    assert json.loads(shell("diff", "web", "--format", "jsonl").splitlines()[1]) == {"kind": "D", "path": "/bin/sh"}
+    assert shell("diff", "-z", "--name-only", "web").split("\0")[:2] == ["/bin", "/bin/sh"]
+    assert shell("mount", "--name", "web", str(target)) == f"{target}\n"
+    assert (target / "etc/hostname").read_text() == "changed\n"
+    assert shell.json("inspect", "web")[0]["mountpoint"] == str(target)
+    shell("umount", "web")
+    assert shell("rm", "web") == "web\n"
+    assert shell.json("ps", "--format", "json") == []
+
+
+def test_what_is_in_use(shell: Shell, image: Built, target: Path, tmp_path: Path) -> None:
+    shell("mount", "--name", "web", image.name, str(target))
+    (tmp_path / "other").mkdir()
+    assert str(target) in shell.fails(6, "mount", "--name", "web", str(tmp_path / "other"))
+    assert str(target) in shell.fails(6, "mount", image.name, str(target))
+    shell.fails(6, "rm", "web")
+    shell.fails(6, "rmi", image.name)
+    with (target / "etc/hostname").open():
+        assert "in use by" in shell.fails(8, "umount", "web")
+    assert shell("rm", "--force", "web") == "web\n"
+    shell.fails(3, "umount", "web")
+    assert shell("umount", "--force", "web") == ""
+    assert len(shell("ps").splitlines()) == 1
+
+
+def test_a_target_that_is_none(shell: Shell, image: Built, tmp_path: Path) -> None:
+    (tmp_path / "file").write_text("")
+    assert "not a directory" in shell.fails(8, "mount", image.name, str(tmp_path / "file"))
+    assert "mkdir" in shell.fails(8, "mount", image.name, str(tmp_path / "none"))
+    assert "./none" in shell.fails(3, "mount", "--name", "x", "none")
+    assert shell.json("ps", "--format", "json") == []
+
+
+def test_another_image_for_a_container(shell: Shell, image: Built, target: Path, tmp_path: Path) -> None:
+    shell("mount", "--name", "web", image.name, str(target))
+    shell("umount", "web")
+    shell("load", "-q", "-i", str(Built(layers=(BASE,), name="b").docker_archive(tmp_path / "b.tar")))
+    shell.fails(6, "mount", "--name", "web", "b", str(target))
+
+
+@pytest.mark.parametrize("words", [["--read-only"], ["-o", "ro"]])
+def test_read_only(shell: Shell, image: Built, target: Path, words: list[str]) -> None:
+    assert shell("mount", *words, image.name, str(target)) == f"{target}\n"
+    with pytest.raises(OSError, match="Read-only"):
+        (target / "x").touch()
+    assert shell.json("ps", "--format", "json") == []
+
+
+def options_of(target: Path) -> set[str]:
+    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+        fields = line.split()
+        if fields[4] == str(target):
+            return set(fields[5].split(","))
+    raise AssertionError("not mounted")
+
+
+@pytest.mark.parametrize("lower", ["erofs", "dirs"])
+def test_options(shell: Shell, image: Built, target: Path, lower: str) -> None:
+    shell("mount", "--lower", lower, image.name, str(target))
+    assert {"nosuid", "nodev"} <= options_of(target)
+    shell("umount", str(target))
+    shell("mount", "--lower", lower, "-o", "suid,dev", "-o", "noexec", image.name, str(target))
+    assert {"nosuid", "nodev", "noexec"} & options_of(target) == {"noexec"}
+
+
+def test_backends(shell: Shell, image: Built, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    assert "FUSE" in shell.fails(8, "mount", "--backend", "fuse", image.name, str(target))
+    shell.env["LAYERFS_BACKEND"] = "fuse"
+    shell.fails(8, "mount", image.name, str(target))
+    shell("mount", "--backend", "overlay", image.name, str(target))
+
+
+def test_a_mount_whose_name_cannot_be_said_is_undone(shell: Shell, image: Built, target: Path) -> None:
+    with open("/dev/full", "wb") as full:
+        process = shell.process("mount", image.name, str(target), stdout=full, stderr=-1)
+        process.communicate(timeout=30)
+    assert process.returncode == 1
+    assert shell.json("mount", "--format", "json") == []
+    assert shell.json("ps", "--format", "json") == []

@@ -1,0 +1,156 @@
+"""Sizes, times, templates, tables."""
+
+from __future__ import annotations
+
+import io
+import json
+import os
+from pathlib import Path
+
+import click
+import pytest
+
+from layerfs_cli.output import as_json
+from layerfs_cli.settings import Settings
+from layerfs_cli.template import Template
+from layerfs_cli.text import human_age, human_size, printable, rfc3339, shorten, shown_name
+
+
+@pytest.mark.parametrize(
+    ("size", "text"),
+    [(0, "0B"), (999, "999B"), (12_300, "12.3kB"), (5_830_000, "5.83MB"), (331_000_000, "331MB"), (999_900, "1MB"),
+     (1_090_000_000, "1.09GB"), (10**15, "1PB"), (10**18, "1e+03PB")],
+)  # fmt: skip
+def test_size(size: int, text: str) -> None:
+    assert human_size(size) == text
+
+
+@pytest.mark.parametrize(
+    ("seconds", "text"),
+    [(-5, "in the future"), (0.2, "less than a second ago"), (1, "1 second ago"), (90, "1 minute ago"),
+     (2 * 3600, "2 hours ago"), (3 * 86400, "3 days ago"), (21 * 86400, "3 weeks ago"), (90 * 86400, "3 months ago"),
+     (1000 * 86400, "2 years ago")],
+)  # fmt: skip
+def test_age(seconds: float, text: str) -> None:
+    assert human_age(0, now=seconds) == text
+
+
+def test_unknown_times() -> None:
+    assert human_age(None) == ""
+    assert rfc3339(None) is None
+
+
+@pytest.mark.parametrize(
+    ("ns", "text"),
+    [(0, "1970-01-01T00:00:00Z"), (1_500_000_000, "1970-01-01T00:00:01.5Z"), (-1, "1969-12-31T23:59:59.999999999Z"),
+     (2**63 * 10**9, f"@{2**63}")],
+)  # fmt: skip
+def test_time(ns: int, text: str) -> None:
+    assert rfc3339(ns) == text
+
+
+def test_names() -> None:
+    assert printable("a\x1b[0m\u202eb\x85") == "a\\x1b[0m\\u202eb\\x85"
+    assert shown_name(b"\xff\n", terminal=True) == b"\\xff\\x0a"
+    assert shown_name(b"\xff\n", terminal=False) == b"\xff\n"
+    assert shown_name("é".encode(), terminal=True) == "é".encode()
+    assert shorten("abcdef", 4) == "abc…"
+
+
+@pytest.mark.parametrize("name", [b"\xff", b"caf\xe9", "é\x7f\x9b\u202e".encode(), bytes(range(1, 256))])
+def test_json_keeps_every_byte(name: bytes) -> None:
+    text = as_json({"name": os.fsdecode(name)})
+    assert not {"\x7f", "\x9b", "\u202e"} & set(text)
+    text.encode()
+    assert os.fsencode(json.loads(text)["name"]) == name
+
+
+DATA = {"Id": "abc", "Names": ["a", "b"], "Config": {"Env": ["X=1"], "exposed_ports": None}, "ok": True}
+
+
+@pytest.mark.parametrize(
+    ("template", "text"),
+    [
+        ("plain", "plain"),
+        ("{{.Id}}", "abc"),
+        ("{{ .ID }}\\t{{.Names}}\\n", "abc\t[a b]\n"),
+        ('{{join .Names ", "}}', "a, b"),
+        ("{{.Id | upper | lower}}", "abc"),
+        ("{{json .Config.Env}}", '["X=1"]'),
+        ("{{.Config.ExposedPorts}}{{.OK}}", "true"),
+        ('{{json (split .Id "b")}}', None),
+        ('{{split .Id "b"}}', "[a c]"),
+        ("{{println .Id}}", "abc\n"),
+        ("{{`x`}}", "x"),
+        ("{{range .Names}}{{end}}", None),
+        ("{{.Id", None),
+        ("{{}}", None),
+        ("{{.Id |}}", None),
+        ("{{nonsense .Id}}", None),
+        ("{{join .Names}}", None),
+        ("{{..}}", None),
+        ("{{.None}}", None),
+        ("{{.Id.Inner}}", None),
+    ],
+)
+def test_template(template: str, text: str | None) -> None:
+    if text is None:
+        with pytest.raises(click.UsageError):
+            Template(template).render(DATA)
+    else:
+        assert Template(template).render(DATA) == text
+
+
+def test_places(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
+    monkeypatch.setenv("HOME", "/home/u")
+    monkeypatch.setenv("XDG_DATA_HOME", "relative/ignored")
+    monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
+    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    assert Settings().place() == ("/home/u/.local/share/layerfs", None)
+    assert "XDG_RUNTIME_DIR is not set" in capsys.readouterr().err
+    monkeypatch.setenv("XDG_DATA_HOME", "/data")
+    monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
+    assert Settings().place() == ("/data/layerfs", "/run/user/1000/layerfs")
+    monkeypatch.setattr(os, "geteuid", lambda: 0)
+    assert Settings().place() == ("/var/lib/layerfs", "/run/layerfs")
+    assert Settings(root="/x").place() == ("/x", None)
+    assert Settings(root="/x", runroot="/y").place() == ("/x", "/y")
+    assert capsys.readouterr().err == ""
+
+
+def test_flags_before_and_after_the_verb(tmp_path: Path) -> None:
+    from click.testing import CliRunner
+
+    from layerfs_cli.program import program
+
+    env = {"LAYERFS_ROOT": str(tmp_path / "env"), "LAYERFS_RUNROOT": None}
+    for words, root, source in (
+        (["info"], "env", "environment"),
+        (["--root", str(tmp_path / "before"), "info"], "before", "flag"),
+        (["info", "--root", str(tmp_path / "after")], "after", "flag"),
+        (["--root", str(tmp_path / "before"), "info", "--root", str(tmp_path / "after")], "after", "flag"),
+    ):
+        result = CliRunner().invoke(program, [*words, "--format", "json"], env=env)
+        document = json.loads(result.stdout)
+        assert (document["root"], document["root_source"]) == (str(tmp_path / root), source)
+        assert document["runroot"] == str(tmp_path / root / "run")
+
+
+def test_no_sync_reaches_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    from layerfs.api import Store
+    from layerfs_cli.program import program
+
+    seen = []
+    real = Store.open.__func__  # type: ignore[attr-defined]
+
+    def spy(cls: type[Store], root: str, /, **options: object) -> Store:
+        seen.append(options["sync"])
+        store: Store = real(cls, root, **options)
+        return store
+
+    monkeypatch.setattr(Store, "open", classmethod(spy))
+    monkeypatch.setattr("sys.stdout", io.TextIOWrapper(io.BytesIO()))
+    for words in (["images"], ["--no-sync", "images"], ["images", "--no-sync"]):
+        with pytest.raises(SystemExit):
+            program.main(["--root", str(tmp_path / "s"), *words])
+    assert seen == [True, False, False]
