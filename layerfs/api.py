@@ -114,7 +114,7 @@ class Store:
             check: polled several times a second; what it raises ends the load.
 
         Returns:
-            The images, in the archive's order.
+            The images, in the archive's order, without any that another process has removed already.
 
         Raises:
             FormatError: no image archive, or a broken one; UnsupportedFormat says what is not supported.
@@ -135,7 +135,7 @@ class Store:
             if isinstance(error, MountError):
                 raise
             raise StoreError(f"load failed: {_explain(error)}", root=self._handle.layout.root) from error
-        return [self._image(record) for record in records]
+        return self._images(records)
 
     def pull(
         self,
@@ -174,7 +174,7 @@ class Store:
 
     def images(self) -> list[Image]:
         """Return all images, newest first."""
-        return [self._image(record) for record in catalog.list_images(self._handle)]
+        return self._images(catalog.list_images(self._handle))
 
     def resolve(self, name: str) -> Image:
         """Return the image that a name, an ID or the unique beginning of an ID means.
@@ -501,6 +501,17 @@ class Store:
             record.digest, record.manifest, tuple(catalog.image_names(self._handle, record)), record.chain_id,
             config.platform, config.created, sum(layer.tar_size for layer in layers), len(layers),
         )  # fmt: skip
+
+    def _images(self, records: list[catalog.ImageRecord]) -> list[Image]:
+        images = []
+        for record in records:
+            try:
+                images.append(self._image(record))
+            except StoreError:
+                # Another process may have removed it since its record was read.
+                if catalog.has_image(self._handle, record.digest):
+                    raise
+        return images
 
     def _layer(self, diff_id: Digest) -> LayerRecord:
         layer = find_layer(self._handle, diff_id)

@@ -11,6 +11,7 @@ import sqlite3
 import threading
 from collections.abc import Iterator
 from contextlib import contextmanager
+from typing import Any
 
 from layerfs.errors import StoreError, StoreReadOnly, StoreTooNew
 from layerfs.linux.durable import fsync_directory
@@ -20,6 +21,20 @@ __all__ = ["Database"]
 
 #: Seconds to wait for another process's write transaction; the longest (a large layer's rows) takes well below one.
 _BUSY_TIMEOUT = 60.0
+
+
+class _Connection(sqlite3.Connection):
+    """A connection that tells of damage and full disks in the words of layerfs."""
+
+    path = ""
+
+    def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
+        try:
+            return super().execute(sql, parameters)
+        except sqlite3.IntegrityError:
+            raise
+        except sqlite3.DatabaseError as error:
+            raise _explain(self.path, error) from error
 
 
 class Database:
@@ -46,16 +61,18 @@ class Database:
             self._prepare()
         except sqlite3.Error as error:
             self.close()
-            raise self._explain(error) from error
+            raise _explain(path, error) from error
 
     @property
     def connection(self) -> sqlite3.Connection:
         """This thread's connection, in autocommit mode."""
-        found: sqlite3.Connection | None = getattr(self._local, "connection", None)
+        found: _Connection | None = getattr(self._local, "connection", None)
         if found is None:
             found = sqlite3.connect(
-                self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64
-            )
+                self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64,
+                factory=_Connection,
+            )  # fmt: skip
+            found.path = self._path
             found.execute("PRAGMA foreign_keys = ON")
             found.execute(f"PRAGMA synchronous = {'FULL' if self._sync else 'OFF'}")
             self._local.connection = found
@@ -86,7 +103,7 @@ class Database:
             if connection.in_transaction:  # a full disk makes SQLite roll back by itself
                 connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
-                raise self._explain(error) from error
+                raise _explain(self._path, error) from error
             raise
 
     def close(self) -> None:
@@ -118,9 +135,10 @@ class Database:
         if fresh:
             fsync_directory(os.path.dirname(self._path), sync=self._sync)
 
-    def _explain(self, error: sqlite3.Error) -> StoreError:
-        root = os.path.dirname(self._path)
-        text = str(error)
-        if "readonly" in text or "unable to open" in text:
-            return StoreReadOnly(f"cannot write the store at {root}: {text}", root=root, hint="Check its permissions.")
-        return StoreError(f"store database at {root}: {text}", root=root)
+
+def _explain(path: str, error: sqlite3.Error) -> StoreError:
+    root = os.path.dirname(path)
+    text = str(error)
+    if "readonly" in text or "unable to open" in text:
+        return StoreReadOnly(f"cannot write the store at {root}: {text}", root=root, hint="Check its permissions.")
+    return StoreError(f"store database at {root}: {text}", root=root)

@@ -123,7 +123,9 @@ def _read_marker(layout: Layout) -> bool:
         raise StoreError(f"store.json in {layout.root} is damaged: {error}", root=layout.root) from error
     version, features = marker.get("version"), marker.get("incompatible", [])
     unknown = set(map(str, features)) - _KNOWN_FEATURES if isinstance(features, list) else {"?"}
-    if not isinstance(version, int) or version > FORMAT_VERSION or unknown:
+    if type(version) is not int:
+        raise StoreError(f"store.json in {layout.root} is damaged: it has no version", root=layout.root)
+    if version > FORMAT_VERSION or unknown:
         what = f"features {', '.join(sorted(unknown))}" if unknown else f"format {version}"
         raise StoreTooNew(
             f"store at {layout.root} uses {what}, which this layerfs does not know",

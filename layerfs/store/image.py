@@ -24,6 +24,7 @@ __all__ = [
     "NewImage",
     "commit_images",
     "find_image",
+    "has_image",
     "image_layers",
     "image_names",
     "list_images",
@@ -88,7 +89,9 @@ def _write_files(ingest: Ingest, image: NewImage) -> Digest:
     handle = ingest.handle
     chain = chain_digest([layer.diff_id for layer in image.layers])
     path = handle.layout.merged_tree(chain)
-    if _has_merged_tree(path):
+    # A tree of no image may be out of date: what moved since it was made was not changed in it.
+    row = handle.database.connection.execute("SELECT 1 FROM image WHERE chain_id = ?", (str(chain),)).fetchone()
+    if row is not None and _has_merged_tree(path):
         # Another load may have written it and died before its name was durable.
         fsync_directory(os.path.dirname(path), sync=handle.sync)
     else:
@@ -129,6 +132,12 @@ def list_images(handle: StoreHandle) -> list[ImageRecord]:
     """Return all images, newest first."""
     rows = handle.database.connection.execute(f"SELECT {_COLUMNS} FROM image ORDER BY loaded DESC, id DESC")
     return [_record(row) for row in rows]
+
+
+def has_image(handle: StoreHandle, digest: Digest) -> bool:
+    """Return whether the store has an image of this ID."""
+    row = handle.database.connection.execute("SELECT 1 FROM image WHERE digest = ?", (str(digest),)).fetchone()
+    return row is not None
 
 
 def image_names(handle: StoreHandle, image: ImageRecord) -> list[str]:

@@ -30,7 +30,7 @@ from layerfs.linux.lock import FileLock
 from layerfs.linux.safe_path import remove_tree
 from layerfs.store.derive import LayerKeys, encode_layer_tree, restore_record, rewrite_merged_trees
 from layerfs.store.handle import StoreHandle
-from layerfs.store.layer import LayerRecord, find_donors, find_layer, get_layer, is_intact
+from layerfs.store.layer import LayerRecord, find_donors, find_holders, find_layer, is_intact
 from layerfs.store.layer_writer import LayerKey, LayerWriter, Offer
 
 __all__ = ["Ingest", "IngestedLayer", "Pending", "sweep"]
@@ -95,7 +95,7 @@ class Ingest:
         self._directory = os.path.join(handle.layout.ingest, self.owner)
         self._lock = FileLock(handle.layout.lock(f"ingest-{self.owner}"))
         self._offers: dict[bytes, Offer] = {}
-        self._donors: dict[int, LayerKey | None] = {}
+        self._donors: dict[Digest, LayerKey | None] = {}
         self._done: dict[Digest, IngestedLayer] = {}
         self.keys = LayerKeys(handle)
         self._pending: Pending | None = None
@@ -274,13 +274,11 @@ class Ingest:
         found = self._offers.get(digest)
         if found is not None or not self._store_has_content:
             return found
-        rows = self.handle.database.connection.execute("SELECT layer, offset FROM content WHERE digest = ?", (digest,))
-        for identifier, offset in rows.fetchall():
-            if identifier not in self._donors:
-                layer = get_layer(self.handle, identifier)
+        for layer, offset in find_holders(self.handle, digest):
+            if layer.diff_id not in self._donors:
                 usable = is_intact(self.handle, layer) and self._lease(layer)
-                self._donors[identifier] = self.keys.get(layer.diff_id) if usable else None
-            key = self._donors[identifier]
+                self._donors[layer.diff_id] = self.keys.get(layer.diff_id) if usable else None
+            key = self._donors[layer.diff_id]
             if key is not None:
                 return key, offset
         return None

@@ -21,6 +21,7 @@ __all__ = [
     "device_tag",
     "file_digest",
     "find_donors",
+    "find_holders",
     "find_layer",
     "get_layer",
     "is_intact",
@@ -134,9 +135,18 @@ def is_intact(handle: StoreHandle, layer: LayerRecord) -> bool:
 def find_donors(handle: StoreHandle, layer: LayerRecord) -> list[LayerRecord]:
     """Return the other layers that a layer borrows bytes from."""
     rows = handle.database.connection.execute(
-        "SELECT DISTINCT donor FROM extent WHERE layer = ? AND donor != layer", (layer.id,)
+        f"SELECT {_COLUMNS} FROM layer WHERE id IN (SELECT donor FROM extent WHERE layer = ? AND donor != layer)",
+        (layer.id,),
     )
-    return [get_layer(handle, row[0]) for row in rows.fetchall()]
+    return [_record(row) for row in rows.fetchall()]
+
+
+def find_holders(handle: StoreHandle, digest: bytes) -> list[tuple[LayerRecord, int]]:
+    """Return the layers that hold a file of this sha256 (raw), and at which offset."""
+    rows = handle.database.connection.execute(
+        f"SELECT {_COLUMNS}, offset FROM content JOIN layer ON layer.id = content.layer WHERE digest = ?", (digest,)
+    )
+    return [(_record(row[:-1]), row[-1]) for row in rows.fetchall()]
 
 
 def is_whole(handle: StoreHandle, layer: LayerRecord) -> bool:
