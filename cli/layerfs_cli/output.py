@@ -63,7 +63,13 @@ class Format:
     aligned: bool = False
 
 
-class FormatType(click.ParamType[Format]):
+if TYPE_CHECKING:
+    _FormatParameter = click.ParamType[Format]
+else:
+    _FormatParameter = click.ParamType  # generic in newer versions of click only
+
+
+class FormatType(_FormatParameter):
     """The value of ``--format``."""
 
     name = "FORMAT"

@@ -77,15 +77,16 @@ class Program(click.Group):
             name = prog_name or "layerfs"
             self._main_shell_completion(extra, name)
             words = sys.argv[1:] if args is None else list(args)
+            if not words:  # an error with the help text; what click itself makes of it differs between versions
+                with self.make_context(name, [], obj=settings, resilient_parsing=True, **extra) as context:
+                    click.echo(self.get_help(context), err=True)
+                raise SystemExit(2)
             with self.make_context(name, words, obj=settings, **extra) as context:
                 self.invoke(context)
             flush()
             code = 0
         except click.exceptions.Exit as leaving:
             code = leaving.exit_code
-        except click.exceptions.NoArgsIsHelpError as error:
-            error.show()
-            code = error.exit_code
         except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - a user sees no traceback
             code = report(error, debug=settings.debug)
         raise SystemExit(code)

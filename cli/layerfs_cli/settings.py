@@ -114,11 +114,11 @@ def global_options(*, hidden: bool) -> list[click.Option]:
 
     return [
         option(
-            "--root", metavar="DIR", type=click.Path(), envvar="LAYERFS_ROOT", show_envvar=True,
+            "--root", metavar="DIR", type=click.Path(readable=False), envvar="LAYERFS_ROOT", show_envvar=True,
             help="The store. Default: /var/lib/layerfs for root, $XDG_DATA_HOME/layerfs for users.",
         ),
         option(
-            "--runroot", metavar="DIR", type=click.Path(), envvar="LAYERFS_RUNROOT", show_envvar=True,
+            "--runroot", metavar="DIR", type=click.Path(readable=False), envvar="LAYERFS_RUNROOT", show_envvar=True,
             help="Records of mounts. Default: /run/layerfs for root, $XDG_RUNTIME_DIR/layerfs for users; DIR/run"
             " after --root DIR.",
         ),

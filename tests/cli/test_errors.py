@@ -239,3 +239,26 @@ def test_no_privilege(shell: Shell, image: Built) -> None:
             denied = as_nobody(shell, home, "--root", shell.env["LAYERFS_ROOT"], "images")
             assert denied.returncode == 7
             subprocess.run(["rm", "-rf", str(home / ".local")], check=True)
+
+
+def test_arguments_that_are_not_utf8(shell: Shell, image: Built) -> None:
+    process = shell.process("cat", f"{image.id}:/caf\udce9\x1b", stdout=-1, stderr=-1)
+    out, err = process.communicate(timeout=30)
+    assert (process.returncode, out) == (3, b"")
+    assert err.decode() == f"layerfs: error: {image.id}:/caf\\xe9\\x1b: No such file or directory\n"
+
+
+def test_standard_streams_that_are_closed(shell: Shell, image: Built) -> None:
+    def run(redirection: str, *words: str) -> subprocess.CompletedProcess[bytes]:
+        script = f'exec "$@" {redirection}'
+        program = [sys.executable, "-c", "from layerfs_cli.main import main; main()", *words]
+        return subprocess.run(
+            ["sh", "-c", script, "sh", *program], env={**os.environ, **shell.env}, check=False, capture_output=True
+        )
+
+    closed = run(">&-", "images")
+    assert closed.returncode == 1
+    assert closed.stderr == b"layerfs: error: standard output: Bad file descriptor\n"
+    closed = run("<&-", "load")
+    assert closed.returncode == 2
+    assert b"standard input is closed" in closed.stderr
