@@ -73,6 +73,11 @@ def test_version(shell: Shell) -> None:
     assert set(document) == {"Version", "StoreFormat", "Python", "Kernel", "OsArch"}
 
 
+def test_runs_as_a_module() -> None:
+    run = subprocess.run([sys.executable, "-m", "layerfs_cli", "tag", "-h"], check=True, capture_output=True, text=True)
+    assert run.stdout.startswith("Usage: layerfs tag ")
+
+
 def test_no_arguments_shows_help_as_an_error(shell: Shell) -> None:
     result = shell.try_()
     assert result.exit_code == 2

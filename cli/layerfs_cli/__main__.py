@@ -1,0 +1,5 @@
+"""``python -m layerfs_cli`` is the program ``layerfs``."""
+
+from layerfs_cli.main import main
+
+main()
