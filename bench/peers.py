@@ -100,7 +100,11 @@ def _podman_load(image: CorpusImage, work: Path) -> Sample:
 def _containerd_import(image: CorpusImage, work: Path) -> Sample:
     with containerd(work) as (ctr, pid):
         before = _cpu_of(pid)
-        sample = command([*ctr, "images", "import", "--base-name", "localhost/bench", image.oci_archive])
+        sample = command([*ctr, "images", "import", "--base-name", f"localhost/{image.name}", image.oci_archive])
+        # A name that does not fit imports nothing, quickly, and is no error to ctr.
+        unpacked = subprocess.run([*ctr, "snapshots", "ls"], check=True, capture_output=True, text=True)
+        if len(unpacked.stdout.splitlines()) <= len(image.layers()):
+            raise RuntimeError("ctr image import unpacked nothing")
         return replace(sample, cpu=sample.cpu + _cpu_of(pid) - before, peak=_peak_of(pid))
 
 
