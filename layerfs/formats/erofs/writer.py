@@ -84,7 +84,7 @@ def write_tree(root: Node, devices: Sequence[Device], uuid: bytes) -> bytes:
 
     Raises:
         LimitExceeded: xattrs, a device or the image beyond what the format can hold.
-        FormatError: a directory whose children the format cannot name.
+        FormatError: a name or xattr that the format cannot hold, or a file outside its device.
     """
     return _Writer(devices).write(root, uuid)
 
@@ -107,7 +107,8 @@ class _Writer:
         for device in devices:
             if device.blocks > MAX_DEVICE_BLOCKS:
                 raise LimitExceeded(f"layer of {device.blocks * BLOCK} bytes, at most {MAX_DEVICE_BLOCKS * BLOCK}")
-        self._slots = {device.key: index + 1 for index, device in enumerate(devices)}
+        #: Number in the table and size in bytes.
+        self._slots = {device.key: (index + 1, device.blocks * BLOCK) for index, device in enumerate(devices)}
         self._nodes: list[Node] = []
         self._directories: dict[int, _Directory] = {}
         self._xattrs: dict[int, bytes] = {}
@@ -247,7 +248,9 @@ class _Writer:
                 layout = LAYOUT_CHUNKED
                 bits = max((size - 1).bit_length(), BLOCK_BITS)
                 value = CHUNK_INDEXES | (min(bits, MAX_CHUNK_BITS) - BLOCK_BITS)
-                slot = slots[node.device]
+                slot, end = slots[node.device]
+                if node.offset + size > end:
+                    raise FormatError(f"a file at {node.offset}+{size} lies outside its device of {end} bytes")
                 at = after + -after % 8
                 if size <= _CHUNK:
                     CHUNK_INDEX.pack_into(image, at, 0, slot, node.offset >> BLOCK_BITS)

@@ -197,7 +197,7 @@ def attributed(draw: st.DrawFn, nodes: st.SearchStrategy[Node]) -> Node:
     return node
 
 
-_offsets = st.integers(0, 2**31).map(lambda block: block * 512)
+_offsets = st.integers(0, 2**30).map(lambda block: block * 512)
 _sizes = st.one_of(
     st.integers(0, 5000),
     st.sampled_from([511, 512, 513, 4096, 2**32, 5 << 30, (1 << 40) - 1, 1 << 40, (1 << 40) + 1]),
