@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 from layerfs.errors import LayerfsError
 from layerfs.linux.durable import write_document
+from layerfs.linux.lock import FileLock
 from layerfs.store.derive import LayerKeys, derive_layer_tree, merge_layers, restore_record
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
@@ -82,7 +83,8 @@ def _check_layer(
     if message is None:
         return
     if repair:
-        restore_record(handle, layer, check=check)
+        with FileLock(handle.layout.layer_lock(layer.diff_id)):
+            restore_record(handle, layer, check=check)
     yield Problem("tree", name, message, repaired=repair, hint=None if repair else "Run: layerfs check --repair")
 
 

@@ -25,15 +25,15 @@ from layerfs.linux.safe_path import remove_tree
 from layerfs.linux.sparse import copy_range
 from layerfs.store.derive import LayerKeys, encode_layer_tree, encode_merged_tree
 from layerfs.store.handle import StoreHandle
-from layerfs.store.ingest import sweep
+from layerfs.store.ingest import COLLECTOR, sweep
 from layerfs.store.layer import LayerRecord, file_digest, find_donors, find_layer, get_layer, open_tree
 from layerfs.store.nodes import read_nodes
 
 __all__ = ["Reclaimed", "collect"]
 
-_UNUSED = """
+_UNUSED = f"""
 SELECT id FROM layer WHERE NOT EXISTS (SELECT 1 FROM image_layer WHERE image_layer.layer = layer.id)
-    AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.layer = layer.id)
+    AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.layer = layer.id AND owner != '{COLLECTOR}')
 """
 
 
@@ -66,7 +66,7 @@ def collect(handle: StoreHandle) -> Reclaimed:
     Blocking: waits for loads that are just making their images visible.
     """
     sweep(handle)
-    lock = FileLock(handle.layout.lock("gc"))
+    lock = FileLock(handle.layout.lock(f"ingest-{COLLECTOR}"))
     if not lock.try_acquire():
         return Reclaimed((), 0, 0, 0)
     try:
@@ -105,23 +105,26 @@ def _remove_layer(handle: StoreHandle, layer: LayerRecord) -> int | None:
             if not lock.try_acquire():
                 return None
             stack.callback(lock.release, remove=True)
-        connection = handle.database.connection
-        if connection.execute(f"{_UNUSED} AND id = ?", (layer.id,)).fetchone() is None:
-            return None
+        # From here on no load can take hold of it, neither for an image nor for its bytes.
+        with handle.database.transaction() as connection:
+            if connection.execute(f"{_UNUSED} AND id = ?", (layer.id,)).fetchone() is None:
+                return None
+            connection.execute("INSERT INTO lease VALUES (?, ?)", (COLLECTOR, layer.id))
+        stack.callback(_free, handle)
         try:
             _bequeath(handle, layer)
         except (LayerfsError, FileNotFoundError, NotADirectoryError):
             return None
         with handle.database.transaction() as connection:
-            still = connection.execute(f"{_UNUSED} AND id = ?", (layer.id,)).fetchone()
-            lent = connection.execute(
-                "SELECT 1 FROM extent WHERE donor = ? AND layer != ?", (layer.id, layer.id)
-            ).fetchone()
-            if still is None or lent is not None:
-                return None
             connection.execute("DELETE FROM extent WHERE layer = ?", (layer.id,))
             connection.execute("DELETE FROM layer WHERE id = ?", (layer.id,))
         return _remove_directory(handle, layer.diff_id)
+
+
+def _free(handle: StoreHandle) -> None:
+    """Let loads take the layer again that was to be removed, if it is still there."""
+    with handle.database.transaction() as connection:
+        connection.execute("DELETE FROM lease WHERE owner = ?", (COLLECTOR,))
 
 
 def _remove_directory(handle: StoreHandle, diff_id: Digest) -> int:

@@ -33,7 +33,11 @@ from layerfs.store.handle import StoreHandle
 from layerfs.store.layer import LayerRecord, find_donors, find_holders, find_layer, is_intact
 from layerfs.store.layer_writer import LayerKey, LayerWriter, Offer
 
-__all__ = ["Ingest", "IngestedLayer", "Pending", "sweep"]
+__all__ = ["COLLECTOR", "Ingest", "IngestedLayer", "Pending", "sweep"]
+
+
+#: Owner of the lease on a layer that the garbage collector is about to remove; the name of its lock as well.
+COLLECTOR = "gc"
 
 
 @dataclass(slots=True)
@@ -138,10 +142,7 @@ class Ingest:
         if done is not None:
             return done
         layer = find_layer(self.handle, diff_id)
-        if layer is None or not self._usable(layer) or not self._lease(layer):
-            return None
-        done = self._done[diff_id] = IngestedLayer(diff_id, None, self.keys.get(diff_id))
-        return done
+        return self._take(layer) if layer is not None and self._usable(layer) else None
 
     def find_compressed(self, digest: Digest) -> IngestedLayer | None:
         """Return the layer that a blob is known to decompress to, if the store has it whole."""
@@ -241,28 +242,53 @@ class Ingest:
         self._raise_failure()
 
     def _find_healed(self, diff_id: Digest) -> IngestedLayer | None:
-        """Find a layer again, now that this load may have healed what it borrows from."""
-        if find_layer(self.handle, diff_id) is not None:
-            self.flush()
-        return self.find_layer(diff_id)
+        """Find a layer again whose lock is held, now that this load may have healed what it borrows from."""
+        layer = find_layer(self.handle, diff_id)
+        if layer is None:
+            return None
+        self.flush()
+        return self._take(layer) if self._usable(layer, locked=True) else None
 
-    def _usable(self, layer: LayerRecord) -> bool:
-        """Return whether a layer and its donors are whole; what was only touched has its record brought up to date."""
-        for part in (layer, *find_donors(self.handle, layer)):
-            if is_intact(self.handle, part):
-                continue
-            try:
-                restore_record(self.handle, part, check=self._check)
-            except (OSError, LayerfsError):
+    def _take(self, layer: LayerRecord) -> IngestedLayer | None:
+        if not self._lease(layer):
+            return None
+        done = self._done[layer.diff_id] = IngestedLayer(layer.diff_id, None, self.keys.get(layer.diff_id))
+        return done
+
+    def _usable(self, layer: LayerRecord, *, locked: bool = False) -> bool:
+        """Return whether a layer and its donors are whole; what was only touched has its record brought up to date.
+
+        A layer that another process is healing or moving bytes into does not count.
+        """
+        parts = [layer, *find_donors(self.handle, layer)]
+        return all(
+            is_intact(self.handle, part) or self._restore(part, locked=locked and part is layer) for part in parts
+        )
+
+    def _restore(self, layer: LayerRecord, *, locked: bool) -> bool:
+        lock = None if locked else FileLock(self.handle.layout.layer_lock(layer.diff_id))
+        if lock is not None and not lock.try_acquire():
+            return False
+        try:
+            current = find_layer(self.handle, layer.diff_id)
+            if current is None:
                 return False
+            if not is_intact(self.handle, current):
+                restore_record(self.handle, current, check=self._check)
+        except (OSError, LayerfsError):
+            return False
+        finally:
+            if lock is not None:
+                lock.release(remove=True)
         return True
 
     def _lease(self, layer: LayerRecord) -> bool:
-        """Keep a layer from being collected; False when it was collected just before."""
+        """Keep a layer from being collected; False when it was collected just before, or is about to be."""
         with self.handle.database.transaction() as connection:
             connection.execute(
-                "INSERT OR IGNORE INTO lease SELECT ?, id FROM layer WHERE id = ? AND diff_id = ?",
-                (self.owner, layer.id, str(layer.diff_id)),
+                "INSERT OR IGNORE INTO lease SELECT ?, id FROM layer WHERE id = ? AND diff_id = ?"
+                " AND NOT EXISTS (SELECT 1 FROM lease WHERE owner = ? AND layer = ?)",
+                (self.owner, layer.id, str(layer.diff_id), COLLECTOR, layer.id),
             )
             row = connection.execute(
                 "SELECT 1 FROM lease WHERE owner = ? AND layer = ?", (self.owner, layer.id)

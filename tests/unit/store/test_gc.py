@@ -143,7 +143,7 @@ def test_a_live_load_is_left_alone(store: Store) -> None:
 
 def test_gc_beside_gc_does_nothing(store: Store) -> None:
     _load(store, DONOR)
-    with FileLock(Path(store.info().root) / "locks" / "gc"):
+    with FileLock(Path(store.info().root) / "locks" / "ingest-gc"):
         store.remove_image("donor:1")
         assert len(list((Path(store.info().root) / "layers" / "sha256").iterdir())) == 1
     assert store.gc().size > 100_000

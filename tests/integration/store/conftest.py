@@ -1,0 +1,47 @@
+"""File systems to fill, cut and break, and processes that load."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from layerfs.linux.mount_api import umount
+
+#: Loads everything named on its command line; prints the IDs once the load has returned.
+LOAD = """
+import sys
+from layerfs.api import Store
+with Store.open(sys.argv[1]) as store:
+    for source in sys.argv[2:]:
+        for image in store.load(source):
+            print(image.id, flush=True)
+"""
+
+Mount = Callable[..., Path]
+
+
+def load_command(root: Path, *sources: Path) -> list[str]:
+    return [sys.executable, "-c", LOAD, str(root), *map(str, sources)]
+
+
+@pytest.fixture
+def mount(tmp_path: Path) -> Iterator[Mount]:
+    """Mounts something below the test's directory; unmounted at the end."""
+    mounted: list[Path] = []
+
+    def run(source: str | Path, kind: str, options: str = "") -> Path:
+        target = tmp_path / f"mount{len(mounted)}"
+        target.mkdir()
+        command = ["mount", "-t", kind, *(["-o", options] if options else []), str(source), str(target)]
+        subprocess.run(command, check=True)
+        mounted.append(target)
+        return target
+
+    yield run
+    for target in reversed(mounted):
+        if target.is_mount():
+            umount(target)
