@@ -88,7 +88,9 @@ def parse_number(field: bytes) -> int:
         if first != 0x80:
             raise FormatError(f"number field {field!r} is neither octal nor base-256")
         return value ^ (0x80 << (8 * (len(field) - 1)))
-    digits = field.strip(b" \0").partition(b"\0")[0].rstrip(b" ")
+    digits = field.strip(b" \0")
     if digits.translate(None, _OCTAL):
-        raise FormatError(f"number field {field!r} is not octal")
+        digits = digits.partition(b"\0")[0].rstrip(b" ")
+        if digits.translate(None, _OCTAL):
+            raise FormatError(f"number field {field!r} is not octal")
     return int(digits, 8) if digits else 0

@@ -149,22 +149,21 @@ class TarReader:
         if self._start < 0:
             self._start = self._next
         numbers = self._numbers
-        stored = parse_number(size)
         if kind in b"xgLKX":
-            self._begin_extension(kind, stored)
+            self._begin_extension(kind, parse_number(size))
             return
         name = name.partition(b"\0")[0]
         if prefix[0] and magic[:6] == b"ustar\0":
             name = prefix.partition(b"\0")[0] + b"/" + name
         if len(numbers) >= _NUMBER_CACHE:
             numbers.clear()
-        for field in (mode, uid, gid, mtime):
+        for field in (size, mode, uid, gid, mtime):
             if field not in numbers:
                 numbers[field] = parse_number(field)
         self._next += BLOCK
         member = Member(
             name, _REGULAR.get(kind, kind), numbers[mode] & 0o7777, numbers[uid], numbers[gid], numbers[mtime], 0,
-            stored, link.partition(b"\0")[0], 0, 0, None, self._start, self._next, stored, None,
+            numbers[size], link.partition(b"\0")[0], 0, 0, None, self._start, self._next, numbers[size], None,
         )  # fmt: skip
         if kind in b"34":
             member.major, member.minor = parse_number(major), parse_number(minor)
