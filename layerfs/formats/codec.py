@@ -85,13 +85,19 @@ def _is_skippable_frame(prefix: bytes) -> bool:
 def _gunzip(read: Callable[[int], bytes]) -> Iterator[bytes]:
     decoder = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     data = read(_INPUT)
+    rest = b""  # what the input so far gave short of a whole piece: whole ones need no copy further on
     try:
         while True:
             while not decoder.eof:
-                piece = decoder.decompress(data, PIECE)
+                piece = decoder.decompress(data, PIECE - len(rest))
                 data = b""
-                if piece:
+                if rest:
+                    piece = rest + piece
+                if len(piece) == PIECE:
+                    rest = b""
                     yield piece
+                else:
+                    rest = piece
                 if decoder.needs_input and not decoder.eof:
                     data = read(_INPUT)
                     if not data:
@@ -101,9 +107,11 @@ def _gunzip(read: Callable[[int], bytes]) -> Iterator[bytes]:
             while data and not data.strip(b"\0"):
                 data = read(_INPUT)
             if not data:
+                if rest:
+                    yield rest
                 return
             data = data.lstrip(b"\0")
-            while len(data) < len(_GZIP) and (more := read(PIECE // 4)):
+            while len(data) < len(_GZIP) and (more := read(_INPUT)):
                 data += more
             if not data.startswith(_GZIP):
                 raise FormatError("gzip data is followed by something else")
