@@ -248,6 +248,13 @@ def test_remembered_numbers_do_not_grow() -> None:
     assert len(reader._numbers) < 5000
 
 
+def test_members_are_limited(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerfs.formats.tar.reader.MAX_MEMBERS", 3)
+    assert len(read(header() * 3 + END)) == 3
+    with pytest.raises(LimitExceeded, match="members"):
+        read(header() * 4 + END)
+
+
 def gnu_tar(folder: Path, *options: str) -> bytes:
     if shutil.which("tar") is None:
         pytest.skip("tar is not installed")
