@@ -23,7 +23,7 @@ from layerfs.mount.choose import explain_backends
 from layerfs.mount.image import mount_image, records_of, unmount_record
 from layerfs.mount.option import MountOptions
 from layerfs.mount.record import MountRecord
-from layerfs.registry.load import load_archive, load_stream, open_members
+from layerfs.registry.load import load_source
 from layerfs.registry.loader import Progress
 from layerfs.registry.plan import Selection
 from layerfs.store import image as catalog
@@ -130,7 +130,7 @@ class Store:
             platform or Platform.host(), platform is not None, all_platforms, reference, position, stem
         )
         try:
-            records = self._load(source, selection, progress, check)
+            records = load_source(self._handle, source, selection, progress=progress, check=check)
         except OSError as error:
             if isinstance(error, MountError):
                 raise
@@ -472,24 +472,6 @@ class Store:
         """Remove what nothing refers to: layers of failed loads, trees, documents."""
         sweep_snapshots(self._handle)
         return collect(self._handle)
-
-    def _load(
-        self,
-        source: StrPath | BinaryIO,
-        selection: Selection,
-        progress: Progress | None,
-        check: Callable[[], None] | None,
-    ) -> list[catalog.ImageRecord]:
-        if not isinstance(source, str | os.PathLike):
-            return load_stream(self._handle, source, selection, progress=progress, check=check)
-        members = open_members(os.fspath(source))
-        if members is None:
-            with open(source, "rb", buffering=0) as file:
-                return load_stream(self._handle, file, selection, progress=progress, check=check)
-        try:
-            return load_archive(self._handle, members, selection, progress=progress, check=check)
-        finally:
-            members.close()
 
     def _record(self, image: str | Image) -> catalog.ImageRecord:
         return catalog.find_image(self._handle, image if isinstance(image, str) else str(image.id))

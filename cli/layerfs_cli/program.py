@@ -99,9 +99,9 @@ def verb(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], Verb]:
 
 def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001
     if value and not context.resilient_parsing:
-        from importlib.metadata import version
+        from layerfs import __version__
 
-        click.echo(f"layerfs {version('layerfs')}")
+        click.echo(f"layerfs {__version__}")
         context.exit()
 
 

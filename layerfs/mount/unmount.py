@@ -57,7 +57,9 @@ def _busy(path: str, entry: MountEntry | None, err: OSError) -> MountError:
     holders: list[str] = []
     if entry is not None:
         holders += [f"mount {other.target}" for other in read_mounts() if other.parent_id == entry.mount_id]
-        holders += [str(holder) for holder in islice(find_holders(entry.mount_id), _NAMED)]
+        # Not this process: a shell inside the mount gave it its working directory, and is named itself.
+        others = (holder for holder in find_holders(entry.mount_id) if holder.pid != os.getpid())
+        holders += [str(holder) for holder in islice(others, _NAMED)]
     used = ", ".join(holders) or "a process that cannot be seen from here"
     return MountError(
         f"cannot unmount {path}: in use by {used}", errno=err.errno, hint="end the users, or unmount with --lazy"

@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable, Iterable, Iterator
 from typing import BinaryIO
 
-from layerfs.errors import NotFound
+from layerfs.errors import LayerfsError, NotFound
 from layerfs.formats.codec import detect
 from layerfs.formats.digest import Digest
 from layerfs.formats.document import MAX_DOCUMENT_SIZE
@@ -26,7 +26,9 @@ from layerfs.store.image import ImageRecord
 from layerfs.store.ingest import Ingest
 from layerfs.store.layer import find_layer, is_whole
 
-__all__ = ["load_archive", "load_stream", "open_members"]
+__all__ = ["load_archive", "load_source", "load_stream", "open_members"]
+
+StrPath = str | os.PathLike[str]
 
 
 def open_members(path: str) -> Members | None:
@@ -64,6 +66,39 @@ class _OwnedTar(TarMembers):
     def close(self) -> None:
         """Close the file."""
         os.close(self._own)
+
+
+def load_source(
+    handle: StoreHandle,
+    source: StrPath | BinaryIO,
+    selection: Selection,
+    *,
+    progress: Progress | None = None,
+    check: Callable[[], None] | None = None,
+) -> list[ImageRecord]:
+    """Load the selected images of whatever this is: a path or a stream, an archive or a layout.
+
+    Raises:
+        NotFound: there is nothing at the path.
+        LayerfsError: it cannot be read.
+
+    Otherwise as :func:`load_archive`.
+    """
+    if not isinstance(source, str | os.PathLike):
+        return load_stream(handle, source, selection, progress=progress, check=check)
+    try:
+        members = open_members(os.fspath(source))
+        file = open(source, "rb", buffering=0) if members is None else None  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise LayerfsError(f"cannot read {os.fspath(source)}: {error.strerror}") from error
+    if file is not None:
+        with file:
+            return load_stream(handle, file, selection, progress=progress, check=check)
+    assert members is not None
+    try:
+        return load_archive(handle, members, selection, progress=progress, check=check)
+    finally:
+        members.close()
 
 
 def load_archive(

@@ -13,9 +13,19 @@ from typing import BinaryIO, Protocol
 
 from layerfs.errors import FormatError, LimitExceeded, NotFound, UnsafePath
 from layerfs.formats.tar import BLOCK, Member, TarReader
+from layerfs.formats.tar.header import NUL_BLOCK, checksum_matches
 from layerfs.linux.safe_path import open_in_root
 
-__all__ = ["DirectoryMembers", "MemberReader", "Members", "OuterNames", "TarMembers", "member_name", "resolve_link"]
+__all__ = [
+    "DirectoryMembers",
+    "MemberReader",
+    "Members",
+    "OuterNames",
+    "TarMembers",
+    "check_archive",
+    "member_name",
+    "resolve_link",
+]
 
 #: Links followed from one member to another; old docker archives have chains of one.
 _MAX_LINKS = 8
@@ -95,6 +105,22 @@ def member_name(raw: bytes) -> str:
     if ".." in parts or "\0" in text:
         raise UnsafePath(f"archive member {text[:200]!r} leaves the archive")
     return "/".join(parts)
+
+
+def check_archive(head: bytes) -> None:
+    """Refuse what is no tar by its first block, in words that fit somebody who named the wrong file.
+
+    Args:
+        head: the first 512 bytes, or all of them when there are fewer.
+
+    Raises:
+        FormatError: it is none.
+    """
+    if len(head) < BLOCK or not (head == NUL_BLOCK or checksum_matches(head)):
+        raise FormatError(
+            "not an image archive: no tar, and not compressed with gzip or zstd",
+            hint="Give a file made by docker save, podman save or skopeo copy, or the directory of an OCI layout.",
+        )
 
 
 def resolve_link(name: str, target: bytes, *, hard: bool) -> str:
@@ -199,6 +225,7 @@ class TarMembers:
         self._links: dict[str, str] = {}
         self._names = OuterNames()
         end = os.fstat(fd).st_size
+        check_archive(os.pread(fd, BLOCK, 0))
         reader = TarReader()
         while not reader.ended:
             offset = reader.skip()

@@ -28,6 +28,9 @@ __all__ = ["Chunk", "LayerBegin", "LayerEnd", "LayerFailed", "prefetch", "read_b
 #: Pieces in the queue, 16 MiB together: enough for one half to go on while the other writes a tree.
 _DEPTH = (16 << 20) // PIECE
 
+#: Seconds to wait for the reading thread when a load ends early.
+_PATIENCE = 2.0
+
 #: Bytes read before the compression is known.
 _HEAD = 1 << 18
 
@@ -194,4 +197,5 @@ def prefetch(events: Iterable[T]) -> Iterator[T]:
             yield from item
     finally:
         stop.set()
-        thread.join()
+        # It ends within milliseconds, unless it waits in a read on a silent pipe: that must not hold an interrupt up.
+        thread.join(timeout=_PATIENCE)

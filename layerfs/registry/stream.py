@@ -142,6 +142,8 @@ def read_stream(read: Callable[[int], bytes], is_known: Callable[[Digest], bool]
     documents = 0
     while not reader.ended:
         block = outer.exactly(BLOCK)
+        if not reader.position:
+            check_archive(block)
         if not block:
             break
         for member in reader.feed(block):

@@ -17,13 +17,12 @@ __all__ = ["command"]
 @click.option("--format", "form", type=FormatType(), help="json, jsonl or a Go template.")
 def command(form: Format | None) -> None:
     """Show the versions of layerfs, of its store's format, of Python and of the kernel."""
-    from importlib.metadata import version
-
+    from layerfs import __version__
     from layerfs.store.handle import FORMAT_VERSION
 
     system = os.uname()
     document = {
-        "Version": version("layerfs"),
+        "Version": __version__,
         "StoreFormat": FORMAT_VERSION,
         "Python": platform.python_version(),
         "Kernel": system.release,
