@@ -106,7 +106,8 @@ class FileLock:
                 raise ValueError("a shared lock file cannot be removed by one of its holders")
             # Before the unlock, so that nobody can take the lock on the file that is going away unnoticed: who
             # waits on it compares inodes when it gets it.
-            with contextlib.suppress(FileNotFoundError):
+            # A file that stays is no harm.
+            with contextlib.suppress(OSError):
                 os.unlink(self.path)
         fd, self._fd = self._fd, -1
         os.close(fd)

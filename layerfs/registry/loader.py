@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Protocol
@@ -59,12 +60,16 @@ class Loader:
         self._links: dict[str, str] = {}
 
     def run(self, work: Callable[[Ingest], list[ImageRecord]]) -> list[ImageRecord]:
-        """Run a load, and remove at its end the layers that it brought in and no image uses."""
+        """Run a load, and remove at its end the layers that it brought in and no image uses.
+
+        What cannot be removed now, such as bytes that others borrow when the disk is full, goes another time.
+        """
         try:
             with Ingest(self._handle, check=self._check) as ingest:
                 return work(ingest)
         finally:
-            collect(self._handle)
+            with contextlib.suppress(OSError, LayerfsError):
+                collect(self._handle)
 
     def document(self, name: str) -> bytes | None:
         """Return a document of a stream that was read to its end, through links."""

@@ -16,7 +16,7 @@ from layerfs.formats.digest import Digest
 from layerfs.formats.document import MAX_DOCUMENT_SIZE
 from layerfs.formats.tar import BLOCK, Member, TarReader
 from layerfs.formats.tar.header import NUL_BLOCK, checksum_matches
-from layerfs.registry.members import OuterNames, member_name, resolve_link
+from layerfs.registry.members import OuterNames, check_archive, member_name, resolve_link
 from layerfs.registry.pipeline import LayerEvent, read_blob
 from layerfs.registry.plan import TOP_DOCUMENTS
 

@@ -118,6 +118,9 @@ def _insert(connection: sqlite3.Connection, image: NewImage, chain: Digest) -> I
             "INSERT INTO image_layer SELECT ?, ?, id FROM layer WHERE diff_id = ?",
             ((record.id, position, str(layer.diff_id)) for position, layer in enumerate(image.layers)),
         )
+    (known,) = connection.execute("SELECT count(*) FROM image_layer WHERE image = ?", (record.id,)).fetchone()
+    if known != len(image.layers):
+        raise IntegrityError(f"{len(image.layers) - known} layers of image {record.digest.short} are not in the store")
     for name in image.names:
         set_name(connection, name, record.id)
     return record

@@ -11,6 +11,7 @@ waits for a lock while it holds another that depends on its own progress, so two
 
 from __future__ import annotations
 
+import contextlib
 import os
 import queue
 import secrets
@@ -129,12 +130,12 @@ class Ingest:
         self._stop_thread()
         if self._pending is not None:
             self._drop(self._pending)
-        try:
-            with self.handle.database.transaction() as connection:
-                connection.execute("DELETE FROM lease WHERE owner = ?", (self.owner,))
-        finally:
+        # What cannot be cleaned up now, the next sweep does; the load itself is done, or has its own error to tell.
+        with contextlib.suppress(OSError):
             remove_tree(self._directory, missing_ok=True)
-            self._lock.release(remove=True)
+        with contextlib.suppress(LayerfsError), self.handle.database.transaction() as connection:
+            connection.execute("DELETE FROM lease WHERE owner = ?", (self.owner,))
+        self._lock.release(remove=True)
 
     def find_layer(self, diff_id: Digest) -> IngestedLayer | None:
         """Return a layer that needs no bytes: of this load, or in the store and whole. It is leased from now on."""
@@ -341,12 +342,13 @@ class Ingest:
         """Commit layers in order; after a failure the rest is only cleaned up."""
         while (job := self._jobs.get()) is not None:
             try:
-                if self._failure is None:
-                    self._commit(job)
+                try:
+                    if self._failure is None:
+                        self._commit(job)
+                finally:
+                    self._drop(job.pending)
             except BaseException as error:  # noqa: BLE001 - handed to the thread that asked, by _raise_failure
-                self._failure = error
-            finally:
-                self._drop(job.pending)
+                self._failure = self._failure or error
 
     def _commit(self, job: _Job) -> None:
         """Make one layer durable, give it its place, and record it, in this order."""

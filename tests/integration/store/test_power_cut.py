@@ -1,0 +1,176 @@
+"""A power cut: what was reported done is there, and what was not is not half there.
+
+The shutdown ioctl without a log flush drops everything that the file system has not written, as losing power does.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import random
+import shutil
+import struct
+import subprocess
+import time
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from layerfs.api import Store
+from layerfs.linux.mount_api import umount
+from tests.image_builder import TestImage, docker_old, layer, noise, oci, outer
+from tests.integration.store.conftest import load_command
+from tests.store_audit import assert_clean, assert_whole, contents
+
+pytestmark = pytest.mark.needs_root
+
+#: EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN are the same number; 2 is "no log flush" for both.
+_SHUTDOWN, _NO_LOG_FLUSH = 0x8004587D, 2
+
+BASE = TestImage([layer({"base": noise(300_000, "base"), "etc/": b"", "etc/x": b"x"})], ["base:1"])
+IMAGE = TestImage(
+    [
+        layer({"shared": noise(300_000, "base"), "own": noise(2_000_000, "own")}),
+        layer({f"d/{number}": noise(10_000, number) for number in range(100)}),
+        layer({"top": noise(700_000, "top"), "empty": b""}),
+    ],
+    ["cut:1"],
+)
+EXPECTED = {
+    b"/shared": noise(300_000, "base"), b"/own": noise(2_000_000, "own"), b"/top": noise(700_000, "top"),
+    b"/empty": b"", b"/d": b"type 40000",
+} | {b"/d/%d" % number: noise(10_000, number) for number in range(100)}  # fmt: skip
+
+
+class Disk:
+    """A file system in a file, that can lose its power."""
+
+    def __init__(self, folder: Path, kind: str) -> None:
+        self._image, self.path = folder / "disk", folder / "mount"
+        self.path.mkdir()
+        with open(self._image, "wb") as file:
+            file.truncate(320 << 20)
+        quiet = ["-q", "-F"] if kind == "ext4" else ["-q"]
+        subprocess.run([f"mkfs.{kind}", *quiet, self._image], check=True)
+        self._mount()
+
+    def cut(self) -> None:
+        """Lose the power, and come up again."""
+        self.lose_power()
+        self.restart()
+
+    def lose_power(self) -> None:
+        """Lose everything that is not on the disk; whatever is done from now on fails."""
+        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
+        try:
+            fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
+        finally:
+            os.close(fd)
+
+    def restart(self) -> None:
+        self.close()
+        self._mount()
+
+    def close(self) -> None:
+        for _ in range(50):
+            try:
+                umount(self.path)
+            except OSError:
+                time.sleep(0.1)  # a killed process is still being taken apart
+            else:
+                return
+        umount(self.path)
+
+    def _mount(self) -> None:
+        subprocess.run(["mount", "-o", "loop", self._image, self.path], check=True)
+
+
+@pytest.fixture(params=["ext4", "xfs"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    if shutil.which(f"mkfs.{request.param}") is None:
+        pytest.skip(f"mkfs.{request.param} is not installed")
+    made = Disk(tmp_path, request.param)
+    yield made
+    made.close()
+
+
+def _archive(folder: Path, image: TestImage, form: str) -> Path:
+    path = folder / f"{form}-{image.id[7:]}.tar"
+    path.write_bytes(outer((docker_old if form == "docker" else oci)(image)))
+    return path
+
+
+@pytest.mark.parametrize("form", ["docker", "oci"])
+def test_what_was_reported_done_survives(disk: Disk, tmp_path: Path, form: str) -> None:
+    root = disk.path / "store"
+    for image in (BASE, IMAGE):
+        subprocess.run(load_command(root, _archive(tmp_path, image, form)), check=True, stdout=subprocess.DEVNULL)
+        disk.cut()
+        with Store.open(root) as store:
+            assert str(store.resolve(image.names[0]).id) == image.id
+            assert_whole(store)
+            if image is IMAGE:
+                assert contents(store, "cut:1") == EXPECTED
+                target = tmp_path / "target"
+                target.mkdir()
+                store.mount("cut:1", target, read_only=True)
+                assert {
+                    b"/" + os.fsencode(path.relative_to(target)): path.read_bytes()
+                    for path in target.rglob("*")
+                    if path.is_file()
+                } == {path: data for path, data in EXPECTED.items() if path != b"/d"}
+                store.umount(str(target))
+
+
+def test_names_and_removals_survive(disk: Disk, tmp_path: Path) -> None:
+    root = disk.path / "store"
+    with Store.open(root) as store:
+        for image in (BASE, IMAGE):
+            store.load(_archive(tmp_path, image, "oci"))
+    with Store.open(root) as store:
+        store.tag("cut:1", "other:2")
+        store.remove_image("base:1")
+    disk.cut()
+    with Store.open(root) as store:
+        assert [image.names for image in store.images()] == [("docker.io/library/cut:1", "docker.io/library/other:2")]
+        assert contents(store, "other:2") == EXPECTED
+        assert_whole(store)
+
+
+def test_healing_survives(disk: Disk, tmp_path: Path) -> None:
+    root = disk.path / "store"
+    archive = _archive(tmp_path, IMAGE, "oci")
+    with Store.open(root) as store:
+        store.load(archive)
+        victim = store.layers("cut:1")[0].diff_id
+        os.truncate(store._handle.layout.layer_tar(victim), 5000)
+    subprocess.run(load_command(root, archive), check=True, stdout=subprocess.DEVNULL)
+    disk.cut()
+    with Store.open(root) as store:
+        assert contents(store, "cut:1") == EXPECTED
+        assert_whole(store)
+
+
+@pytest.mark.parametrize("number", [*range(4), *(pytest.param(n, marks=pytest.mark.slow) for n in range(4, 30))])
+def test_a_cut_in_the_middle_of_a_load(disk: Disk, tmp_path: Path, number: int) -> None:
+    root = disk.path / "store"
+    with Store.open(root) as store:
+        store.load(_archive(tmp_path, BASE, "oci"))
+    archive = _archive(tmp_path, IMAGE, "docker")
+    process = subprocess.Popen(load_command(root, archive), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
+    time.sleep(random.Random(number).uniform(0.1, 0.5))
+    done = process.poll() is not None
+    disk.lose_power()
+    process.kill()
+    process.communicate()
+    disk.restart()
+    with Store.open(root) as store:
+        names = [image.names for image in store.images()]
+        assert ("docker.io/library/base:1",) in names
+        assert not done or len(names) == 2
+        assert_clean(store)
+        assert contents(store, "base:1")[b"/base"] == noise(300_000, "base")
+        store.load(archive)
+        assert contents(store, "cut:1") == EXPECTED
+        assert_whole(store)
