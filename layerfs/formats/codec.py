@@ -85,19 +85,22 @@ def _is_skippable_frame(prefix: bytes) -> bool:
 def _gunzip(read: Callable[[int], bytes]) -> Iterator[bytes]:
     decoder = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     data = read(_INPUT)
-    rest = b""  # what the input so far gave short of a whole piece: whole ones need no copy further on
+    # What the input so far gave short of a whole piece: whole ones need no copy further on. Members may be as small as
+    # a byte, so parts are joined once, not each to the one before.
+    parts: list[bytes] = []
+    missing = PIECE
     try:
         while True:
             while not decoder.eof:
-                piece = decoder.decompress(data, PIECE - len(rest))
+                part = decoder.decompress(data, missing)
                 data = b""
-                if rest:
-                    piece = rest + piece
-                if len(piece) == PIECE:
-                    rest = b""
-                    yield piece
-                else:
-                    rest = piece
+                if part:
+                    parts.append(part)
+                    missing -= len(part)
+                if not missing:
+                    yield b"".join(parts)
+                    parts.clear()
+                    missing = PIECE
                 if decoder.needs_input and not decoder.eof:
                     data = read(_INPUT)
                     if not data:
@@ -107,8 +110,8 @@ def _gunzip(read: Callable[[int], bytes]) -> Iterator[bytes]:
             while data and not data.strip(b"\0"):
                 data = read(_INPUT)
             if not data:
-                if rest:
-                    yield rest
+                if parts:
+                    yield b"".join(parts)
                 return
             data = data.lstrip(b"\0")
             while len(data) < len(_GZIP) and (more := read(_INPUT)):
