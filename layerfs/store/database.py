@@ -59,9 +59,11 @@ class Database:
         self._guard = threading.Lock()
         try:
             self._prepare()
-        except sqlite3.Error as error:
+        except BaseException as error:
             self.close()
-            raise _explain(path, error) from error
+            if isinstance(error, sqlite3.Error):
+                raise _explain(path, error) from error
+            raise
 
     @property
     def connection(self) -> sqlite3.Connection:

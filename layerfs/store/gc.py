@@ -4,9 +4,9 @@ A layer may hold bytes that others borrow. Before it goes, each borrowed range i
 the other borrowers' records are turned to that one, and the trees concerned are written anew under the same names; live
 mounts keep the old files open and do not notice.
 
-So that a crash at any point loses nothing: the bytes are copied and synced, the trees replaced, the records changed,
-the files removed, in this order. Until the record changes the old layer is there, and the new trees are right with or
-without it.
+So that a crash at any point loses nothing: the bytes are copied and synced, the trees replaced, the borrowers' records
+changed, the files removed, the layer forgotten, in this order. Until the records change the old layer is there, and the
+new trees are right with or without it.
 """
 
 from __future__ import annotations
@@ -115,10 +115,12 @@ def _remove_layer(handle: StoreHandle, layer: LayerRecord) -> int | None:
             _bequeath(handle, layer)
         except (LayerfsError, FileNotFoundError, NotADirectoryError):
             return None
+        # The files first: on a full disk this makes the room that the database needs to forget many rows.
+        size = _remove_directory(handle, layer.diff_id)
         with handle.database.transaction() as connection:
             connection.execute("DELETE FROM extent WHERE layer = ?", (layer.id,))
             connection.execute("DELETE FROM layer WHERE id = ?", (layer.id,))
-        return _remove_directory(handle, layer.diff_id)
+        return size
 
 
 def _free(handle: StoreHandle) -> None:

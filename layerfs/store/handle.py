@@ -11,6 +11,7 @@ from layerfs.errors import FormatError, StoreError, StoreReadOnly, StoreTooNew
 from layerfs.formats.digest import Digest
 from layerfs.formats.document import parse_document
 from layerfs.linux.durable import fsync_directory, write_document
+from layerfs.linux.lock import FileLock
 from layerfs.store.database import Database
 from layerfs.store.layout import Layout
 
@@ -97,6 +98,9 @@ def open_store(root: str, runroot: str, *, sync: bool = True) -> StoreHandle:
         if not _read_marker(layout):
             document = {"version": FORMAT_VERSION, "compatible": [], "incompatible": []}
             write_document(layout.marker, json.dumps(document, indent=2).encode() + b"\n", sync=sync)
+        # SQLite answers "locked" at once, without waiting, when two make the same database.
+        with FileLock(layout.lock("open")):
+            database = Database(layout.database, sync=sync)
     except (FileExistsError, NotADirectoryError) as error:
         raise StoreError(f"{root} is no store: {error.strerror}: {error.filename}", root=root) from error
     except OSError as error:
@@ -104,7 +108,7 @@ def open_store(root: str, runroot: str, *, sync: bool = True) -> StoreHandle:
         if error.errno in (EACCES, EPERM, EROFS):
             raise StoreReadOnly(message, root=root, hint="Run as its owner, or name another --root.") from error
         raise StoreError(message, root=root) from error
-    return StoreHandle(layout, Database(layout.database, sync=sync), sync)
+    return StoreHandle(layout, database, sync)
 
 
 def _read_marker(layout: Layout) -> bool:

@@ -41,6 +41,11 @@ __all__ = ["COLLECTOR", "Ingest", "IngestedLayer", "Pending", "sweep"]
 COLLECTOR = "gc"
 
 
+#: Bytes that a load keeps free for its end: without room for a few pages of the database, a load that filled the disk
+#: could not even record that its layers are given up.
+_RESERVE = 256 << 10
+
+
 @dataclass(slots=True)
 class Pending:
     """A layer being written; hand its pieces to ``writer.write`` and end it with :meth:`Ingest.finish_layer`."""
@@ -116,7 +121,11 @@ class Ingest:
         self._lock.acquire()
         try:
             os.mkdir(self._directory, 0o700)
+            with open(os.path.join(self._directory, "reserve"), "xb", opener=_private) as file:
+                os.posix_fallocate(file.fileno(), 0, _RESERVE)
         except BaseException:
+            with contextlib.suppress(OSError):
+                remove_tree(self._directory, missing_ok=True)
             self._lock.release(remove=True)
             raise
         row = self.handle.database.connection.execute("SELECT EXISTS (SELECT 1 FROM content)").fetchone()

@@ -31,7 +31,7 @@ def _used(folder: Path) -> tuple[int, int]:
     return (status.f_blocks - status.f_bfree) * status.f_frsize, status.f_files - status.f_ffree
 
 
-@pytest.mark.parametrize("size", [1200, 1300, 1500, 1800, 2200, 2600, 3000, 3600, 4200, 4600])
+@pytest.mark.parametrize("size", [1200, 1500, 2200, 3000, 3600, 4600])
 @pytest.mark.parametrize("form", ["pipe", "layout"])
 def test_no_space(mount: Mount, tmp_path: Path, size: int, form: str) -> None:
     disk = mount("none", "tmpfs", f"size={size}k")
@@ -59,7 +59,7 @@ def test_no_space(mount: Mount, tmp_path: Path, size: int, form: str) -> None:
         assert_whole(store)
 
 
-@pytest.mark.parametrize("inodes", range(36, 62, 2))
+@pytest.mark.parametrize("inodes", range(36, 62, 4))
 def test_no_inodes(mount: Mount, tmp_path: Path, inodes: int) -> None:
     disk = mount("none", "tmpfs", f"size=32m,nr_inodes={inodes}")
     archive = outer(docker_old(BIG))
