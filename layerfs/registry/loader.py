@@ -24,6 +24,9 @@ __all__ = ["Loader", "Progress"]
 #: Links followed from one member to another.
 _MAX_LINKS = 8
 
+#: Bytes of a blob between two reports of progress.
+_PROGRESS_STEP = 1 << 20
+
 
 class Progress(Protocol):
     """Told how a load gets on. Called from the loading thread, at most once per mebibyte of a layer."""
@@ -95,7 +98,7 @@ class Loader:
                 is no error before an image wants it.
         """
         pending: Pending | None = None
-        key, total = "", 0
+        key, total, told = "", 0, 0
         for event in events:
             if self._check is not None:
                 self._check()
@@ -104,10 +107,13 @@ class Loader:
                     case Chunk():
                         if pending is not None:
                             pending.writer.write(event.data)
-                        self._tell(key, "Loading", event.done, total)
+                        if event.done - told >= _PROGRESS_STEP:
+                            told = event.done
+                            self._tell(key, "Loading", told, total)
                     case LayerBegin():
                         diff_id = plans[event.member].diff_id if plans is not None else None
                         key, total, member = str(diff_id or event.member), event.size, event.member
+                        told = 0
                         pending = self._begin(ingest, member, diff_id)
                         self._tell(key, "Loading", 0, total)
                     case LayerEnd():
