@@ -18,7 +18,7 @@ from layerfs.formats.digest import Digest
 from layerfs.formats.document import MAX_DOCUMENT_SIZE
 from layerfs.registry.loader import Loader, Progress
 from layerfs.registry.members import DirectoryMembers, Members, TarMembers, stream_reader
-from layerfs.registry.pipeline import LayerEvent, prefetch, read_blob
+from layerfs.registry.pipeline import DigestBacklog, LayerEvent, prefetch, read_blob
 from layerfs.registry.plan import LayerPlan, Selection, plan_images
 from layerfs.registry.stream import read_stream
 from layerfs.store.handle import StoreHandle
@@ -142,7 +142,9 @@ def load_archive(
         missing = [name for name in wanted if not members.has(name)]
         if missing:
             raise NotFound("layer in the archive", missing[0], hint="The archive is not complete.")
-        loader.consume(ingest, prefetch(_blobs(members, wanted.values())), wanted)
+        backlog = DigestBacklog()
+        events = prefetch(_blobs(members, wanted.values(), backlog), backlog.work)
+        loader.consume(ingest, events, wanted)
         return loader.commit(ingest, plans)
 
     return loader.run(run)
@@ -172,19 +174,22 @@ def load_stream(
         return layer is not None and is_whole(handle, layer)
 
     def run(ingest: Ingest) -> list[ImageRecord]:
-        loader.consume(ingest, prefetch(read_stream(stream_reader(file), is_known)), None)
+        backlog = DigestBacklog()
+        events = prefetch(read_stream(stream_reader(file), is_known, backlog), backlog.work)
+        loader.consume(ingest, events, None)
         return loader.commit(ingest, plan_images(loader.document, selection))
 
     return loader.run(run)
 
 
-def _blobs(members: Members, layers: Iterable[LayerPlan]) -> Iterator[LayerEvent]:
+def _blobs(members: Members, layers: Iterable[LayerPlan], backlog: DigestBacklog) -> Iterator[LayerEvent]:
     for layer in layers:
         reader = members.open(layer.member)
         try:
             blob = layer.blob.digest.algorithm if layer.blob is not None else "sha256"
             yield from read_blob(
-                layer.member, reader.size, reader.read, blob_algorithm=blob, diff_algorithm=layer.diff_id.algorithm
-            )
+                layer.member, reader.size, reader.read,
+                blob_algorithm=blob, diff_algorithm=layer.diff_id.algorithm, backlog=backlog,
+            )  # fmt: skip
         finally:
             reader.close()

@@ -1,7 +1,8 @@
 """Reads layers in one thread while another lays them down: the two halves of a load.
 
-The producing half receives, digests, decompresses and digests again; nearly all of it happens in C without the GIL. It
-hands events to the consuming half through a bounded queue, so memory does not depend on the size of anything.
+The producing half receives and decompresses, the consuming one parses and writes; between them stands a bounded queue,
+so memory does not depend on the size of anything. The digests of blob and tar are computed by whichever half would have
+to wait for the other: so two threads are busy all the time, whatever the compression and the size of the files.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from __future__ import annotations
 import contextlib
 import queue
 import threading
+from collections import deque
 from collections.abc import Callable, Generator, Iterable, Iterator
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
@@ -23,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["Chunk", "LayerBegin", "LayerEnd", "LayerFailed", "prefetch", "read_blob"]
+__all__ = ["Chunk", "DigestBacklog", "LayerBegin", "LayerEnd", "LayerFailed", "prefetch", "read_blob"]
 
 #: Pieces in the queue, 16 MiB together: enough for one half to go on while the other writes a tree.
 _DEPTH = (16 << 20) // PIECE
@@ -77,14 +79,53 @@ class LayerFailed:
 LayerEvent = LayerBegin | Chunk | LayerEnd | LayerFailed
 
 
-class _Counted:
-    """Digests and counts a blob's bytes on their way to the decoder."""
+class DigestBacklog:
+    """Bytes that are still to be digested, in order, by whichever thread has time. Thread-safe."""
 
-    def __init__(self, head: bytes, read: Callable[[int], bytes], algorithm: str) -> None:
+    def __init__(self) -> None:
+        """Start with nothing to do."""
+        self._todo: deque[tuple[_Hash, bytes]] = deque()
+        self._busy = threading.Lock()  # held while one piece is digested: so pieces keep their order
+
+    def add(self, hasher: _Hash, data: bytes) -> None:
+        """Put bytes at the end. Beyond as many pieces as the queue has, the caller works itself."""
+        self._todo.append((hasher, data))
+        while len(self._todo) > _DEPTH:
+            with self._busy:
+                self._digest_one()
+
+    def work(self) -> bool:
+        """Digest one piece; return False when there is none, or another thread is at it."""
+        if not self._busy.acquire(blocking=False):
+            return False
+        try:
+            return self._digest_one()
+        finally:
+            self._busy.release()
+
+    def finish(self) -> None:
+        """Digest all that is left; only then are the hashes what they should be."""
+        with self._busy:
+            while self._digest_one():
+                pass
+
+    def _digest_one(self) -> bool:
+        if not self._todo:
+            return False
+        hasher, data = self._todo.popleft()
+        hasher.update(data)
+        return True
+
+
+class _Counted:
+    """Counts a blob's bytes, and has them digested, on their way to the decoder."""
+
+    def __init__(self, head: bytes, read: Callable[[int], bytes], algorithm: str, backlog: DigestBacklog) -> None:
         self.size = 0
         self.hasher: _Hash = new_hash(algorithm)
         self._head = head
         self._read = read
+        self._backlog = backlog
 
     def read(self, size: int) -> bytes:
         """Return up to ``size`` bytes."""
@@ -92,8 +133,9 @@ class _Counted:
             data, self._head = self._head[:size], self._head[size:]
         else:
             data = self._read(size)
-        self.hasher.update(data)
-        self.size += len(data)
+        if data:
+            self._backlog.add(self.hasher, data)
+            self.size += len(data)
         return data
 
 
@@ -105,6 +147,7 @@ def read_blob(
     blob_algorithm: str = "sha256",
     diff_algorithm: str = "sha256",
     head: bytes = b"",
+    backlog: DigestBacklog | None = None,
 ) -> Generator[LayerEvent, None, None]:
     """Yield the events of one layer; the whole blob has been read when they end.
 
@@ -115,12 +158,14 @@ def read_blob(
         blob_algorithm: for the digest of the blob.
         diff_algorithm: for the digest of the tar.
         head: bytes of the blob that were read already.
+        backlog: where digesting may be left to the consumer, for whom :meth:`DigestBacklog.work` is; None does it here.
 
     Raises:
         OSError: what ``read`` raises. Damaged data is no exception but a :class:`LayerFailed`.
     """
     head = head or read(_HEAD)
-    source = _Counted(head, read, blob_algorithm)
+    backlog = backlog or DigestBacklog()
+    source = _Counted(head, read, blob_algorithm, backlog)
     yield LayerBegin(member, size)
     try:
         codec = detect(head)
@@ -130,7 +175,7 @@ def read_blob(
         rest = b""
         for piece in decompress(source.read, codec):
             if not plain:
-                hasher.update(piece)
+                backlog.add(hasher, piece)
             total += len(piece)
             if total > _RATIO_AFTER and total > source.size * _MAX_RATIO:
                 raise LimitExceeded(f"layer {member} expands to more than {_MAX_RATIO} times its {source.size} bytes")
@@ -148,6 +193,7 @@ def read_blob(
             pass
         yield LayerFailed(member, error)
         return
+    backlog.finish()
     blob = Digest(blob_algorithm, source.hasher.hexdigest())
     diff_id = Digest(diff_algorithm, hasher.hexdigest())
     yield LayerEnd(member, blob, source.size, diff_id)
@@ -157,15 +203,21 @@ class _Stopped(Exception):
     """The consumer went away."""
 
 
-def prefetch(events: Iterable[T]) -> Iterator[T]:
+def prefetch(events: Iterable[T], idle: Callable[[], bool] = lambda: False) -> Iterator[T]:
     """Run a generator in a thread of its own and yield what it yields, at most a bounded number of items ahead.
 
     An exception of the generator is raised here. When the consumer stops early, so does the thread, at its next item.
+
+    Args:
+        events: what to run.
+        idle: called by a half that would have to wait for the other, until it returns False for nothing to do.
     """
     ready: queue.Queue[list[T] | BaseException | None] = queue.Queue(_DEPTH)
     stop = threading.Event()
 
     def put(item: list[T] | BaseException | None) -> None:
+        while ready.full() and not stop.is_set() and idle():
+            pass
         while not stop.is_set():
             try:
                 ready.put(item, timeout=0.2)
@@ -189,6 +241,8 @@ def prefetch(events: Iterable[T]) -> Iterator[T]:
     thread.start()
     try:
         while True:
+            while ready.empty() and idle():
+                pass
             item = ready.get()
             if item is None:
                 return

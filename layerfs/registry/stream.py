@@ -17,7 +17,7 @@ from layerfs.formats.document import MAX_DOCUMENT_SIZE
 from layerfs.formats.tar import BLOCK, Member, TarReader
 from layerfs.formats.tar.header import NUL_BLOCK, checksum_matches
 from layerfs.registry.members import OuterNames, check_archive, member_name, resolve_link
-from layerfs.registry.pipeline import LayerEvent, read_blob
+from layerfs.registry.pipeline import DigestBacklog, LayerEvent, read_blob
 from layerfs.registry.plan import TOP_DOCUMENTS
 
 __all__ = ["ArchiveDocument", "ArchiveLink", "KnownLayer", "read_stream"]
@@ -126,12 +126,15 @@ class _Body:
             raise FormatError(f"archive is truncated behind {self._name}")
 
 
-def read_stream(read: Callable[[int], bytes], is_known: Callable[[Digest], bool]) -> Iterator[StreamEvent]:
+def read_stream(
+    read: Callable[[int], bytes], is_known: Callable[[Digest], bool], backlog: DigestBacklog
+) -> Iterator[StreamEvent]:
     """Yield everything of an archive that matters, in its order.
 
     Args:
         read: returns up to that many bytes of the archive, which may be compressed as a whole.
         is_known: tells whether the store already has, whole, the layer that a blob of this digest is.
+        backlog: where digesting may be left to the consumer.
 
     Raises:
         FormatError: no archive, or damaged beyond one layer.
@@ -155,7 +158,7 @@ def read_stream(read: Callable[[int], bytes], is_known: Callable[[Digest], bool]
                 yield ArchiveLink(name, resolve_link(name, member.link, hard=member.kind == b"1"))
             elif member.kind == b"0":
                 body = _Body(outer, member, name)
-                for event in _member(name, member, body, is_known):
+                for event in _member(name, member, body, is_known, backlog):
                     if isinstance(event, ArchiveDocument):
                         documents += len(event.raw)
                         if documents > _MAX_DOCUMENTS:
@@ -168,7 +171,9 @@ def read_stream(read: Callable[[int], bytes], is_known: Callable[[Digest], bool]
         pass
 
 
-def _member(name: str, member: Member, body: _Body, is_known: Callable[[Digest], bool]) -> Iterator[StreamEvent]:
+def _member(
+    name: str, member: Member, body: _Body, is_known: Callable[[Digest], bool], backlog: DigestBacklog
+) -> Iterator[StreamEvent]:
     if member.sparse is not None:
         raise FormatError(f"archive member {name!r} is sparse")
     named = _BLOB_NAME.fullmatch(name)
@@ -184,7 +189,7 @@ def _member(name: str, member: Member, body: _Body, is_known: Callable[[Digest],
         yield KnownLayer(name, digest, member.size)
         return
     algorithm = digest.algorithm if digest is not None else "sha256"
-    yield from read_blob(name, member.size, body.read, blob_algorithm=algorithm, head=head)
+    yield from read_blob(name, member.size, body.read, blob_algorithm=algorithm, head=head, backlog=backlog)
 
 
 def _is_layer(head: bytes) -> bool:
