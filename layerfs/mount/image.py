@@ -183,7 +183,7 @@ def _unpacked(handle: StoreHandle, image: ImageRecord, tree: Tree, check: Callab
         return paths[::-1]
     # Some layers only mean what they mean on top of the others: then the whole image is one directory.
     chain = chain_digest([layer.diff_id for layer in layers])
-    merged = f"{handle.layout.unpacked(chain)}.merged"
+    merged = handle.layout.unpacked_merged(chain)
     return [_unpack(handle, tree, merged, check)]
 
 

@@ -267,8 +267,14 @@ def _rewrite_trees(handle: StoreHandle, layer: LayerRecord, moves: dict[int, _Mo
 
 
 def _remove_trees(handle: StoreHandle) -> tuple[int, int]:
-    """Remove merged trees of no image."""
+    """Remove merged trees of no image, and the directories that they were unpacked to."""
     known = {row[0] for row in handle.database.connection.execute("SELECT chain_id FROM image")}
+    for algorithm in ("sha256", "sha512"):
+        directory = os.path.join(handle.layout.root, "unpacked", algorithm)
+        for name in os.listdir(directory):
+            chain = name.removesuffix(".merged")
+            if chain != name and f"{algorithm}:{chain}" not in known:
+                remove_tree(os.path.join(directory, name), missing_ok=True)
     return _remove_files(handle, "images", lambda digest: str(digest) in known)
 
 

@@ -83,6 +83,10 @@ class Layout:
         """Return the directory that a layer is unpacked into when a mount cannot use its tree."""
         return os.path.join(self.root, "unpacked", diff_id.algorithm, diff_id.hex)
 
+    def unpacked_merged(self, chain_id: Digest) -> str:
+        """Return the directory that a whole image is unpacked into when its layers cannot be stacked."""
+        return f"{self.unpacked(chain_id)}.merged"
+
     def snapshot(self, identifier: str) -> str:
         """Return the directory of a container's writable layer."""
         return os.path.join(self.root, "snapshots", identifier)

@@ -11,7 +11,10 @@ import pytest
 
 from layerfs.api import Store
 from layerfs.errors import NotFound
+from layerfs.formats.digest import Digest
 from layerfs.linux.lock import FileLock
+from layerfs.store.gc import collect
+from layerfs.store.handle import open_store
 from layerfs.store.ingest import Ingest
 from tests.image_builder import TestImage, docker_old, layer, noise, oci, outer, pipe, write_layout
 from tests.store_audit import assert_clean, assert_whole, contents, disk, tree_files
@@ -187,3 +190,14 @@ def test_many_loads_do_not_pile_up_files(store: Store) -> None:
     for number in range(12):
         _load(store, _image(f"i{number}", layer({"f": noise(5000, number)})))
     assert len(os.listdir("/proc/self/fd")) - before < 16
+
+
+def test_the_directory_of_an_unpacked_image_goes_with_the_image(tmp_path: Path) -> None:
+    handle = open_store(str(tmp_path / "store"), str(tmp_path / "run"), sync=False)
+    try:
+        gone = handle.layout.unpacked_merged(Digest.of(b"an image that was removed"))
+        os.makedirs(os.path.join(gone, "etc"))
+        collect(handle)
+        assert not os.path.exists(gone)
+    finally:
+        handle.close()
