@@ -10,6 +10,7 @@ from __future__ import annotations
 
 import ctypes
 import errno
+import functools
 import os
 from collections.abc import Callable
 from typing import Any
@@ -69,9 +70,4 @@ def declare_syscall(number: int, *argtypes: Any) -> Callable[..., int]:
 
     Source: include/uapi/asm-generic/unistd.h.
     """
-    call = declare_libc("syscall", ctypes.c_long, *argtypes, result=ctypes.c_long)
-
-    def invoke(*arguments: object) -> int:
-        return call(number, *arguments)
-
-    return invoke
+    return functools.partial(declare_libc("syscall", ctypes.c_long, *argtypes, result=ctypes.c_long), number)

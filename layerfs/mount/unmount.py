@@ -57,8 +57,9 @@ def _busy(path: str, entry: MountEntry | None, err: OSError) -> MountError:
     holders: list[str] = []
     if entry is not None:
         holders += [f"mount {other.target}" for other in read_mounts() if other.parent_id == entry.mount_id]
-        # Not this process: a shell inside the mount gave it its working directory, and is named itself.
-        others = (holder for holder in find_holders(entry.mount_id) if holder.pid != os.getpid())
+        # Not this process for its working directory: that is a shell's inside the mount, which is named itself.
+        own = (os.getpid(), "working directory")
+        others = (holder for holder in find_holders(entry.mount_id) if (holder.pid, holder.use) != own)
         holders += [str(holder) for holder in islice(others, _NAMED)]
     used = ", ".join(holders) or "a process that cannot be seen from here"
     return MountError(

@@ -13,6 +13,7 @@ from collections.abc import Iterator
 from dataclasses import dataclass
 from errno import EINVAL, ELOOP, ENOENT, ENOTDIR
 from os import strerror
+from typing import NamedTuple
 
 from layerfs.errors import FormatError, UnsupportedFormat
 from layerfs.formats.erofs.layout import (
@@ -50,8 +51,7 @@ _PREFIXES = dict(XATTR_PREFIXES)
 _KNOWN_INCOMPAT = INCOMPAT_CHUNKED_FILE | INCOMPAT_DEVICE_TABLE
 
 
-@dataclass(frozen=True, slots=True)
-class DeviceSlot:
+class DeviceSlot(NamedTuple):
     """One slot of the device table: ``tag`` as written (64 bytes, NULs stripped), ``blocks`` of 512 bytes."""
 
     tag: bytes
@@ -123,8 +123,8 @@ class Tree:
     def _slots(self, table: int, count: int) -> Iterator[DeviceSlot]:
         if table * DEVICE_SLOT.size + count * DEVICE_SLOT.size > len(self._buffer):
             raise FormatError("device table leaves the image")
-        for index in range(count):
-            tag, blocks = DEVICE_SLOT.unpack_from(self._buffer, (table + index) * DEVICE_SLOT.size)
+        start = table * DEVICE_SLOT.size
+        for tag, blocks in DEVICE_SLOT.iter_unpack(self._buffer[start : start + count * DEVICE_SLOT.size]):
             yield DeviceSlot(tag.rstrip(b"\0"), blocks)
 
     def inode(self, nid: int) -> Inode:
