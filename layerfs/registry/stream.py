@@ -25,6 +25,9 @@ __all__ = ["ArchiveDocument", "ArchiveLink", "KnownLayer", "read_stream"]
 #: Bytes of all documents of one archive together: they are held in memory until the archive's end.
 _MAX_DOCUMENTS = 32 << 20
 
+#: Bytes read behind the end of an archive; tar pads to 10 KiB, dd and tapes to a few MiB.
+_MAX_PADDING = 64 << 20
+
 _BLOB_NAME = re.compile(r"blobs/(sha256/[0-9a-f]{64}|sha512/[0-9a-f]{128})")
 
 
@@ -167,8 +170,10 @@ def read_stream(
                 body.skip()
                 reader.skip()
     reader.close()
-    while outer.read(PIECE):  # a writer in front of the pipe should not be killed while it pads
-        pass
+    # A writer in front of the pipe should not be killed while it pads; what pads for ever is no archive's end.
+    padding = 0
+    while padding < _MAX_PADDING and (piece := outer.read(PIECE)):
+        padding += len(piece)
 
 
 def _member(

@@ -510,3 +510,8 @@ def test_modes_and_special_files_survive(store: Store) -> None:
         assert stat.S_ISFIFO(tree.inode(tree.resolve(b"fifo")).mode)
         assert tree.inode(tree.resolve(b"block")).rdev == os.makedev(8, 1)
         assert tree.inode(tree.resolve(b"sticky")).mode & 0o7777 == 0o1777
+
+
+def test_an_archive_that_pads_for_ever_is_not_read_for_ever(store: Store) -> None:
+    with open("/dev/zero", "rb", buffering=0) as endless, pytest.raises(FormatError, match="no image archive"):
+        store.load(endless)
