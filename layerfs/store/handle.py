@@ -125,6 +125,12 @@ def _read_marker(layout: Layout) -> bool:
         marker = parse_document(raw, "store.json")
     except FormatError as error:
         raise StoreError(f"store.json in {layout.root} is damaged: {error}", root=layout.root) from error
+    if not foreign and not os.path.exists(layout.database) and _has_content(layout):
+        # An empty database would turn all that is here into rubbish for the next collection.
+        raise StoreError(
+            f"{layout.root} has layers or containers but no store.db", root=layout.root,
+            hint="Restore store.db, or remove the directory to begin anew.",
+        )  # fmt: skip
     version, features = marker.get("version"), marker.get("incompatible", [])
     unknown = set(map(str, features)) - _KNOWN_FEATURES if isinstance(features, list) else {"?"}
     if type(version) is not int:
@@ -136,3 +142,9 @@ def _read_marker(layout: Layout) -> bool:
             root=layout.root, hint="Use the newer layerfs, or another --root.",
         )  # fmt: skip
     return True
+
+
+def _has_content(layout: Layout) -> bool:
+    """Return whether a store has layers or containers on disk."""
+    places = (os.path.join(layout.root, name) for name in ("layers/sha256", "layers/sha512", "snapshots"))
+    return any(os.listdir(place) for place in places)

@@ -17,6 +17,7 @@ ALG is sha256 or sha512, HEX a digest of it.
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from dataclasses import dataclass
@@ -111,9 +112,11 @@ class Layout:
         be reachable outside a mount (the lesson of CVE-2021-41091).
 
         Raises:
-            OSError: as mkdir.
+            OSError: as mkdir; ENOTEMPTY for a directory with something else in it, which is left as it is.
         """
         new = not os.path.isdir(self.root)
+        if not new and not os.path.exists(self.marker) and not self._may_become_store():
+            raise OSError(errno.ENOTEMPTY, "directory is not empty, and no store", self.root)
         os.makedirs(self.root, mode=0o700, exist_ok=True)
         if stat.S_IMODE(os.stat(self.root).st_mode) != 0o700:
             os.chmod(self.root, 0o700)
@@ -125,3 +128,13 @@ class Layout:
         if new:
             fsync_directory(self.root, sync=sync)
             fsync_directory(os.path.dirname(self.root), sync=sync)
+
+    def _may_become_store(self) -> bool:
+        """Whether a directory without a marker has nothing but what a store that is being made has, or a new disk."""
+        own = {name.partition("/")[0] for name in _DIRECTORIES}
+        # "run" is the default runroot; a dot and the marker's name begin its temporary file.
+        marker = os.path.basename(self.marker)
+        return all(
+            name in own or name in ("run", "lost+found", marker) or name.startswith((f".{marker}.", "store.db"))
+            for name in os.listdir(self.root)
+        )

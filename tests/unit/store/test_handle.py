@@ -95,12 +95,6 @@ def test_what_is_no_directory_is_refused(tmp_path: Path) -> None:
             Store.open(root)
 
 
-def test_a_foreign_directory_keeps_what_it_has(tmp_path: Path) -> None:
-    (tmp_path / "mine").write_text("mine")
-    Store.open(tmp_path).close()
-    assert (tmp_path / "mine").read_text() == "mine"
-
-
 def test_the_runroot_is_made_when_needed(tmp_path: Path) -> None:
     runroot = tmp_path / "run" / "layerfs"
     with Store.open(tmp_path / "store", runroot=runroot, sync=False) as store:
@@ -169,3 +163,26 @@ def test_a_damaged_database_is_a_store_error(tmp_path: Path) -> None:
     path.write_bytes(raw)
     with pytest.raises(StoreError), Store.open(tmp_path) as store:
         store.images()
+
+
+def test_a_foreign_directory_is_neither_locked_nor_filled(tmp_path: Path) -> None:
+    foreign = tmp_path / "srv"
+    foreign.mkdir()
+    foreign.chmod(0o1777)
+    (foreign / "x").touch()
+    with pytest.raises(StoreError, match="not empty"):
+        Store.open(foreign)
+    assert foreign.stat().st_mode & 0o7777 == 0o1777
+    assert os.listdir(foreign) == ["x"]
+
+
+def test_a_store_that_lost_its_database_is_not_taken_for_an_empty_one(tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    Store.open(root).close()
+    (root / "layers" / "sha256" / ("0" * 64)).mkdir()
+    for name in os.listdir(root):
+        if name.startswith("store.db"):
+            (root / name).unlink()
+    with pytest.raises(StoreError, match=r"no store\.db"):
+        Store.open(root)
+    assert os.listdir(root / "layers" / "sha256")
