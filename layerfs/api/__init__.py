@@ -1,0 +1,20 @@
+"""The porcelain: :class:`Store` is what programs and the command line use; everything below is how it does it.
+
+A store is a directory. It may be used by any number of processes and threads at once. Nothing here reads the
+environment or prints. The class has one part per module of this package.
+"""
+
+from __future__ import annotations
+
+from layerfs.api.changes import ChangePart
+from layerfs.api.containers import ContainerPart
+from layerfs.api.images import ImagePart
+from layerfs.api.transfer import TransferPart
+from layerfs.api.upkeep import UpkeepPart
+from layerfs.values import Container, HistoryRow, Image, Info, Layer, Mount, RemovedImage
+
+__all__ = ["Container", "HistoryRow", "Image", "Info", "Layer", "Mount", "RemovedImage", "Store"]
+
+
+class Store(TransferPart, ImagePart, ContainerPart, ChangePart, UpkeepPart):
+    """A store of images. A context manager; thread-safe."""

@@ -1,0 +1,91 @@
+"""What every part of the porcelain stands on: an open store, and how names become records and values."""
+
+from __future__ import annotations
+
+import os
+from types import TracebackType
+from typing import Self
+
+from layerfs.errors import NotFound, StoreError
+from layerfs.formats.oci import ImageConfig
+from layerfs.store import image as catalog
+from layerfs.store.handle import StoreHandle, open_store
+from layerfs.store.snapshot import Snapshot, find_snapshot
+from layerfs.values import Container, Image
+
+__all__ = ["StorePart", "StrPath"]
+
+StrPath = str | os.PathLike[str]
+
+
+class StorePart:
+    """An open store; a part of :class:`layerfs.api.Store`, which is all parts together."""
+
+    def __init__(self, handle: StoreHandle) -> None:
+        """Wrap an open store; use :meth:`open`."""
+        self._handle = handle
+
+    @classmethod
+    def open(cls, root: StrPath, *, runroot: StrPath | None = None, sync: bool = True) -> Self:
+        """Open a store, made if it is not there.
+
+        Args:
+            root: its directory.
+            runroot: where mount records are kept, a directory that does not outlive a boot; ``ROOT/run`` if None.
+            sync: False skips every fsync: faster, and a power cut may lose or damage what was reported done.
+
+        Raises:
+            StoreTooNew: a newer layerfs wrote it.
+            StoreReadOnly: no permission.
+            StoreError: the directory is something else, or damaged.
+        """
+        path = os.path.abspath(root)
+        run = os.path.abspath(runroot) if runroot is not None else os.path.join(path, "run")
+        return cls(open_store(path, run, sync=sync))
+
+    def __enter__(self) -> Self:
+        """Return the store itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self.close()
+
+    def close(self) -> None:
+        """Close the store's files. Mounts stay."""
+        self._handle.close()
+
+    def _record(self, image: str | Image) -> catalog.ImageRecord:
+        return catalog.find_image(self._handle, image if isinstance(image, str) else str(image.id))
+
+    def _image(self, record: catalog.ImageRecord) -> Image:
+        config = ImageConfig.parse(self._handle.read_blob(record.digest), algorithm=record.digest.algorithm)
+        layers = catalog.image_layers(self._handle, record)
+        return Image(
+            record.digest, record.manifest, tuple(catalog.image_names(self._handle, record)), record.chain_id,
+            config.platform, config.created, sum(layer.tar_size for layer in layers), len(layers),
+        )  # fmt: skip
+
+    def _images(self, records: list[catalog.ImageRecord]) -> list[Image]:
+        images = []
+        for record in records:
+            try:
+                images.append(self._image(record))
+            except StoreError:
+                # Another process may have removed it since its record was read.
+                if catalog.has_image(self._handle, record.digest):
+                    raise
+        return images
+
+    def _container(self, snapshot: Snapshot, target: str | None) -> Container:
+        names = catalog.image_names(self._handle, catalog.find_image(self._handle, str(snapshot.image)))
+        name = names[0] if names else None
+        return Container(snapshot.id, snapshot.name, snapshot.image, name, snapshot.created, target)
+
+    def _existing(self, name: str) -> Snapshot | None:
+        try:
+            return find_snapshot(self._handle, name)
+        except NotFound:
+            return None

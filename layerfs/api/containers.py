@@ -1,0 +1,174 @@
+"""Containers and mounts."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable
+
+from layerfs.api.base import StorePart, StrPath
+from layerfs.errors import Conflict, InvalidReference, MountError, NotFound
+from layerfs.formats.digest import Digest
+from layerfs.mount.image import mount_image, records_of, unmount_record
+from layerfs.mount.option import MountOptions
+from layerfs.mount.record import MountRecord
+from layerfs.store import image as catalog
+from layerfs.store.snapshot import Snapshot, create_snapshot, find_snapshot, list_snapshots, remove_snapshot
+from layerfs.values import Container, Image, Mount
+
+__all__ = ["ContainerPart"]
+
+
+class ContainerPart(StorePart):
+    """Mounting images, with and without a writable layer on top."""
+
+    def containers(self) -> list[Container]:
+        """Return all containers, newest first."""
+        targets = {record.container: record.target for record in records_of(self._handle).live()}
+        return [self._container(snapshot, targets.get(snapshot.name)) for snapshot in list_snapshots(self._handle)]
+
+    def mount(
+        self,
+        image: str | Image | None,
+        target: StrPath | None = None,
+        *,
+        name: str | None = None,
+        read_only: bool = False,
+        backend: str = "auto",
+        lower: str = "auto",
+        options: MountOptions | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> Mount:
+        """Mount an image, with a container's writable layer on top unless ``read_only``.
+
+        Args:
+            image: what to mount; None only with the ``name`` of a container that exists.
+            target: an existing directory; None makes one below the runroot, named after the container or image.
+            name: of the container: one that exists goes on where it was, else it is made. None makes one with a new
+                name. Not with ``read_only``.
+            read_only: mount the image alone.
+            backend: ``auto``, ``overlay`` or ``fuse``.
+            lower: ``auto``, ``erofs``, or ``dirs`` to unpack the layers to directories first.
+            options: nosuid, nodev and so on.
+            check: polled while layers are unpacked.
+
+        Raises:
+            NotFound: no such image.
+            Conflict: the container is mounted, or belongs to another image, or the target is in use.
+            BackendUnavailable: no backend works here; says why for each.
+            MountError: the target is no directory, or a step failed.
+
+        Atomicity: when it fails nothing is mounted, and a container that was made for it is gone.
+        """
+        if read_only and name is not None:
+            raise InvalidReference("a read-only mount has no container, so it takes no name")
+        snapshot, made = None, False
+        if name is not None:
+            snapshot = self._existing(name)
+        if image is None:
+            if snapshot is None:
+                raise NotFound("container", name or "", hint="Name an image to make it from.")
+            record = catalog.find_image(self._handle, str(snapshot.image))
+        else:
+            record = self._record(image)
+            if snapshot is not None and snapshot.image != record.digest:
+                raise Conflict(
+                    f"container {snapshot.name} belongs to image {snapshot.image.short}, not {record.digest.short}",
+                    reason="exists", hint="Choose another name, or remove it with: layerfs rm " + snapshot.name,
+                )  # fmt: skip
+        if target is not None and not os.path.isdir(target):
+            problem = "is not a directory" if os.path.lexists(target) else "does not exist"
+            raise MountError(f"target {os.fspath(target)} {problem}", hint="Make it first with: mkdir -p")
+        if snapshot is None and not read_only:
+            snapshot, made = create_snapshot(self._handle, record, name), True
+        place, own = (target, False) if target is not None else self._own_target(record, snapshot)
+        try:
+            mounted = mount_image(
+                self._handle, record, place, snapshot=snapshot, read_only=read_only, backend=backend, lower=lower,
+                options=options, check=check,
+            )  # fmt: skip
+        except BaseException:
+            if made and snapshot is not None:
+                remove_snapshot(self._handle, snapshot)
+            if own:
+                os.rmdir(place)
+            raise
+        return _mount(mounted)
+
+    def umount(self, target_or_name: str, *, lazy: bool = False) -> Mount:
+        """Unmount a container or image, by target, container name or ID, image name, or ID of the mount.
+
+        Raises:
+            NotFound: nothing of layerfs is mounted there.
+            MountError: it is in use; the message says by whom.
+        """
+        record = records_of(self._handle).find(target_or_name)
+        if record is None:
+            record = self._mounted_as(target_or_name)
+        unmount_record(self._handle, record, lazy=lazy)
+        if os.path.dirname(record.target) == self._targets():
+            os.rmdir(record.target)
+        return _mount(record)
+
+    def mounts(self) -> list[Mount]:
+        """Return the mounts that exist, oldest first; records of mounts that are gone are dropped on the way."""
+        return [_mount(record) for record in records_of(self._handle).live()]
+
+    def remove_container(self, name: str, *, force: bool = False) -> Container:
+        """Remove a container and all that was written in it.
+
+        Args:
+            name: its name, ID or the beginning of its ID.
+            force: unmount it first.
+
+        Raises:
+            NotFound: no such container.
+            Conflict: it is mounted.
+        """
+        snapshot = find_snapshot(self._handle, name)
+        for record in records_of(self._handle).live():
+            if record.container == snapshot.name:
+                if not force:
+                    raise Conflict(
+                        f"container {snapshot.name} is mounted at {record.target}", reason="mounted",
+                        hint=f"Unmount it first with: layerfs umount {snapshot.name}",
+                    )  # fmt: skip
+                self.umount(record.id)
+        remove_snapshot(self._handle, snapshot)
+        return self._container(snapshot, None)
+
+    def _targets(self) -> str:
+        return os.path.join(self._handle.layout.runroot, "targets")
+
+    def _own_target(self, record: catalog.ImageRecord, snapshot: Snapshot | None) -> tuple[str, bool]:
+        place = os.path.join(self._targets(), snapshot.name if snapshot is not None else record.digest.short)
+        os.makedirs(self._targets(), mode=0o700, exist_ok=True)
+        os.makedirs(place, mode=0o755, exist_ok=True)
+        return place, True
+
+    def _mounted_as(self, text: str) -> MountRecord:
+        """Find a mount by the container or image that a shorter or familiar name means."""
+        live = records_of(self._handle).live()[::-1]
+        snapshot = self._existing(text)
+        if snapshot is not None:
+            for record in live:
+                if record.container == snapshot.name:
+                    return record
+            raise NotFound("mount of container", text)
+        try:
+            image = catalog.find_image(self._handle, text)
+        except (NotFound, InvalidReference):
+            raise NotFound("mount", text, hint="List what is mounted with: layerfs mount") from None
+        found = [record for record in live if record.image_id == str(image.digest)]
+        if len(found) > 1:
+            places = ", ".join(record.target for record in found)
+            raise Conflict(f"{text} is mounted {len(found)} times: {places}", reason="ambiguous")
+        if not found:
+            raise NotFound("mount of image", text, hint="List what is mounted with: layerfs mount")
+        return found[0]
+
+
+def _mount(record: MountRecord) -> Mount:
+    return Mount(
+        record.id, record.target, Digest.parse(record.image_id), record.image_name, record.container, record.backend,
+        record.read_only, record.created, record.pid,
+    )  # fmt: skip

@@ -1,0 +1,196 @@
+"""Images in the store: what there is, what is in it, what it is called."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+from layerfs.api.base import StorePart
+from layerfs.errors import Conflict, InvalidReference, NotFound
+from layerfs.formats.digest import Digest
+from layerfs.formats.oci import ImageConfig, Manifest
+from layerfs.formats.reference import Reference
+from layerfs.mount.image import records_of
+from layerfs.store import image as catalog
+from layerfs.store.gc import collect
+from layerfs.store.layer import LayerRecord, find_layer, open_tree, read_layer, verify_layer
+from layerfs.store.provenance import Provenance, find_provenance
+from layerfs.store.snapshot import list_snapshots
+from layerfs.store.usage import shared_bytes
+from layerfs.store.view import ImageTree
+from layerfs.values import HistoryRow, Image, Layer, RemovedImage
+
+__all__ = ["ImagePart"]
+
+
+class ImagePart(StorePart):
+    """Looking at images, naming and removing them."""
+
+    def images(self) -> list[Image]:
+        """Return all images, newest first."""
+        return self._images(catalog.list_images(self._handle))
+
+    def resolve(self, name: str) -> Image:
+        """Return the image that a name, an ID or the unique beginning of an ID means.
+
+        Raises:
+            NotFound: nothing matches.
+            Conflict: several images do.
+            InvalidReference: the text is neither name nor ID.
+        """
+        return self._image(catalog.find_image(self._handle, name))
+
+    def config(self, image: str | Image) -> ImageConfig:
+        """Return an image's config. Raises as :meth:`resolve`, and StoreError if the document is damaged."""
+        record = self._record(image)
+        return ImageConfig.parse(self._handle.read_blob(record.digest), algorithm=record.digest.algorithm)
+
+    def manifest(self, image: str | Image) -> Manifest:
+        """Return the manifest that an image came with; one was made for images from docker archives."""
+        record = self._record(image)
+        return Manifest.parse(self._handle.read_blob(record.manifest), algorithm=record.manifest.algorithm)
+
+    def layers(self, image: str | Image) -> list[Layer]:
+        """Return an image's layers, bottom first."""
+        record = self._record(image)
+        steps = self.config(image).layer_history()
+        found = []
+        for layer, step in zip(catalog.image_layers(self._handle, record), steps, strict=True):
+            row = self._handle.database.connection.execute(
+                "SELECT count(DISTINCT image) FROM image_layer WHERE layer = ?", (layer.id,)
+            ).fetchone()
+            command = step.created_by if step is not None else None
+            shared = shared_bytes(self._handle, layer)
+            found.append(Layer(layer.diff_id, layer.tar_size, shared, layer.entries, command, row[0]))
+        return found
+
+    def history(self, image: str | Image) -> list[HistoryRow]:
+        """Return the steps in which an image was made, last first."""
+        config = self.config(image)
+        layers = catalog.image_layers(self._handle, self._record(image))
+        rows = []
+        fitting = sum(not step.empty_layer for step in config.history) == len(layers)
+        remaining = iter(layers)
+        for step in config.history:
+            layer: LayerRecord | None = next(remaining) if fitting and not step.empty_layer else None
+            rows.append(
+                HistoryRow(
+                    step.created, step.created_by, step.comment,
+                    layer.tar_size if layer is not None else 0, layer.diff_id if layer is not None else None,
+                )
+            )  # fmt: skip
+        if not fitting:
+            rows += [HistoryRow(None, "", "", layer.tar_size, layer.diff_id) for layer in layers]
+        return rows[::-1]
+
+    def tree(self, image: str | Image) -> ImageTree:
+        """Return an image's files, to look into without a mount; a context manager."""
+        return ImageTree(self._handle, self._record(image))
+
+    def which(self, image: str | Image, path: bytes) -> list[Provenance]:
+        """Return what the image's layers do to a path, top first.
+
+        Raises:
+            OSError: ENOTDIR when a file stands where the path needs a directory.
+        """
+        record = self._record(image)
+        merged = catalog.merged_tree(self._handle, record)
+        trees = [
+            (layer.diff_id, open_tree(self._handle.layout.layer_tree(layer.diff_id)))
+            for layer in catalog.image_layers(self._handle, record)
+        ]
+        return find_provenance(merged, trees, path)
+
+    def read_layer(self, diff_id: Digest) -> Iterator[bytes]:
+        """Yield a layer's uncompressed tar, byte for byte as it was received.
+
+        Raises:
+            NotFound: the store has no such layer.
+            IntegrityError: it is damaged.
+        """
+        yield from read_layer(self._handle, self._layer(diff_id))
+
+    def verify_layer(self, diff_id: Digest) -> None:
+        """Read a layer back and compare it with its diffID.
+
+        Raises:
+            NotFound: the store has no such layer.
+            IntegrityError: it is damaged.
+        """
+        verify_layer(self._handle, self._layer(diff_id))
+
+    def tag(self, image: str | Image, name: str) -> Reference:
+        """Let a name mean an image, whatever it meant before; return the canonical name.
+
+        Raises:
+            InvalidReference: the name is none, or has a digest.
+        """
+        reference = Reference.parse(name).with_default_tag()
+        if reference.digest is not None:
+            raise InvalidReference(f"{name} has a digest: a name for an image is a repository and a tag")
+        record = self._record(image)
+        with self._handle.database.transaction() as connection:
+            catalog.set_name(connection, reference, record.id)
+        return reference
+
+    def remove_image(self, name: str, *, force: bool = False) -> RemovedImage:
+        """Remove a name of an image, and the image with its last name; an ID removes the image.
+
+        Args:
+            name: as for :meth:`resolve`.
+            force: remove an image by ID even when it has several names.
+
+        Raises:
+            NotFound, InvalidReference: as :meth:`resolve`.
+            Conflict: a container or mount uses it, or an ID was given and it has several names.
+
+        Atomicity: the image is not listed any more before its layers go.
+        """
+        record = catalog.find_image(self._handle, name)
+        names = catalog.image_names(self._handle, record)
+        untagged = _named(name, names)
+        rest = [] if untagged is None or force else [other for other in names if other != untagged]
+        if untagged is None and len(names) > 1 and not force:
+            raise Conflict(
+                f"image {record.digest.short} has {len(names)} names: {', '.join(names)}", reason="exists",
+                hint="Remove them by name, or use --force.",
+            )  # fmt: skip
+        if rest:
+            with self._handle.database.transaction() as connection:
+                connection.execute("DELETE FROM name WHERE name = ?", (untagged,))
+            return RemovedImage((untagged,) if untagged else (), ())
+        self._refuse_used(record)
+        with self._handle.database.transaction() as connection:
+            if connection.execute("SELECT 1 FROM snapshot WHERE image = ?", (record.id,)).fetchone():
+                raise Conflict(f"image {record.digest.short} was just taken into use", reason="in-use")
+            connection.execute("DELETE FROM image WHERE id = ?", (record.id,))
+        collect(self._handle)
+        return RemovedImage(tuple(names), (record.digest,))
+
+    def _layer(self, diff_id: Digest) -> LayerRecord:
+        layer = find_layer(self._handle, diff_id)
+        if layer is None:
+            raise NotFound("layer", str(diff_id))
+        return layer
+
+    def _refuse_used(self, record: catalog.ImageRecord) -> None:
+        users = [snapshot.name for snapshot in list_snapshots(self._handle) if snapshot.image == record.digest]
+        if users:
+            raise Conflict(
+                f"image {record.digest.short} is used by container {', '.join(users)}", reason="in-use",
+                hint=f"Remove it first with: layerfs rm {users[0]}",
+            )  # fmt: skip
+        mounted = [row.target for row in records_of(self._handle).live() if row.image_id == str(record.digest)]
+        if mounted:
+            raise Conflict(
+                f"image {record.digest.short} is mounted at {', '.join(mounted)}", reason="mounted",
+                hint=f"Unmount it first with: layerfs umount {mounted[0]}",
+            )  # fmt: skip
+
+
+def _named(text: str, names: list[str]) -> str | None:
+    """Return the canonical name that a text is, if it is one of these."""
+    try:
+        name = str(Reference.parse(text).with_default_tag())
+    except InvalidReference:
+        return None
+    return name if name in names else None

@@ -1,0 +1,46 @@
+"""The state of the store as a whole."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from layerfs.api.base import StorePart
+from layerfs.mount.choose import explain_backends
+from layerfs.store.check import Problem, check_store
+from layerfs.store.gc import Reclaimed, collect
+from layerfs.store.handle import FORMAT_VERSION
+from layerfs.store.snapshot import sweep_snapshots
+from layerfs.store.usage import Usage, measure
+from layerfs.values import Info
+
+__all__ = ["UpkeepPart"]
+
+
+class UpkeepPart(StorePart):
+    """Measuring, checking, collecting."""
+
+    def usage(self) -> Usage:
+        """Measure the store: sizes on disk, what is shared, what sharing saves."""
+        return measure(self._handle)
+
+    def info(self) -> Info:
+        """Return what this store and machine are."""
+        connection = self._handle.database.connection
+
+        def count(table: str) -> int:
+            return int(connection.execute(f"SELECT count(*) FROM {table}").fetchone()[0])
+
+        layout = self._handle.layout
+        return Info(
+            layout.root, layout.runroot, FORMAT_VERSION, count("image"), count("layer"), count("snapshot"),
+            tuple(explain_backends()),
+        )  # fmt: skip
+
+    def check(self, *, repair: bool = False, check: Callable[[], None] | None = None) -> Iterator[Problem]:
+        """Yield what is wrong with the store, after reading all of it; see :func:`layerfs.store.check.check_store`."""
+        yield from check_store(self._handle, repair=repair, check=check)
+
+    def gc(self) -> Reclaimed:
+        """Remove what nothing refers to: layers of failed loads, trees, documents."""
+        sweep_snapshots(self._handle)
+        return collect(self._handle)
