@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from typing import BinaryIO
+from errno import EDQUOT, ENOSPC
+from typing import BinaryIO, Literal
 
 from layerfs.api.base import StorePart, StrPath
 from layerfs.errors import InvalidReference, MountError, NotFound, StoreError, UnsupportedFormat
@@ -29,6 +30,7 @@ class TransferPart(StorePart):
         all_platforms: bool = False,
         reference: str | None = None,
         position: int | None = None,
+        form: Literal["oci", "docker"] | None = None,
         keep_blobs: bool = False,
         progress: Progress | None = None,
         check: Callable[[], None] | None = None,
@@ -42,6 +44,7 @@ class TransferPart(StorePart):
             all_platforms: all of them instead.
             reference: only the image of this name.
             position: only the image at this place in the archive, from 0.
+            form: what the archive has to be; None takes either, and an archive that is both for an OCI one.
             keep_blobs: also keep the compressed layers as they are, for :meth:`save` and pushes with the same manifest
                 digest; takes their size on top. They go with their image.
             progress: told about every layer.
@@ -61,7 +64,7 @@ class TransferPart(StorePart):
         """
         stem = None if hasattr(source, "read") else _stem(os.fspath(source))
         selection = Selection(
-            platform or Platform.host(), platform is not None, all_platforms, reference, position, stem
+            platform or Platform.host(), platform is not None, all_platforms, reference, position, stem, form
         )
         try:
             records = load_source(
@@ -70,7 +73,11 @@ class TransferPart(StorePart):
         except OSError as error:
             if isinstance(error, MountError):
                 raise
-            raise StoreError(f"load failed: {_explain(error)}", root=self._handle.layout.root) from error
+            root = self._handle.layout.root
+            hint = None
+            if error.errno in (ENOSPC, EDQUOT):
+                hint = f"Free space on the file system of {root}, with layerfs gc or otherwise, and load again."
+            raise StoreError(f"load into {root} failed: {_explain(error)}", root=root, hint=hint) from error
         return self._images(records)
 
     def pull(
@@ -104,7 +111,8 @@ class TransferPart(StorePart):
             raise InvalidReference(f"{wanted.transport}: needs a {kind}, which {wanted.path} is not")
         return self.load(
             wanted.path, platform=platform, all_platforms=all_platforms, reference=wanted.reference,
-            position=wanted.index, keep_blobs=keep_blobs, progress=progress, check=check,
+            position=wanted.index, form="docker" if wanted.transport == "docker-archive" else "oci",
+            keep_blobs=keep_blobs, progress=progress, check=check,
         )  # fmt: skip
 
 

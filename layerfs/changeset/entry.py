@@ -44,6 +44,9 @@ class ContentTree(LowerTree, Protocol):
     def pieces(self, nid: int) -> Iterator[bytes]:
         """Yield the bytes of a regular file."""
 
+    def place(self, nid: int) -> tuple[str, int] | None:
+        """Return where a regular file's bytes lie: path of a layer file and offset; None for an empty one."""
+
 
 class Entry(Protocol):
     """One path of one state. Units as in :class:`os.stat_result`; ``mtime`` in seconds, ``mtime_ns`` on top.
@@ -93,6 +96,10 @@ class TreeEntry:
     def target(self) -> bytes:
         """Return the target of a symlink."""
         return self._content().readlink(self.nid)
+
+    def place(self) -> tuple[str, int] | None:
+        """Return where a regular file's bytes lie; None for an empty one."""
+        return self._content().place(self.nid)
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the bytes of a regular file."""
@@ -180,6 +187,8 @@ def same_content(one: Entry, other: Entry) -> bool:
         return one.target() == other.target()
     if not stat.S_ISREG(one.mode):
         return True
+    if isinstance(one, TreeEntry) and isinstance(other, TreeEntry) and one.place() == other.place():
+        return True  # the same bytes of the same layer
     left, right = one.pieces(), other.pieces()
     ahead, behind = b"", b""
     while True:

@@ -16,10 +16,10 @@ from errno import ELOOP, ENOENT, ENOTDIR
 from layerfs.changeset.change import Change, ChangeKind, Step
 from layerfs.changeset.entry import TreeEntry, attributes_of, same_content
 from layerfs.formats.erofs.reader import DIRECTORY_TYPE, Tree
-from layerfs.formats.whiteout import IMPLICIT_XATTR, OPAQUE_XATTR
+from layerfs.formats.whiteout import IMPLICIT_XATTR, OPAQUE_XATTR, is_whiteout_device
 from layerfs.store.view import ImageTree
 
-__all__ = ["Touched", "changes_of", "touched_by", "walk_tree", "walk_trees"]
+__all__ = ["Touched", "changes_of", "touched_by", "walk_layer", "walk_tree", "walk_trees"]
 
 
 @dataclass(slots=True)
@@ -109,6 +109,21 @@ def walk_tree(tree: ImageTree, nid: int | None = None) -> Iterator[Step]:
     yield Step(None, b"", None, TreeEntry(tree, top))
     for path, child, _ in _sorted_walk(tree, top):
         yield Step("A", path, None, TreeEntry(tree, child))
+
+
+def walk_layer(tree: ImageTree) -> Iterator[Step]:
+    """Yield what a layer's own tree does: entries as added, whiteouts as deleted, a directory it has no entry for not.
+
+    A directory that hides all that was in it is ``opaque``. Nothing below a layer is known here, so nothing is changed.
+    """
+    for path, child, _ in _sorted_walk(tree, tree.root):
+        entry = TreeEntry(tree, child)
+        if is_whiteout_device(entry.mode, entry.rdev):
+            yield Step("D", path, entry, None)
+            continue
+        xattrs = tree.xattrs(child)
+        if IMPLICIT_XATTR not in xattrs:
+            yield Step("A", path, None, entry, OPAQUE_XATTR in xattrs)
 
 
 def changes_of(steps: Iterable[Step]) -> Iterator[Change]:
@@ -294,16 +309,9 @@ class _TreeWalk:
             return "A", True
         if attributes_of(old) != attributes_of(new) or old.xattrs() != new.xattrs():
             return "C", True
-        if not self._same_bytes(old, new):
+        if not same_content(old, new):
             return "C", True
         return None, self._exact and (new.nid in self._linked or old.links > new.links == 1)
-
-    def _same_bytes(self, old: TreeEntry, new: TreeEntry) -> bool:
-        if stat.S_ISREG(new.mode):
-            places = [tree.place(entry.nid) for tree, entry in ((self._old, old), (self._new, new))]
-            if places[0] == places[1]:
-                return True
-        return same_content(old, new)
 
     def _announce(self, step: Step) -> Iterator[Step]:
         """Yield a step, and before it the directories above that were not told yet."""

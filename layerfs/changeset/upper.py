@@ -73,6 +73,7 @@ def walk_upper(
     userxattr: bool = False,
     exact: bool = False,
     whole: bool = False,
+    before: LowerTree | None = None,
 ) -> Iterator[Step]:
     """Yield the same with both states of every path.
 
@@ -83,6 +84,7 @@ def walk_upper(
         exact: also yield what a layer has to repeat to give the very same tree, see :class:`Step`, the root included;
             and for an opaque directory all that is in it. Reads files whose attributes are as they were.
         whole: yield all that the container shows as added, as if there were nothing before.
+        before: compare with this tree instead of ``lower``; both are then walked as a whole.
 
     Returns:
         Steps in the order of :func:`compare_upper`; each is good until the next one is taken.
@@ -94,7 +96,7 @@ def walk_upper(
     try:
         with DirectoryStack(fd) as stack:
             prefix = b"user.overlay." if userxattr else b"trusted.overlay."
-            yield from _Comparison(lower, stack, prefix, exact=exact, whole=whole).run()
+            yield from _Comparison(lower, stack, prefix, before, exact=exact, whole=whole).run()
     finally:
         os.close(fd)
 
@@ -137,9 +139,18 @@ class _Comparison:
     """One run of :func:`walk_upper`."""
 
     def __init__(
-        self, lower: LowerTree | None, stack: DirectoryStack, prefix: bytes, *, exact: bool, whole: bool
+        self,
+        lower: LowerTree | None,
+        stack: DirectoryStack,
+        prefix: bytes,
+        before: LowerTree | None,
+        *,
+        exact: bool,
+        whole: bool,
     ) -> None:
         self._lower = lower
+        self._before = lower if before is None else before
+        self._apart = before is not None
         self._stack = stack
         self._prefix = prefix
         self._exact = exact
@@ -149,7 +160,7 @@ class _Comparison:
     def run(self) -> Iterator[Step]:
         """Walk both trees."""
         root = None if self._lower is None else self._lower.root
-        base = None if self._whole else root
+        base = None if self._whole or self._before is None else self._before.root
         if self._exact or self._whole:
             yield from self._root(base)
         self._frames.append(self._open_frame(b"", base=base, origin=root, in_upper=True, step=None))
@@ -166,7 +177,7 @@ class _Comparison:
     def _root(self, base: int | None) -> Iterator[Step]:
         """Yield the root, if it differs."""
         new = self._current(os.fstat(self._stack.fd))
-        old = None if base is None else self._tree_entry(base)
+        old = None if base is None else self._old_entry(base)
         if (
             old is None
             or attributes_of(old, time=True) != attributes_of(new, time=True)
@@ -177,13 +188,13 @@ class _Comparison:
     def _visit(self, frame: _Frame, name: bytes) -> Iterator[Step]:
         """Compare one name, and go down into it if it is a directory that may hold changes."""
         path = frame.path + b"/" + name
-        before = self._child(frame.base, name)
+        before = _child(self._before, frame.base, name)
         state = self._new_state(frame, name)
         if state is None:
             if before is not None:
-                yield from self._announce(Step("D", path, self._tree_entry(before), None))
+                yield from self._announce(Step("D", path, self._old_entry(before), None))
             return
-        if state.status is None and state.lower == before:
+        if state.status is None and state.lower == before and not self._apart:
             return
         mode = state.status.st_mode if state.status is not None else self._mode(state.lower)
         if stat.S_ISDIR(mode):
@@ -193,7 +204,7 @@ class _Comparison:
         if before is None:
             yield from self._announce(Step("A", path, None, new))
             return
-        old = self._tree_entry(before)
+        old = self._old_entry(before)
         kind: ChangeKind | None = None
         if attributes_of(old) != attributes_of(new) or old.xattrs() != new.xattrs():
             kind = "C"
@@ -213,7 +224,7 @@ class _Comparison:
         else:
             assert state.lower is not None
             new = self._tree_entry(state.lower)
-        old = None if before is None else self._tree_entry(before)
+        old = None if before is None else self._old_entry(before)
         base = before if old is not None and stat.S_ISDIR(old.mode) else None
         origin = self._origin(frame, state) if in_upper else state.lower
         opaque = self._exact and base is not None and in_upper and origin is None
@@ -241,9 +252,9 @@ class _Comparison:
         """Read a directory; the current directory of the stack is it, if the upper has it."""
         entries = self._read_upper() if in_upper else {}
         names: Iterable[bytes] = entries
-        if base != origin:
+        if base != origin or self._apart:
             # Something of the lower tree is hidden as a whole, or shows through in another place.
-            names = {*entries, *self._names(base), *self._names(origin)}
+            names = {*entries, *_names(self._before, base), *_names(self._lower, origin)}
         return _Frame(path, iter(sorted(names)), entries, base, origin, in_upper, step)
 
     def _announce(self, step: Step) -> Iterator[Step]:
@@ -257,7 +268,7 @@ class _Comparison:
     def _new_state(self, frame: _Frame, name: bytes) -> _State | None:
         """Return what the container shows under a name, or None if nothing."""
         entry = frame.entries.get(name)
-        through = self._child(frame.origin, name)
+        through = _child(self._lower, frame.origin, name)
         if entry is None:
             return None if through is None else _State(name, None, through)
         if entry.status is None:
@@ -299,7 +310,7 @@ class _Comparison:
         if redirect.startswith(b"/"):
             start = None if self._lower is None else self._lower.root
         for part in redirect.split(b"/"):
-            start = self._child(start, part) if part else start
+            start = _child(self._lower, start, part) if part else start
         return start
 
     def _read_upper(self) -> dict[bytes, _Upper]:
@@ -334,21 +345,27 @@ class _Comparison:
         assert self._lower is not None
         return TreeEntry(self._lower, nid)
 
-    def _child(self, directory: int | None, name: bytes) -> int | None:
-        """Look up a name in a lower directory; what is none has no entries."""
-        if self._lower is None or directory is None:
-            return None
-        with contextlib.suppress(NotADirectoryError):
-            return self._lower.lookup(directory, name)
-        return None
-
-    def _names(self, directory: int | None) -> Iterator[bytes]:
-        """List a lower directory."""
-        if self._lower is not None and directory is not None:
-            for name, _, _ in self._lower.readdir(directory):
-                if name not in {b".", b".."}:
-                    yield name
+    def _old_entry(self, nid: int) -> TreeEntry:
+        assert self._before is not None
+        return TreeEntry(self._before, nid)
 
     def _mode(self, nid: int | None) -> int:
         """Return type and permission bits of a lower inode."""
         return 0 if self._lower is None or nid is None else self._lower.inode(nid).mode
+
+
+def _child(tree: LowerTree | None, directory: int | None, name: bytes) -> int | None:
+    """Look up a name in a lower directory; what is none has no entries."""
+    if tree is None or directory is None:
+        return None
+    with contextlib.suppress(NotADirectoryError):
+        return tree.lookup(directory, name)
+    return None
+
+
+def _names(tree: LowerTree | None, directory: int | None) -> Iterator[bytes]:
+    """List a lower directory."""
+    if tree is not None and directory is not None:
+        for name, _, _ in tree.readdir(directory):
+            if name not in {b".", b".."}:
+                yield name

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import time
@@ -28,12 +29,14 @@ __all__ = [
     "commit_images",
     "find_image",
     "find_name",
-    "has_image",
+    "find_record",
     "image_layers",
     "image_names",
     "list_images",
     "merged_tree",
 ]
+
+_log = logging.getLogger(__name__)
 
 #: Hex digits that a shortened ID needs at least; below, one typed by accident would too often find something.
 MIN_PREFIX = 4
@@ -144,6 +147,14 @@ def _insert(connection: sqlite3.Connection, image: NewImage, chain: Digest) -> I
     if known != len(image.layers):
         raise IntegrityError(f"{len(image.layers) - known} layers of image {record.digest.short} are not in the store")
     for name in image.names:
+        row = connection.execute(
+            "SELECT digest FROM name JOIN image ON image.id = name.image WHERE name = ? AND image.id != ?",
+            (str(name), record.id),
+        ).fetchone()
+        if row is not None:
+            _log.warning(
+                "%s now means image %s; until now it was %s", name, record.digest.short, Digest.parse(row[0]).short
+            )
         set_name(connection, name, record.id)
     return record
 
@@ -159,10 +170,12 @@ def list_images(handle: StoreHandle) -> list[ImageRecord]:
     return [_record(row) for row in rows]
 
 
-def has_image(handle: StoreHandle, digest: Digest) -> bool:
-    """Return whether the store has an image of this ID."""
-    row = handle.database.connection.execute("SELECT 1 FROM image WHERE digest = ?", (str(digest),)).fetchone()
-    return row is not None
+def find_record(handle: StoreHandle, digest: Digest) -> ImageRecord | None:
+    """Return the image of exactly this ID, or None."""
+    row = handle.database.connection.execute(
+        f"SELECT {_COLUMNS} FROM image WHERE digest = ?", (str(digest),)
+    ).fetchone()
+    return _record(row) if row else None
 
 
 def image_names(handle: StoreHandle, image: ImageRecord) -> list[str]:
