@@ -95,3 +95,6 @@ class StorePart:
             return find_snapshot(self._handle, name)
         except NotFound:
             return None
+
+    def _upper(self, snapshot: Snapshot) -> str:
+        return os.path.join(self._handle.layout.snapshot(snapshot.id), "upper")

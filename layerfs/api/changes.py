@@ -18,7 +18,7 @@ from layerfs.formats.platform import Platform
 from layerfs.mount.image import container_lock, dressed_upper, refuse_mounted
 from layerfs.store import image as catalog
 from layerfs.store.layer import find_layer, open_tree
-from layerfs.store.snapshot import Snapshot, find_snapshot
+from layerfs.store.snapshot import find_snapshot
 from layerfs.store.view import ImageTree
 from layerfs.values import Image
 
@@ -287,6 +287,3 @@ class ChangePart(StorePart):
         with ImageTree(self._handle, old) as before, ImageTree(self._handle, new) as after:
             touched = touched_by(own, (before, after)) if shared else None
             yield from walk_trees(before, after, touched, exact=exact)
-
-    def _upper(self, snapshot: Snapshot) -> str:
-        return os.path.join(self._handle.layout.snapshot(snapshot.id), "upper")

@@ -9,40 +9,37 @@ from __future__ import annotations
 import contextlib
 import json
 import time
-import zlib
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-import zstandard
-
 from layerfs.errors import Conflict, FormatError, InvalidReference, LayerfsError
 from layerfs.formats.amend import layer_type, make_manifest
+from layerfs.formats.compress import Compressor
 from layerfs.formats.digest import Digest, new_hash
 from layerfs.formats.merge import walk
 from layerfs.formats.oci import Descriptor, ImageConfig
 from layerfs.formats.reference import Reference
-from layerfs.formats.tree import Node
 from layerfs.store.derive import aligned
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, NewImage, commit_images, find_name, image_layers
 from layerfs.store.ingest import Ingest, IngestedLayer, Pending
 from layerfs.store.kept_blob import manifest_blobs
+from layerfs.store.layer import open_tree
+from layerfs.store.nodes import read_nodes
 
 __all__ = [
-    "COMPRESSIONS", "BuiltLayer", "base_layers", "building", "compressor", "history_of", "ingest_layer", "name_for",
-    "newest_time", "save_image",
-]  # fmt: skip
-
-#: How a layer may be compressed that is made here.
-COMPRESSIONS = ("none", "gzip", "zstd")
-
-#: zlib's own default: what other builders use, so the same bytes where they use zlib too.
-_GZIP_LEVEL = 6
-_GZIP_HEADER = 16 + zlib.MAX_WBITS
-_ZSTD_LEVEL = 3
+    "BuiltLayer",
+    "base_layers",
+    "building",
+    "history_of",
+    "ingest_layer",
+    "name_for",
+    "newest_time",
+    "save_image",
+]
 
 
 @dataclass(frozen=True, slots=True)
@@ -51,37 +48,6 @@ class BuiltLayer:
 
     layer: IngestedLayer
     descriptor: Descriptor
-
-
-class Compressor:
-    """Compresses a stream, the same way every time: no name and no time in the header."""
-
-    def __init__(self, compression: str) -> None:
-        """Start a stream: ``none``, ``gzip`` or ``zstd``."""
-        self._stream: Any = None
-        if compression == "gzip":
-            self._stream = zlib.compressobj(_GZIP_LEVEL, zlib.DEFLATED, _GZIP_HEADER)
-        elif compression == "zstd":
-            self._stream = zstandard.ZstdCompressor(level=_ZSTD_LEVEL, write_checksum=True).compressobj()
-
-    def compress(self, data: bytes) -> bytes:
-        """Take bytes and return those that are ready, maybe none."""
-        return data if self._stream is None else bytes(self._stream.compress(data))
-
-    def flush(self) -> bytes:
-        """End the stream and return the rest."""
-        return b"" if self._stream is None else bytes(self._stream.flush())
-
-
-def compressor(compression: str) -> Compressor:
-    """Return what compresses a stream.
-
-    Raises:
-        InvalidReference: there is no such compression.
-    """
-    if compression not in COMPRESSIONS:
-        raise InvalidReference(f"no such compression: {compression}", hint=f"Use one of {', '.join(COMPRESSIONS)}.")
-    return Compressor(compression)
 
 
 @contextmanager
@@ -104,7 +70,7 @@ def ingest_layer(ingest: Ingest, pieces: Iterable[bytes], compression: str = "no
         OSError: ENOSPC, EIO, and what ``pieces`` raises.
     """
     assert ingest.blobs is not None
-    stream = compressor(compression)
+    stream = Compressor(compression)
     pending = ingest.begin_layer(None)
     assert isinstance(pending, Pending)
     member = f"layer {pending.directory}"
@@ -213,13 +179,14 @@ def history_of(config: ImageConfig, layers: int | None = None) -> list[dict[str,
     return steps
 
 
-def newest_time(root: Node, latest: int | None) -> int:
+def newest_time(handle: StoreHandle, layer: IngestedLayer, latest: int | None) -> int:
     """Return when a layer was made: its newest time, in nanoseconds, not after now or after ``latest`` (seconds).
 
     So the same change gives the same image on any day.
     """
     limit = time.time_ns() if latest is None else latest * 1_000_000_000
-    newest = 0
-    for node in walk(root):
-        newest = max(newest, node.mtime * 1_000_000_000 + node.mtime_ns)
+    root = layer.root
+    if root is None:  # the store had it before
+        root = read_nodes(open_tree(handle.layout.layer_tree(layer.diff_id)), lambda _: None)
+    newest = max((node.mtime * 1_000_000_000 + node.mtime_ns for node in walk(root)), default=0)
     return min(newest, limit)

@@ -96,7 +96,7 @@ def commit_container(
     with building(handle, check=check) as ingest:
         layers = base_layers(ingest, image)
         built = _consistent_layer(ingest, snapshot, image, compression, latest, check, mounted=mounted)
-        created = _time_of(built, base, latest)
+        created = _time_of(ingest, built, base, latest)
         empty = built is None
         if built is not None:
             layers.append(built)
@@ -230,7 +230,7 @@ def import_tree(
             pieces = write_layer(walk_upper(source, None, whole=True), latest=latest, check=check)
         assert not isinstance(pieces, str)
         built = ingest_layer(ingest, pieces, compression)
-        created = _time_of(built, base, latest)
+        created = _time_of(ingest, built, base, latest)
         step = history_step(created, "layerfs import", author=author or "", comment=message)
         config = with_layers(base, [built.layer.diff_id], [step], created=created, author=author, changes=changes)
         return save_image(ingest, config, [built], reference, force=force)
@@ -369,11 +369,12 @@ def _old_base(handle: StoreHandle, image: ImageRecord, config: ImageConfig, onto
     return best[1]
 
 
-def _time_of(built: BuiltLayer | None, base: ImageConfig, latest: int | None) -> int:
-    root = built.layer.root if built is not None else None
-    if root is not None:
-        return newest_time(root, latest)
-    return base.created or 0
+def _time_of(ingest: Ingest, built: BuiltLayer | None, base: ImageConfig, latest: int | None) -> int:
+    """Return when an image was made: with its newest file, or with its base when nothing in it is newer."""
+    if built is None:
+        return base.created or 0
+    ingest.flush()
+    return max(newest_time(ingest.handle, built.layer, latest), base.created or 0)
 
 
 def _config(handle: StoreHandle, image: ImageRecord) -> ImageConfig:
