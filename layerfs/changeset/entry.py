@@ -95,17 +95,19 @@ class TreeEntry:
 
     def target(self) -> bytes:
         """Return the target of a symlink."""
-        return self._content().readlink(self.nid)
+        return self.tree.readlink(self.nid)
 
     def place(self) -> tuple[str, int] | None:
         """Return where a regular file's bytes lie; None for an empty one."""
-        return self._content().place(self.nid)
+        return self.tree.place(self.nid)
 
     def pieces(self) -> Iterator[bytes]:
         """Yield the bytes of a regular file."""
-        return self._content().pieces(self.nid)
+        return self.tree.pieces(self.nid)
 
-    def _content(self) -> ContentTree:
+    @property
+    def tree(self) -> ContentTree:
+        """The tree that it is in, which must be one with its layers."""
         tree: object = self._tree
         assert hasattr(tree, "pieces"), "only a tree with its layers has contents"
         return tree  # type: ignore[return-value]
