@@ -33,9 +33,9 @@ class Target:
         Raises:
             OSError: ENOSPC, EPIPE, EIO.
         """
-        view = memoryview(data)
-        while view:
-            view = view[self._file.write(view) :]
+        done = self._file.write(data)
+        while done < len(data):
+            done += self._file.write(memoryview(data)[done:])
         self.position += len(data)
 
     def patch(self, position: int, data: bytes) -> None:
