@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart
-from layerfs.changeset.change import Change
-from layerfs.changeset.upper import compare_upper
 from layerfs.store import image as catalog
 from layerfs.store.snapshot import find_snapshot
+
+if TYPE_CHECKING:
+    from layerfs.changeset.change import Change
 
 __all__ = ["ChangePart"]
 
@@ -25,6 +27,8 @@ class ChangePart(StorePart):
 
         Blocking: reads the container's writable layer only, and looks its paths up in the image's tree.
         """
+        from layerfs.changeset.upper import compare_upper
+
         snapshot = find_snapshot(self._handle, container)
         record = catalog.find_image(self._handle, str(snapshot.image))
         upper = os.path.join(self._handle.layout.snapshot(snapshot.id), "upper")
