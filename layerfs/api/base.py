@@ -104,3 +104,6 @@ class StorePart:
         from layerfs.mount.image import records_of
 
         return records_of(self._handle)
+
+    def _upper(self, snapshot: Snapshot) -> str:
+        return os.path.join(self._handle.layout.snapshot(snapshot.id), "upper")

@@ -28,6 +28,16 @@ class ContainerPart(StorePart):
         targets = {record.container: record.target for record in self._records().live()}
         return [self._container(snapshot, targets.get(snapshot.name)) for snapshot in list_snapshots(self._handle)]
 
+    def container(self, name: str) -> Container:
+        """Return the container of a name, an ID or the beginning of an ID.
+
+        Raises:
+            NotFound: there is none.
+        """
+        snapshot = find_snapshot(self._handle, name)
+        targets = {record.container: record.target for record in self._records().live()}
+        return self._container(snapshot, targets.get(snapshot.name))
+
     def mount(
         self,
         image: str | Image | None,

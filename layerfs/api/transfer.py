@@ -31,6 +31,7 @@ class TransferPart(StorePart):
         reference: str | None = None,
         position: int | None = None,
         form: Literal["oci", "docker"] | None = None,
+        keep_blobs: bool = False,
         progress: Progress | None = None,
         check: Callable[[], None] | None = None,
     ) -> list[Image]:
@@ -44,6 +45,8 @@ class TransferPart(StorePart):
             reference: only the image of this name.
             position: only the image at this place in the archive, from 0.
             form: what the archive has to be; None takes either, and an archive that is both for an OCI one.
+            keep_blobs: also keep the compressed layers as they are, for :meth:`save` and pushes with the same manifest
+                digest; takes their size on top. They go with their image.
             progress: told about every layer.
             check: polled several times a second; what it raises ends the load.
 
@@ -64,7 +67,9 @@ class TransferPart(StorePart):
             platform or Platform.host(), platform is not None, all_platforms, reference, position, stem, form
         )
         try:
-            records = load_source(self._handle, source, selection, progress=progress, check=check)
+            records = load_source(
+                self._handle, source, selection, keep_blobs=keep_blobs, progress=progress, check=check
+            )
         except OSError as error:
             if isinstance(error, MountError):
                 raise
@@ -81,6 +86,7 @@ class TransferPart(StorePart):
         *,
         platform: Platform | None = None,
         all_platforms: bool = False,
+        keep_blobs: bool = False,
         progress: Progress | None = None,
         check: Callable[[], None] | None = None,
     ) -> list[Image]:
@@ -106,7 +112,7 @@ class TransferPart(StorePart):
         return self.load(
             wanted.path, platform=platform, all_platforms=all_platforms, reference=wanted.reference,
             position=wanted.index, form="docker" if wanted.transport == "docker-archive" else "oci",
-            progress=progress, check=check,
+            keep_blobs=keep_blobs, progress=progress, check=check,
         )  # fmt: skip
 
 

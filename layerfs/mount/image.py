@@ -23,7 +23,7 @@ from layerfs.store.image import ImageRecord, image_layers, image_names, merged_t
 from layerfs.store.layer import device_paths, open_tree
 from layerfs.store.snapshot import Snapshot, find_snapshot
 
-__all__ = ["container_lock", "mount_image", "records_of", "refuse_mounted", "unmount_record"]
+__all__ = ["container_lock", "dressed_upper", "mount_image", "records_of", "refuse_mounted", "unmount_record"]
 
 StrPath = str | os.PathLike[str]
 
@@ -93,6 +93,25 @@ def mount_image(
             lowers = _unpacked(handle, image, tree, check)
             mount_id = mount_directories(lowers, place, upper=upper, work=work, read_only=read_only, options=chosen)
         return _record(handle, records, image, place, mount_id, snapshot, status, read_only=read_only)
+
+
+@contextlib.contextmanager
+def dressed_upper(handle: StoreHandle, snapshot: Snapshot, tree: Tree) -> Iterator[str]:
+    """Return the writable layer of a container, to be written to while nobody can mount it.
+
+    Args:
+        handle: the store.
+        snapshot: the container.
+        tree: the merged tree of its image.
+
+    Raises:
+        Conflict: it is mounted, or still in use.
+    """
+    with container_lock(handle, snapshot):
+        refuse_mounted(handle, snapshot)
+        upper = os.path.join(handle.layout.snapshot(snapshot.id), "upper")
+        _dress_root(upper, tree)
+        yield upper
 
 
 def unmount_record(handle: StoreHandle, record: MountRecord, *, lazy: bool = False) -> None:

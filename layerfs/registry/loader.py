@@ -19,6 +19,7 @@ from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, NewImage, commit_images, find_record
 from layerfs.store.ingest import Ingest, IngestedLayer, Pending
+from layerfs.store.kept_blob import has_blob
 from layerfs.store.layer import find_layer, read_layer
 
 __all__ = ["Loader", "Progress"]
@@ -47,15 +48,24 @@ class Progress(Protocol):
 class Loader:
     """One load. All methods belong to one thread."""
 
-    def __init__(self, handle: StoreHandle, progress: Progress | None, check: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        handle: StoreHandle,
+        progress: Progress | None,
+        check: Callable[[], None] | None,
+        *,
+        keep_blobs: bool = False,
+    ) -> None:
         """Prepare a load.
 
         Args:
             handle: the store.
             progress: told about every layer.
             check: polled between pieces; what it raises ends the load.
+            keep_blobs: whether compressed blobs are kept too.
         """
         self._handle = handle
+        self._keep_blobs = keep_blobs
         self._progress = progress
         self._check = check
         self._layers: dict[str, IngestedLayer] = {}
@@ -70,7 +80,7 @@ class Loader:
         What cannot be removed now, such as bytes that others borrow when the disk is full, goes another time.
         """
         try:
-            with Ingest(self._handle, check=self._check) as ingest:
+            with Ingest(self._handle, keep_blobs=self._keep_blobs, check=self._check) as ingest:
                 return work(ingest)
         finally:
             with contextlib.suppress(OSError, LayerfsError):
@@ -102,6 +112,8 @@ class Loader:
                 _check_size(layer.blob, reader.size)
                 if found is not None and not ingest.is_blob_of(layer.blob.digest, layer.blob.size, found):
                     found = None
+            if not self._keeps(layer):
+                found = None
             if found is None:
                 self._tell(str(layer.diff_id), "Waiting", 0, None)
                 continue
@@ -203,6 +215,13 @@ class Loader:
         elif plans is not None:
             ingest.add_blob(self._layers[event.member], event.diff_id, (event.blob, event.size))
         self._blobs[event.member] = (event.blob, event.size)
+        if ingest.blobs is not None:
+            ingest.blobs.end(event.member, event.blob)
+
+    def _keeps(self, layer: LayerPlan) -> bool:
+        """Return whether the store keeps all of a layer that is to be kept."""
+        blob = layer.blob
+        return not self._keep_blobs or blob is None or blob.digest == layer.diff_id or has_blob(self._handle, blob)
 
     def _take_known(self, ingest: Ingest, event: KnownLayer) -> None:
         found = ingest.find_compressed(event.blob) or ingest.find_layer(event.blob)
