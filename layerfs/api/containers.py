@@ -8,6 +8,7 @@ from collections.abc import Callable
 from layerfs.api.base import StorePart, StrPath
 from layerfs.errors import Conflict, InvalidReference, MountError, NotFound
 from layerfs.formats.digest import Digest
+from layerfs.mount.fuse.start import clear_dead
 from layerfs.mount.image import mount_image, records_of, unmount_record
 from layerfs.mount.option import MountOptions
 from layerfs.mount.record import MountRecord
@@ -75,6 +76,8 @@ class ContainerPart(StorePart):
                     f"container {snapshot.name} belongs to image {snapshot.image.short}, not {record.digest.short}",
                     reason="exists", hint="Choose another name, or remove it with: layerfs rm " + snapshot.name,
                 )  # fmt: skip
+        if target is not None:
+            clear_dead(target)
         if target is not None and not os.path.isdir(target):
             problem = "is not a directory" if os.path.lexists(target) else "does not exist"
             raise MountError(f"target {os.fspath(target)} {problem}", hint="Make it first with: mkdir -p")

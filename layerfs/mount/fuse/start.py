@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import importlib.util
 import json
 import os
 import select
@@ -15,24 +14,14 @@ from dataclasses import replace
 from layerfs.errors import BackendUnavailable, MountError
 from layerfs.linux.mount_api import umount
 from layerfs.linux.mountinfo import read_mounts
-from layerfs.linux.probe import feature
+from layerfs.mount.choose import fuse_status
 from layerfs.mount.fuse.specification import FuseSpecification
 
-__all__ = ["clear_dead", "is_dead", "start_fuse", "unavailable", "unmount_by_helper", "wait_for_end"]
+__all__ = ["clear_dead", "is_dead", "start_fuse", "unmount_by_helper", "wait_for_end"]
 
 _BACKEND = "fuse"
 #: The type that mounts of layerfs have in the mount table.
 _FSTYPE = "fuse.layerfs"
-
-
-def unavailable() -> str | None:
-    """Return why there can be no FUSE mount here; one clause, or None if there can be one."""
-    found = feature("fuse")
-    if not found.usable:
-        return found.reason
-    if importlib.util.find_spec("pyfuse3") is None:
-        return "pyfuse3 is not installed (apt install libfuse3-dev pkg-config gcc, then pip install 'layerfs[fuse]')"
-    return None
 
 
 def start_fuse(wanted: FuseSpecification, *, log: str | None = None) -> tuple[int, int]:
@@ -52,9 +41,10 @@ def start_fuse(wanted: FuseSpecification, *, log: str | None = None) -> tuple[in
     Blocking: until the mount works, 0.2 s: a Python starts.
     Atomicity: nothing is mounted when it fails.
     """
-    reason = unavailable()
-    if reason is not None:
-        raise BackendUnavailable(f"backend fuse does not work here: {reason}", reasons={_BACKEND: reason})
+    status = fuse_status()
+    if not status.usable:
+        text = f"backend fuse does not work here: {status.reason}"
+        raise BackendUnavailable(text, reasons={_BACKEND: status.reason})
     wanted = replace(wanted, target=os.path.realpath(wanted.target))
     source, text = os.pipe()
     answer, ready = os.pipe()
