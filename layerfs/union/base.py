@@ -165,9 +165,10 @@ class UnionPart:
             return
         self._copy_up(parent)
         place, first = self._upper.place(node)
-        os.link(
-            first, name, src_dir_fd=place, dst_dir_fd=self._upper.directory(parent), follow_symlinks=False
-        )  # fmt: skip
+        above = self._upper.directory(parent)
+        times = os.fstat(above)
+        os.link(first, name, src_dir_fd=place, dst_dir_fd=above, follow_symlinks=False)
+        os.utime(b".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=above)
         self._nodes.name(node, parent, name)
 
     def _find_upper(self, parent: Node, name: bytes, status: os.stat_result) -> Node:
@@ -287,10 +288,14 @@ class UnionPart:
             self._copied(node, upper)
             return
         try:
-            os.rename(temporary, node.name, src_dir_fd=upper.work, dst_dir_fd=upper.directory(node.parent))
+            above = upper.directory(node.parent)
+            times = os.fstat(above)
+            os.rename(temporary, node.name, src_dir_fd=upper.work, dst_dir_fd=above)
         except BaseException:
             (os.rmdir if node.is_directory else os.unlink)(temporary, dir_fd=upper.work)
             raise
+        # Nothing in the directory has changed for those who look through the union.
+        os.utime(b".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=above)
         self._copied(node, upper)
 
     def _copied(self, node: Node, upper: Upper) -> None:
