@@ -125,6 +125,15 @@ class Pair:
         self._pid = mount_fuse(self.layers, self.uppers[0], self.works[0], self.sides[0])
         mount_kernel(self.layers, self.uppers[1], self.works[1], self.sides[1], index=self.links)
 
+    def describe_lower(self) -> dict[str, Any]:
+        """Return what the lowers show by themselves."""
+        options = f"lowerdir={':'.join(map(str, self.layers))}"
+        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, self.sides[1]], check=True)
+        try:
+            return describe_tree(self.sides[1])
+        finally:
+            umount(self.sides[1])
+
     def unmount(self) -> None:
         """Unmount both."""
         for side in self.sides:

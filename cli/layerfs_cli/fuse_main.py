@@ -34,21 +34,25 @@ LOWERDIR is a list of directories with colons between them, the topmost first; u
 empty directory beside it. Without these two the mount is read-only.
 
 Further options: ro, nosuid, nodev, noexec, allow_other, uidmapping=SHOWN:STORED:COUNT, gidmapping=..., squash_to_uid=N,
-squash_to_gid=N, squash_to_root, static_nlink, noacl, volatile, fsync=0, timeout=SECONDS, fsname=TEXT. Others are ignored
-with a warning."""
+squash_to_gid=N, squash_to_root, static_nlink, noacl, volatile, fsync=0, timeout=SECONDS, fsname=TEXT. Others are
+ignored with a warning."""
 
 
 @click.command("layerfs-fuse", help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
-@click.argument("target", type=click.Path())
+@click.argument("places", metavar="[SOURCE] TARGET", nargs=-1, type=click.Path())
 @click.option("-o", "words", metavar="OPTION[=VALUE],...", multiple=True, help="What to mount, and how.")
 @click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
 @click.option("-d", "--debug", is_flag=True, help="Stay in the foreground and say more.")
 @click.version_option(package_name="layerfs", message="layerfs-fuse %(version)s")
-def _program(target: str, words: tuple[str, ...], *, foreground: bool, debug: bool) -> None:
+def _program(places: tuple[str, ...], words: tuple[str, ...], *, foreground: bool, debug: bool) -> None:
     import logging
 
     level = logging.DEBUG if debug else logging.WARNING
     logging.basicConfig(format="layerfs-fuse: %(levelname)s: %(message)s", level=level)
+    # mount(8) puts the source in front: mount -t fuse.layerfs-fuse SOURCE TARGET -o ...
+    if not 1 <= len(places) <= 2:
+        raise click.UsageError("one TARGET is needed")
+    target = places[-1]
     if not os.path.isdir(target):
         from layerfs.mount.fuse.start import clear_dead
 
@@ -67,10 +71,8 @@ def main() -> NoReturn:
     from layerfs.errors import LayerfsError
     from layerfs_cli.text import printable
 
-    # fuse-overlayfs also takes its options behind the target, and mount(8) puts the source in front of it.
-    words = sys.argv[1:]
     try:
-        _program.main(args=words, prog_name="layerfs-fuse", standalone_mode=False)
+        _program.main(args=sys.argv[1:], prog_name="layerfs-fuse", standalone_mode=False)
         code = 0
     except click.exceptions.Exit as leaving:
         code = leaving.exit_code
@@ -79,15 +81,11 @@ def main() -> NoReturn:
         code = 2
     except (KeyboardInterrupt, click.Abort):
         code = 130
-    except LayerfsError as error:
-        click.echo(f"layerfs-fuse: error: {printable(str(error))}", err=True)
-        code = 1
     except ImportError as error:
         click.echo(f"layerfs-fuse: error: {printable(str(error))}: install layerfs[fuse]", err=True)
         code = 1
-    except OSError as error:
-        where = [os.fsdecode(name) for name in (error.filename,) if isinstance(name, str | bytes)]
-        click.echo(f"layerfs-fuse: error: {printable(': '.join([*where, error.strerror or str(error)]))}", err=True)
+    except (OSError, LayerfsError) as error:
+        _report(error)
         code = 1
     raise SystemExit(code)
 
@@ -240,13 +238,24 @@ def _background(wanted: FuseSpecification) -> None:
     try:
         _serve(wanted, tell)
     except (OSError, LayerfsError) as error:
-        name = os.fsdecode(error.filename) + ": " if isinstance(getattr(error, "filename", None), str | bytes) else ""
-        click.echo(f"layerfs-fuse: error: {name}{getattr(error, 'strerror', None) or error}", err=True)
+        _report(error)
         code = 1
     except ImportError as error:
         click.echo(f"layerfs-fuse: error: {error}: install layerfs[fuse]", err=True)
         code = 1
     os._exit(code)
+
+
+def _report(error: Exception) -> None:
+    """Say in one line what went wrong."""
+    from layerfs.errors import LayerfsError
+    from layerfs_cli.text import printable
+
+    text = str(error)
+    if isinstance(error, OSError) and not isinstance(error, LayerfsError):
+        where = [os.fsdecode(error.filename)] if isinstance(error.filename, str | bytes) else []
+        text = ": ".join([*where, error.strerror or text])
+    click.echo(f"layerfs-fuse: error: {printable(text)}", err=True)
 
 
 def _exit_of(pid: int) -> int:

@@ -18,6 +18,7 @@ __all__ = ["BackendStatus", "Lower", "choose_backend", "explain_backends", "fuse
 #: What the overlay backend puts below: the merged EROFS image, or layers unpacked to directories.
 Lower = Literal["erofs", "dirs"]
 
+
 @dataclass(frozen=True, slots=True)
 class BackendStatus:
     """Whether one way to mount works here.

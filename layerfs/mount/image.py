@@ -93,7 +93,8 @@ def mount_image(
             devices = device_paths(handle, tree)
             _check_devices(tree, devices)
             mount_id, pid = start_fuse(
-                _specification(handle, image, devices, place, upper, work, chosen, read_only=read_only), log=_log(handle)
+                _specification(handle, image, devices, place, upper, work, chosen, read_only=read_only),
+                log=_log(handle),
             )
         elif status.lower == "erofs":
             devices = device_paths(handle, tree)

@@ -9,7 +9,7 @@ __all__ = ["Attributes", "from_status"]
 
 
 class Attributes(NamedTuple):
-    """The fields of ``stat``; times in nanoseconds since the epoch, ``blocks`` of 512 bytes, ``mode`` with type bits."""
+    """The fields of ``stat``; times in nanoseconds since the epoch, ``blocks`` of 512 bytes, ``mode`` with its type."""
 
     ino: int
     mode: int

@@ -21,7 +21,7 @@ from layerfs.union.node import Node
 from layerfs.union.upper import Upper
 from layerfs.union.view import ViewPart
 
-__all__ = ["Changes", "ChangePart"]
+__all__ = ["ChangePart", "Changes"]
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _DEFAULT_ACL = b"system.posix_acl_default"
@@ -331,5 +331,3 @@ class ChangePart(ViewPart, FilePart):
         else:
             fd, name = upper.place(node)
             os.utime(name, ns=(atime, mtime), dir_fd=fd, follow_symlinks=False)
-
-

@@ -15,7 +15,7 @@ from errno import ENOTDIR
 from layerfs.union.attribute import Attributes
 from layerfs.union.base import UnionPart
 from layerfs.union.lower import Reference
-from layerfs.union.node import ROOT, Node
+from layerfs.union.node import Node
 
 __all__ = ["ListingPart"]
 
@@ -71,7 +71,7 @@ class ListingPart(UnionPart):
         if place == 0 or directory.rows is None:
             directory.rows = self._rows(node)
         rows = directory.rows
-        if place < 2 and not node.is_gone:  # noqa: PLR2004 - the two dots
+        if place < 2 and not node.is_gone:
             for index, (name, dots) in enumerate(((b".", node), (b"..", node.parent or node)), start=1):
                 if index > place and not emit(name, self._attributes(dots), index):
                     return
@@ -156,5 +156,3 @@ class ListingPart(UnionPart):
         if node.lower is not None:
             rows += [row for row in self._lower.entries(node.lower) if row[0] not in known]
         return rows
-
-

@@ -159,8 +159,8 @@ class NodeTable:
                 parent.pins -= 1
                 self.drop(parent)
             node.extra = None
-            parent, node.parent = node.parent, None
-            if parent is None:
+            above, node.parent = node.parent, None
+            if above is None:
                 return
-            parent.pins -= 1
-            node = parent
+            above.pins -= 1
+            node = above

@@ -9,7 +9,7 @@ from errno import EINVAL, ENODATA, ENOTSUP
 
 from layerfs.union.attribute import Attributes
 from layerfs.union.base import Caller, UnionPart
-from layerfs.union.mark import OVERRIDE_XATTR, TRUSTED_PREFIX, USER_PREFIX, descriptor_path, read_xattrs
+from layerfs.union.mark import OVERRIDE_XATTR, descriptor_path, read_xattrs
 from layerfs.union.node import Node
 
 __all__ = ["ViewPart"]
@@ -136,5 +136,3 @@ class ViewPart(UnionPart):
         if shown == OVERRIDE_XATTR and self._upper is not None and self._upper.override:
             raise OSError(ENOTSUP, os.strerror(ENOTSUP))
         return shown
-
-

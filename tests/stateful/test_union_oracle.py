@@ -212,7 +212,12 @@ def test_every_answer_is_that_of_the_kernel(links: bool) -> None:
         assert describe_tree(pair.sides[1]) == before
         umount(pair.sides[1])
         if not links:
-            mine, kernels = (describe_tree(upper, marks=True) for upper in pair.uppers)
+            # The kernel also copies directories up above what it refuses then; such a copy means nothing.
+            below = pair.describe_lower()
+            mine, kernels = (
+                {path: facts for path, facts in describe_tree(upper, marks=True).items() if below.get(path) != facts}
+                for upper in pair.uppers
+            )
             assert mine == kernels
             pid = mount_fuse(pair.layers, pair.uppers[1], pair.works[1], pair.sides[0])
             assert describe_tree(pair.sides[0]) == before

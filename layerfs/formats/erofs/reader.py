@@ -170,7 +170,7 @@ class Tree:
     @property
     def limit(self) -> int:
         """A number above that of every inode."""
-        return (len(self._buffer) - self._meta) // SLOT + 1
+        return int((len(self._buffer) - self._meta) // SLOT + 1)
 
     def names(self, nid: int) -> dict[bytes, tuple[int, int]]:
         """Return a directory as a dictionary of name to (inode number, file type), without ``.`` and ``..``.

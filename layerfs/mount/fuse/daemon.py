@@ -35,7 +35,7 @@ def main(arguments: list[str]) -> int:
             os.close(answer)
 
     def ready() -> None:
-        detach(arguments[2] if len(arguments) > 2 else None)  # noqa: PLR2004 - the optional third
+        detach(arguments[2] if len(arguments) > 2 else None)
         say(pid=os.getpid())
 
     try:

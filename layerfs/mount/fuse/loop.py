@@ -54,7 +54,7 @@ class _Polling:
             waiter.register(fd, select.POLLIN)
             self._poll = waiter.poll
         self._count += 1
-        if self._count == 2:  # noqa: PLR2004 - the first request, the kernel's greeting, is answered
+        if self._count == 2:
             self._ready()
         if not self._count % _TURN:
             await trio.lowlevel.checkpoint()

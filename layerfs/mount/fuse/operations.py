@@ -10,7 +10,7 @@ import errno
 import functools
 import logging
 import stat
-from collections.abc import Awaitable, Callable, Sequence
+from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
 
 import pyfuse3
@@ -25,16 +25,16 @@ __all__ = ["UnionOperations"]
 _log = logging.getLogger(__name__)
 
 
-def _answered(function: Callable[..., Any]) -> Callable[..., Awaitable[Any]]:
+def _answered(function: Callable[..., Any]) -> Any:
     """Make a handler of a synchronous method: what it raises becomes the errno of the answer."""
 
     @functools.wraps(function)
-    async def handler(self: UnionOperations, *arguments: Any) -> Any:  # noqa: RUF029 - pyfuse3 awaits it
+    async def handler(self: UnionOperations, *arguments: Any) -> Any:
         try:
             return function(self, *arguments)
         except OSError as error:
             if error.errno is None or error.errno == errno.EIO:
-                _log.error("%s%s: %s", function.__name__, arguments[:1], error)  # noqa: TRY400 - a disk's error, no bug
+                _log.error("%s%s: %s", function.__name__, arguments[:1], error)
             raise FUSEError(error.errno or errno.EIO) from None
         except FUSEError:
             raise
@@ -81,7 +81,7 @@ class UnionOperations(pyfuse3.Operations):
         """Take back lookups; there is no answer, so no error either."""
         try:
             self._union.forget(forgotten)
-        except Exception:
+        except Exception:  # noqa: BLE001 - any other exception would end the mount
             _log.exception("forget")
 
     @_answered

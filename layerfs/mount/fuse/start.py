@@ -43,8 +43,9 @@ def start_fuse(wanted: FuseSpecification, *, log: str | None = None) -> tuple[in
     """
     status = fuse_status()
     if not status.usable:
-        text = f"backend fuse does not work here: {status.reason}"
-        raise BackendUnavailable(text, reasons={_BACKEND: status.reason})
+        raise BackendUnavailable(
+            f"backend fuse does not work here: {status.reason}", reasons={_BACKEND: status.reason}
+        )  # fmt: skip
     wanted = replace(wanted, target=os.path.realpath(wanted.target))
     source, text = os.pipe()
     answer, ready = os.pipe()
@@ -148,5 +149,3 @@ def wait_for_end(pid: int, seconds: float) -> bool:
         return bool(waiter.poll(int(seconds * 1000)))
     finally:
         os.close(fd)
-
-
