@@ -89,13 +89,16 @@ class ContainerPart(StorePart):
                     f"container {snapshot.name} belongs to image {snapshot.image.short}, not {record.digest.short}",
                     reason="exists", hint="Choose another name, or remove it with: layerfs rm " + snapshot.name,
                 )  # fmt: skip
+        from layerfs.mount.fuse.start import clear_dead
+        from layerfs.mount.image import mount_image
+
+        if target is not None:
+            clear_dead(target)
         if target is not None and not os.path.isdir(target):
             problem = "is not a directory" if os.path.lexists(target) else "does not exist"
             raise MountError(f"target {os.fspath(target)} {problem}", hint="Make it first with: mkdir -p")
         if snapshot is None and not read_only:
             snapshot, made = create_snapshot(self._handle, record, name), True
-        from layerfs.mount.image import mount_image
-
         place, own = (target, False) if target is not None else self._own_target(record, snapshot)
         try:
             mounted = mount_image(
