@@ -17,7 +17,15 @@ import stat
 
 from layerfs.linux.syscall import AT_FDCWD, declare_libc
 
-__all__ = ["fsync_directory", "fsync_file", "publish", "start_writeback", "sync_filesystem", "write_document"]
+__all__ = [
+    "drop_written",
+    "fsync_directory",
+    "fsync_file",
+    "publish",
+    "start_writeback",
+    "sync_filesystem",
+    "write_document",
+]
 
 StrPath = str | os.PathLike[str]
 
@@ -178,6 +186,18 @@ def start_writeback(fd: int, offset: int = 0, length: int = 0, *, sync: bool = T
         # It is only a hint: a kernel or file system that does not know it is no reason to fail.
         if err.errno not in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
             raise
+
+
+def drop_written(fd: int, end: int) -> None:
+    """Let go of the cached pages of a file that have reached the disk; the others stay, and nothing is lost.
+
+    Args:
+        fd: a regular file.
+        end: byte after the last that may go.
+    """
+    # Again from the start each time: what was still being written the last time goes now. The kernel looks only at
+    # pages that are there.
+    os.posix_fadvise(fd, 0, end, os.POSIX_FADV_DONTNEED)
 
 
 def sync_filesystem(fd: int, *, sync: bool = True) -> None:

@@ -127,6 +127,11 @@ class Database:
             )  # fmt: skip
         if version == SCHEMA_VERSION:
             return
+        if version:
+            raise StoreError(
+                f"store database is of version {version}, which no release has written",
+                root=os.path.dirname(self._path), hint="Load the images into a new store: name another --root.",
+            )  # fmt: skip
         connection.execute("PRAGMA journal_mode = WAL")
         with self.transaction():
             # Another process may have made it between the two looks.

@@ -26,7 +26,7 @@ from layerfs.linux.sparse import copy_range
 from layerfs.store.derive import LayerKeys, encode_layer_tree, encode_merged_tree
 from layerfs.store.handle import StoreHandle
 from layerfs.store.ingest import COLLECTOR, sweep
-from layerfs.store.layer import LayerRecord, file_digest, find_donors, find_layer, get_layer, open_tree
+from layerfs.store.layer import LayerRecord, find_donors, find_layer, get_layer, open_tree
 from layerfs.store.nodes import read_nodes
 
 __all__ = ["Reclaimed", "collect"]
@@ -171,7 +171,7 @@ def _bequeath(handle: StoreHandle, layer: LayerRecord) -> None:
     moves: dict[int, _Move] = {}
     for donor_offset, size, borrower, offset in rows:
         moves.setdefault(donor_offset, _Move(donor_offset, size, borrower, offset))
-    digests = _copy(handle, layer, moves.values())
+    _copy(handle, layer, moves.values())
     borrowers = sorted({row[2] for row in rows})
     _rewrite_trees(handle, layer, moves, borrowers)
     with handle.database.transaction() as transaction:
@@ -180,7 +180,8 @@ def _bequeath(handle: StoreHandle, layer: LayerRecord) -> None:
             if (borrower, offset) == (move.heir, move.new):
                 transaction.execute("DELETE FROM extent WHERE layer = ? AND offset = ?", (borrower, offset))
                 transaction.execute(
-                    "INSERT INTO content VALUES (?, ?, ?, ?)", (borrower, offset, move.size, digests[donor_offset])
+                    "INSERT INTO content SELECT ?, ?, size, mark FROM content WHERE layer = ? AND offset = ?",
+                    (borrower, offset, layer.id, donor_offset),
                 )
             else:
                 transaction.execute(
@@ -197,9 +198,8 @@ def _bequeath(handle: StoreHandle, layer: LayerRecord) -> None:
             )
 
 
-def _copy(handle: StoreHandle, layer: LayerRecord, moves: Iterable[_Move]) -> dict[int, bytes]:
-    """Copy each range into its heir's hole, durably; return the ranges' digests by old offset."""
-    digests = {}
+def _copy(handle: StoreHandle, layer: LayerRecord, moves: Iterable[_Move]) -> None:
+    """Copy each range into its heir's hole, durably."""
     by_heir: dict[int, list[_Move]] = {}
     for move in moves:
         by_heir.setdefault(move.heir, []).append(move)
@@ -211,14 +211,12 @@ def _copy(handle: StoreHandle, layer: LayerRecord, moves: Iterable[_Move]) -> di
             try:
                 for move in ranges:
                     copy_range(source, move.old, target, move.new, move.size)
-                    digests[move.old] = file_digest(target, move.new, move.size)
                 if handle.sync:
                     os.fsync(target)
             finally:
                 os.close(target)
     finally:
         os.close(source)
-    return digests
 
 
 def _rewrite_trees(handle: StoreHandle, layer: LayerRecord, moves: dict[int, _Move], borrowers: list[int]) -> None:

@@ -31,8 +31,9 @@ from layerfs.linux.lock import FileLock
 from layerfs.linux.safe_path import remove_tree
 from layerfs.store.derive import LayerKeys, encode_layer_tree, restore_record, rewrite_merged_trees
 from layerfs.store.handle import StoreHandle
-from layerfs.store.layer import LayerRecord, find_donors, find_holders, find_layer, is_intact
-from layerfs.store.layer_writer import LayerKey, LayerWriter, Offer
+from layerfs.store.holders import Holders
+from layerfs.store.layer import LayerRecord, find_donors, find_layer, is_intact
+from layerfs.store.layer_writer import LayerKey, LayerWriter
 
 __all__ = ["COLLECTOR", "Ingest", "IngestedLayer", "Pending", "sweep"]
 
@@ -104,13 +105,11 @@ class Ingest:
         self._check = check
         self._directory = os.path.join(handle.layout.ingest, self.owner)
         self._lock = FileLock(handle.layout.lock(f"ingest-{self.owner}"))
-        self._offers: dict[bytes, Offer] = {}
-        self._donors: dict[Digest, LayerKey | None] = {}
         self._done: dict[Digest, IngestedLayer] = {}
         self.keys = LayerKeys(handle)
         self._pending: Pending | None = None
         self._count = 0
-        self._store_has_content = False
+        self._holders = Holders(handle, self.keys, self._lease)
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -128,8 +127,6 @@ class Ingest:
                 remove_tree(self._directory, missing_ok=True)
             self._lock.release(remove=True)
             raise
-        row = self.handle.database.connection.execute("SELECT EXISTS (SELECT 1 FROM content)").fetchone()
-        self._store_has_content = bool(row[0])
         return self
 
     def __exit__(
@@ -137,6 +134,7 @@ class Ingest:
     ) -> None:
         """Clean up; layers that no image uses are left to the garbage collector, which the caller runs."""
         self._stop_thread()
+        self._holders.close()
         if self._pending is not None:
             self._drop(self._pending)
         # What cannot be cleaned up now, the next sweep does; the load itself is done, or has its own error to tell.
@@ -193,8 +191,8 @@ class Ingest:
         directory = os.path.join(self._directory, str(self._count))
         os.mkdir(directory, 0o700)
         # A layer that is healed may be the donor of others, so it has to hold all its bytes itself.
-        find = None if heals else self._find_content
-        writer = LayerWriter(os.path.join(directory, "layer.tar"), find, sync=self.handle.sync)
+        lenders = None if heals else self._holders
+        writer = LayerWriter(os.path.join(directory, "layer.tar"), lenders, sync=self.handle.sync)
         self._pending = Pending(writer, directory, diff_id, lock)
         return self._pending
 
@@ -230,8 +228,7 @@ class Ingest:
                 writer.fill(lambda key: self.handle.layout.layer_tar(key.known))
         writer.key.diff_id = diff_id
         self.keys.add(writer.key)
-        for offset, _, digest in writer.content:
-            self._offers.setdefault(digest, (writer.key, offset))
+        self._holders.add(writer.key, writer.content, os.path.join(pending.directory, "layer.tar"))
         image = encode_layer_tree(root, writer.key, (extent.donor for extent in writer.extents))
         self._pending = None
         self._submit(_Job(pending, diff_id, image, compressed))
@@ -304,20 +301,6 @@ class Ingest:
                 "SELECT 1 FROM lease WHERE owner = ? AND layer = ?", (self.owner, layer.id)
             ).fetchone()
         return row is not None
-
-    def _find_content(self, digest: bytes) -> Offer | None:
-        """Return where a file of this digest already lies, in this load or in the store."""
-        found = self._offers.get(digest)
-        if found is not None or not self._store_has_content:
-            return found
-        for layer, offset in find_holders(self.handle, digest):
-            if layer.diff_id not in self._donors:
-                usable = is_intact(self.handle, layer) and self._lease(layer)
-                self._donors[layer.diff_id] = self.keys.get(layer.diff_id) if usable else None
-            key = self._donors[layer.diff_id]
-            if key is not None:
-                return key, offset
-        return None
 
     def _lock_layer(self, diff_id: Digest) -> FileLock:
         lock = FileLock(self.handle.layout.layer_lock(diff_id), check=self._check)

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import mmap
 import os
 import sqlite3
@@ -19,7 +18,6 @@ __all__ = [
     "LayerRecord",
     "device_paths",
     "device_tag",
-    "file_digest",
     "find_donors",
     "find_holders",
     "find_layer",
@@ -141,10 +139,12 @@ def find_donors(handle: StoreHandle, layer: LayerRecord) -> list[LayerRecord]:
     return [_record(row) for row in rows.fetchall()]
 
 
-def find_holders(handle: StoreHandle, digest: bytes) -> list[tuple[LayerRecord, int]]:
-    """Return the layers that hold a file of this sha256 (raw), and at which offset."""
+def find_holders(handle: StoreHandle, size: int, mark: int, most: int) -> list[tuple[LayerRecord, int]]:
+    """Return up to ``most`` layers that hold a file of this size and mark, and at which offset; the newest first."""
     rows = handle.database.connection.execute(
-        f"SELECT {_COLUMNS}, offset FROM content JOIN layer ON layer.id = content.layer WHERE digest = ?", (digest,)
+        f"SELECT {_COLUMNS}, offset FROM content JOIN layer ON layer.id = content.layer WHERE size = ? AND mark = ?"
+        " ORDER BY layer DESC LIMIT ?",
+        (size, mark, most),
     )
     return [(_record(row[:-1]), row[-1]) for row in rows.fetchall()]
 
@@ -205,18 +205,6 @@ def verify_layer(handle: StoreHandle, layer: LayerRecord, *, check: Callable[[],
     actual = Digest(layer.diff_id.algorithm, hasher.hexdigest())
     if actual != layer.diff_id:
         raise DigestMismatch("layer in the store", expected=str(layer.diff_id), actual=str(actual), size=size)
-
-
-def file_digest(fd: int, offset: int, size: int) -> bytes:
-    """Return the raw sha256 of a range of a file.
-
-    Raises:
-        IntegrityError: the file ends too soon.
-    """
-    hasher = hashlib.sha256()
-    for piece in _pieces(fd, offset, size, "file", None):
-        hasher.update(piece)
-    return hasher.digest()
 
 
 def _pieces(fd: int, start: int, length: int, name: str, check: Callable[[], None] | None) -> Iterator[bytes]:

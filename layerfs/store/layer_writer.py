@@ -1,27 +1,26 @@
 """Takes one layer's uncompressed tar as a stream and lays it down: the sparse tar, its tree, and what it shares.
 
-One pass: every piece is parsed, its files are digested, and what no layer has yet is written at its own offset. A file
-whose bytes another layer already holds is not written (or punched out again, when it began in an earlier piece): its
-range stays a hole, and the tree points at the other layer.
+One pass: every piece is parsed, and what no layer has yet is written at its own offset. A file whose bytes another
+layer already holds is not written (or punched out again, when it began in an earlier piece): its range stays a hole,
+and the tree points at the other layer. Equal files are found by size and mark and then compared: digesting every file
+instead would cost a sixth of a load, for twins that are few.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from hashlib import sha256
-from typing import TYPE_CHECKING
+from functools import partial
+from typing import Protocol
+from zlib import crc32
 
 from layerfs.errors import LimitExceeded
 from layerfs.formats.digest import Digest
 from layerfs.formats.tar import BLOCK, Member, TarReader
 from layerfs.formats.tree import LayerTree, Node
-from layerfs.linux.durable import start_writeback
+from layerfs.linux.durable import drop_written, start_writeback
 from layerfs.linux.sparse import copy_range, punch_hole
-
-if TYPE_CHECKING:
-    from hashlib import _Hash
 
 __all__ = ["MAX_LAYER", "MIN_SHARED", "Extent", "LayerKey", "LayerWriter", "Offer", "spread_range"]
 
@@ -33,6 +32,13 @@ MAX_LAYER = 0xFFFFFFFF * BLOCK
 
 #: Bytes after which the kernel is asked to start writing, so that the final fsync finds little left to do.
 _WRITEBACK = 8 << 20
+
+#: Bytes of each layer that stay in the page cache. All of a large image there would push out what is in use, and pages
+#: that were touched before are cheaper: loading 1 GB takes 0.6 to 1.7 s less CPU in a virtual machine.
+_CACHED = 32 << 20
+
+#: Bytes of two files compared at a time.
+_COMPARED = 1 << 20
 
 
 class LayerKey:
@@ -60,6 +66,9 @@ class LayerKey:
 #: Where a file's bytes lie: in which layer's tar, from which byte.
 Offer = tuple[LayerKey, int]
 
+#: Returns so many bytes from an offset.
+_Read = Callable[[int, int], bytes]
+
 
 @dataclass(slots=True)
 class Extent:
@@ -70,7 +79,17 @@ class Extent:
     donor: LayerKey
     donor_offset: int
     node: Node
-    digest: bytes
+    mark: int
+
+
+class Lenders(Protocol):
+    """What a writer asks for files that exist already; :class:`layerfs.store.holders.Holders`."""
+
+    def find(self, size: int, wanted: int) -> Iterable[Offer]:
+        """Return where files of this size and mark lie, perhaps with other bytes."""
+
+    def read(self, key: LayerKey, offset: int, size: int) -> bytes:
+        """Return bytes of another layer."""
 
 
 class LayerWriter:
@@ -80,17 +99,17 @@ class LayerWriter:
         key: stands for this layer in its nodes; its ``file_size`` is set by :meth:`finish`, its diffID by the caller.
         tree: the tree so far; complete after :meth:`finish`.
         extents: holes, ascending.
-        content: (offset, size, sha256) of every file of at least :data:`MIN_SHARED` bytes that was really written.
+        content: (offset, size, mark) of every file of at least :data:`MIN_SHARED` bytes that was really written.
         tar_size: bytes taken so far.
     """
 
-    def __init__(self, path: str, find: Callable[[bytes], Offer | None] | None, *, sync: bool) -> None:
+    def __init__(self, path: str, lenders: Lenders | None, *, sync: bool) -> None:
         """Start a layer.
 
         Args:
             path: the file to write, made by this call.
-            find: tells by a file's sha256 whether another layer holds it already; None for a layer that is to hold
-                all its bytes itself.
+            lenders: knows which files other layers hold already; None for a layer that is to hold all its bytes
+                itself.
             sync: whether an fsync will follow.
 
         Raises:
@@ -99,14 +118,14 @@ class LayerWriter:
         self.key = LayerKey()
         self.tree = LayerTree(self.key)
         self.extents: list[Extent] = []
-        self.content: list[tuple[int, int, bytes]] = []
+        self.content: list[tuple[int, int, int]] = []
         self.tar_size = 0
-        self._find = find
-        self._own: dict[bytes, int] = {}  # where this layer holds each file, for files that it contains twice
+        self._lenders = lenders
+        self._own: dict[tuple[int, int], int] = {}  # where this layer holds a file of that size and mark
         self._sync = sync
         self._reader = TarReader()
         self._sparse: list[tuple[Member, Node]] = []
-        self._open: tuple[Node, _Hash, int, int] | None = None  # a file that goes on: node, digest so far, start, end
+        self._open: tuple[Node, int | None, int, int] | None = None  # a file that goes on: node, crc, start, end
         self._written = 0
         self._file = os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
@@ -130,11 +149,13 @@ class LayerWriter:
         view = memoryview(chunk)
         holes: list[tuple[int, int]] = []
         if self._open is not None:
-            node, hasher, start, stop = self._open
-            hasher.update(view[: stop - base])
+            node, first, start, stop = self._open
+            if first is None:  # its data begins with this piece
+                first = crc32(view[:BLOCK])
+                self._open = (node, first, start, stop)
             if stop <= end:
                 self._open = None
-                self._settle(node, start, stop, hasher.digest(), base, holes)
+                self._settle(node, first, start, stop, base, view, holes)
         for member in self._reader.feed(chunk):
             node_or_none = self.tree.add(member)
             if node_or_none is None:
@@ -148,11 +169,11 @@ class LayerWriter:
                 continue
             start = member.data_offset
             stop = start + size
+            at = start - base
             if stop <= end:
-                self._settle(node, start, stop, sha256(view[start - base : stop - base]).digest(), base, holes)
+                self._settle(node, crc32(view[at : at + BLOCK]), start, stop, base, view, holes)
             else:
-                # The data may even begin in the next piece; an empty slice is right then.
-                self._open = (node, sha256(view[start - base :]), start, stop)
+                self._open = (node, crc32(view[at : at + BLOCK]) if start < end else None, start, stop)
         self._store(chunk, view, base, holes)
 
     def finish(self) -> Node:
@@ -190,7 +211,7 @@ class LayerWriter:
                 finally:
                     os.close(donor)
             extent.node.device, extent.node.offset = self.key, extent.offset
-            self.content.append((extent.offset, extent.size, extent.digest))
+            self.content.append((extent.offset, extent.size, extent.mark))
         self.extents.clear()
 
     def status(self) -> os.stat_result:
@@ -204,24 +225,43 @@ class LayerWriter:
             self._file = -1
 
     def _settle(
-        self, node: Node, start: int, stop: int, digest: bytes, base: int, holes: list[tuple[int, int]]
+        self, node: Node, first: int, start: int, stop: int, base: int, view: memoryview, holes: list[tuple[int, int]]
     ) -> None:
-        """Decide where a file whose digest is known lies: here, or where an equal one already is."""
+        """Decide where a file lies of which all bytes are there: here, or where an equal one already is."""
         size = stop - start
-        if self._find is None:
-            self.content.append((start, size, digest))
-            return
-        earlier = self._own.get(digest)
-        found = (self.key, earlier) if earlier is not None else self._find(digest)
+        last = start + (size - 1) // BLOCK * BLOCK
+        mark = crc32(view[last - base : stop - base], first)
+        found = self._find_equal(start, size, mark, base, view) if self._lenders is not None else None
         if found is None:
-            self._own[digest] = start
-            self.content.append((start, size, digest))
+            self._own.setdefault((size, mark), start)
+            self.content.append((start, size, mark))
             return
         node.device, node.offset = donor, offset = found
-        self.extents.append(Extent(start, size, donor, offset, node, digest))
+        self.extents.append(Extent(start, size, donor, offset, node, mark))
         if start < base:
             punch_hole(self._file, start, base - start)
         holes.append((max(start - base, 0), stop - base))
+
+    def _find_equal(self, start: int, size: int, mark: int, base: int, view: memoryview) -> Offer | None:
+        """Return where the same bytes already lie, if anywhere. They are compared: a mark only says where to look."""
+        assert self._lenders is not None
+        earlier = self._own.get((size, mark))
+        own = partial(self._read, base=base, view=view)
+        if earlier is not None and _is_equal(own, start, own, earlier, size):
+            return self.key, earlier
+        for donor, offset in self._lenders.find(size, mark):
+            if _is_equal(own, start, partial(self._lenders.read, donor), offset, size):
+                return donor, offset
+        return None
+
+    def _read(self, offset: int, length: int, base: int, view: memoryview) -> bytes:
+        """Return bytes of this layer: those from ``base`` on are still in the current piece."""
+        if offset >= base:
+            return bytes(view[offset - base : offset - base + length])
+        written = os.pread(self._file, min(length, base - offset), offset)
+        # Zeros were left out, also at the file's end so far.
+        written = written.ljust(min(length, base - offset), b"\0")
+        return written + view[: offset + length - base] if offset + length > base else written
 
     def _store(self, chunk: bytes, view: memoryview, base: int, holes: list[tuple[int, int]]) -> None:
         if not holes and chunk[0] == chunk[-1] == 0 and chunk.count(0) == len(chunk):
@@ -235,6 +275,8 @@ class LayerWriter:
         if self._written >= _WRITEBACK:
             self._written = 0
             start_writeback(self._file, sync=self._sync)
+            if self._sync and base > _CACHED:
+                drop_written(self._file, base - _CACHED)
 
     def _spread(self, member: Member, node: Node) -> None:
         """Lay a sparse file out behind the tar, its holes as holes: only so is it one contiguous range of bytes."""
@@ -246,6 +288,14 @@ class LayerWriter:
             copy_range(self._file, source, self._file, start + offset, length)
             source += length
         node.offset = start
+
+
+def _is_equal(one: _Read, at: int, other: _Read, other_at: int, size: int) -> bool:
+    for position in range(0, size, _COMPARED):
+        length = min(_COMPARED, size - position)
+        if one(at + position, length) != other(other_at + position, length):
+            return False
+    return True
 
 
 def spread_range(end: int, member: Member) -> tuple[int, int]:

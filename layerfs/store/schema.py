@@ -1,7 +1,6 @@
 """The SQLite schema of a store, commented because queries are written from it.
 
-Digests are text, ``algorithm:hex``, except file digests, which are raw sha256 (32 bytes) because there are many. Sizes
-and offsets are bytes, times nanoseconds since the epoch.
+Digests are text, ``algorithm:hex``. Sizes and offsets are bytes, times nanoseconds since the epoch.
 """
 
 from __future__ import annotations
@@ -9,7 +8,7 @@ from __future__ import annotations
 __all__ = ["SCHEMA", "SCHEMA_VERSION"]
 
 #: PRAGMA user_version of this schema.
-SCHEMA_VERSION = 1
+SCHEMA_VERSION = 2
 
 SCHEMA = """
 CREATE TABLE layer (
@@ -40,10 +39,10 @@ CREATE TABLE content (
     layer  INTEGER NOT NULL REFERENCES layer (id) ON DELETE CASCADE,
     offset INTEGER NOT NULL,
     size   INTEGER NOT NULL,
-    digest BLOB    NOT NULL,
+    mark   INTEGER NOT NULL,  -- CRC-32 of the first 512 bytes and of the last block: finds candidates to compare with
     PRIMARY KEY (layer, offset)
 ) STRICT, WITHOUT ROWID;
-CREATE INDEX content_digest ON content (digest);
+CREATE INDEX content_mark ON content (size, mark);
 
 -- A blob that decompresses to a layer; what a manifest names.
 CREATE TABLE compressed (

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 import io
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import BinaryIO
@@ -122,3 +123,28 @@ def test_verify_layer_finds_a_changed_byte(store: Store) -> None:
         verify_layer(store._handle, record)
     problems = list(store.check())
     assert [(problem.kind, problem.name) for problem in problems] == [("layer", str(row.diff_id))]
+
+
+def test_files_of_one_size_and_mark_are_shared_only_when_all_bytes_are_equal(store: Store) -> None:
+    head, tail = b"h" * 512, b"t" * 512
+    twins = [head + bytes([filling]) * 7168 + tail for filling in (1, 2, 3, 2)]
+    one = TestImage([layer({"one": twins[0], "two": twins[1]})], ["one:1"])
+    two = TestImage([layer({"three": twins[2], "four": twins[3], "five": twins[0]})], ["two:1"])
+    _load(store, one)
+    _load(store, two)
+    assert store.layers("two:1")[0].shared_size == 2 * len(twins[0])
+    assert contents(store, "two:1") == {b"/three": twins[2], b"/four": twins[3], b"/five": twins[0]}
+    assert_whole(store)
+
+
+def test_a_damaged_layer_lends_nothing(store: Store) -> None:
+    _load(store, TestImage([layer({"big": BIG})], ["one:1"]))
+    path = next(Path(store.info().root).glob("layers/sha256/*/layer.tar"))
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(512 + 150_000)
+        file.write(b"damaged")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    _load(store, TestImage([layer({"big": BIG, "other": b""})], ["two:1"]))
+    assert store.layers("two:1")[0].shared_size == 0
+    assert contents(store, "two:1") == {b"/big": BIG, b"/other": b""}
