@@ -22,6 +22,7 @@ __all__ = [
     "complete_mounts",
     "image_argument",
     "images_argument",
+    "keep_blobs_option",
     "no_trunc_option",
     "noheading_option",
     "platform_options",
@@ -33,6 +34,12 @@ Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
 no_trunc_option: Final[Decorator] = click.option("--no-trunc", is_flag=True, help="Full IDs and texts in tables.")
 noheading_option: Final[Decorator] = click.option("--noheading", is_flag=True, help="No heads above the table.")
+
+
+keep_blobs_option: Final[Decorator] = click.option(
+    "--keep-blobs", is_flag=True,
+    help="Keep the compressed layers too: the image can go out again with the same manifest digest.",
+)  # fmt: skip
 
 
 def complete_images(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -29,6 +29,7 @@ class TransferPart(StorePart):
         all_platforms: bool = False,
         reference: str | None = None,
         position: int | None = None,
+        keep_blobs: bool = False,
         progress: Progress | None = None,
         check: Callable[[], None] | None = None,
     ) -> list[Image]:
@@ -41,6 +42,8 @@ class TransferPart(StorePart):
             all_platforms: all of them instead.
             reference: only the image of this name.
             position: only the image at this place in the archive, from 0.
+            keep_blobs: also keep the compressed layers as they are, for :meth:`save` and pushes with the same manifest
+                digest; takes their size on top. They go with their image.
             progress: told about every layer.
             check: polled several times a second; what it raises ends the load.
 
@@ -61,7 +64,9 @@ class TransferPart(StorePart):
             platform or Platform.host(), platform is not None, all_platforms, reference, position, stem
         )
         try:
-            records = load_source(self._handle, source, selection, progress=progress, check=check)
+            records = load_source(
+                self._handle, source, selection, keep_blobs=keep_blobs, progress=progress, check=check
+            )
         except OSError as error:
             if isinstance(error, MountError):
                 raise
@@ -74,6 +79,7 @@ class TransferPart(StorePart):
         *,
         platform: Platform | None = None,
         all_platforms: bool = False,
+        keep_blobs: bool = False,
         progress: Progress | None = None,
         check: Callable[[], None] | None = None,
     ) -> list[Image]:
@@ -98,7 +104,7 @@ class TransferPart(StorePart):
             raise InvalidReference(f"{wanted.transport}: needs a {kind}, which {wanted.path} is not")
         return self.load(
             wanted.path, platform=platform, all_platforms=all_platforms, reference=wanted.reference,
-            position=wanted.index, progress=progress, check=check,
+            position=wanted.index, keep_blobs=keep_blobs, progress=progress, check=check,
         )  # fmt: skip
 
 

@@ -24,6 +24,7 @@ from layerfs.registry.stream import read_stream
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord
 from layerfs.store.ingest import Ingest
+from layerfs.store.kept_blob import KeptBlobs
 from layerfs.store.layer import find_layer, is_whole
 
 __all__ = ["load_archive", "load_source", "load_stream", "open_members"]
@@ -73,6 +74,7 @@ def load_source(
     source: StrPath | BinaryIO,
     selection: Selection,
     *,
+    keep_blobs: bool = False,
     progress: Progress | None = None,
     check: Callable[[], None] | None = None,
 ) -> list[ImageRecord]:
@@ -85,7 +87,7 @@ def load_source(
     Otherwise as :func:`load_archive`.
     """
     if not isinstance(source, str | os.PathLike):
-        return load_stream(handle, source, selection, progress=progress, check=check)
+        return load_stream(handle, source, selection, keep_blobs=keep_blobs, progress=progress, check=check)
     try:
         members = open_members(os.fspath(source))
         file = open(source, "rb", buffering=0) if members is None else None  # noqa: SIM115 - closed below
@@ -93,10 +95,10 @@ def load_source(
         raise LayerfsError(f"cannot read {os.fspath(source)}: {error.strerror}") from error
     if file is not None:
         with file:
-            return load_stream(handle, file, selection, progress=progress, check=check)
+            return load_stream(handle, file, selection, keep_blobs=keep_blobs, progress=progress, check=check)
     assert members is not None
     try:
-        return load_archive(handle, members, selection, progress=progress, check=check)
+        return load_archive(handle, members, selection, keep_blobs=keep_blobs, progress=progress, check=check)
     finally:
         members.close()
 
@@ -106,10 +108,13 @@ def load_archive(
     members: Members,
     selection: Selection,
     *,
+    keep_blobs: bool = False,
     progress: Progress | None = None,
     check: Callable[[], None] | None = None,
 ) -> list[ImageRecord]:
     """Load the selected images of an archive that can be read at will. Layers that the store has are not read.
+
+    With ``keep_blobs`` the compressed blobs are kept as well, for an image to go out again with the same manifest.
 
     Raises:
         FormatError, IntegrityError, NotFound: the archive is not what it should be; the store is as it was.
@@ -133,7 +138,7 @@ def load_archive(
             reader.close()
 
     plans = plan_images(document, selection)
-    loader = Loader(handle, progress, check)
+    loader = Loader(handle, progress, check, keep_blobs=keep_blobs)
 
     def run(ingest: Ingest) -> list[ImageRecord]:
         wanted = {layer.member: layer for plan in plans for layer in plan.layers}
@@ -143,7 +148,7 @@ def load_archive(
         if missing:
             raise NotFound("layer in the archive", missing[0], hint="The archive is not complete.")
         backlog = DigestBacklog()
-        events = prefetch(_blobs(members, wanted.values(), backlog), backlog.work)
+        events = prefetch(_blobs(members, wanted.values(), backlog, ingest.blobs), backlog.work)
         loader.consume(ingest, events, wanted)
         return loader.commit(ingest, plans)
 
@@ -155,6 +160,7 @@ def load_stream(
     file: BinaryIO,
     selection: Selection,
     *,
+    keep_blobs: bool = False,
     progress: Progress | None = None,
     check: Callable[[], None] | None = None,
 ) -> list[ImageRecord]:
@@ -162,7 +168,7 @@ def load_stream(
 
     Nothing is kept besides the layers themselves, in their final form. Raises as :func:`load_archive`.
     """
-    loader = Loader(handle, progress, check)
+    loader = Loader(handle, progress, check, keep_blobs=keep_blobs)
 
     def is_known(digest: Digest) -> bool:
         row = handle.database.connection.execute(
@@ -171,18 +177,23 @@ def load_stream(
             (str(digest), str(digest)),
         ).fetchone()
         layer = find_layer(handle, Digest.parse(row[0])) if row else None
-        return layer is not None and is_whole(handle, layer)
+        if layer is None or (keep_blobs and layer.diff_id != digest and not os.path.exists(handle.layout.blob(digest))):
+            return False
+        return is_whole(handle, layer)
 
     def run(ingest: Ingest) -> list[ImageRecord]:
         backlog = DigestBacklog()
-        events = prefetch(read_stream(stream_reader(file), is_known, backlog), backlog.work)
+        keep = ingest.blobs.begin if ingest.blobs is not None else None
+        events = prefetch(read_stream(stream_reader(file), is_known, backlog, keep), backlog.work)
         loader.consume(ingest, events, None)
         return loader.commit(ingest, plan_images(loader.document, selection))
 
     return loader.run(run)
 
 
-def _blobs(members: Members, layers: Iterable[LayerPlan], backlog: DigestBacklog) -> Iterator[LayerEvent]:
+def _blobs(
+    members: Members, layers: Iterable[LayerPlan], backlog: DigestBacklog, kept: KeptBlobs | None
+) -> Iterator[LayerEvent]:
     for layer in layers:
         reader = members.open(layer.member)
         try:
@@ -190,6 +201,7 @@ def _blobs(members: Members, layers: Iterable[LayerPlan], backlog: DigestBacklog
             yield from read_blob(
                 layer.member, reader.size, reader.read,
                 blob_algorithm=blob, diff_algorithm=layer.diff_id.algorithm, backlog=backlog,
+                keep=kept.begin if kept is not None and layer.blob is not None else None,
             )  # fmt: skip
         finally:
             reader.close()

@@ -17,6 +17,7 @@ from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, NewImage, commit_images
 from layerfs.store.ingest import Ingest, IngestedLayer, Pending
+from layerfs.store.kept_blob import has_blob
 from layerfs.store.layer import find_layer, read_layer
 
 __all__ = ["Loader", "Progress"]
@@ -45,15 +46,24 @@ class Progress(Protocol):
 class Loader:
     """One load. All methods belong to one thread."""
 
-    def __init__(self, handle: StoreHandle, progress: Progress | None, check: Callable[[], None] | None) -> None:
+    def __init__(
+        self,
+        handle: StoreHandle,
+        progress: Progress | None,
+        check: Callable[[], None] | None,
+        *,
+        keep_blobs: bool = False,
+    ) -> None:
         """Prepare a load.
 
         Args:
             handle: the store.
             progress: told about every layer.
             check: polled between pieces; what it raises ends the load.
+            keep_blobs: whether compressed blobs are kept too.
         """
         self._handle = handle
+        self._keep_blobs = keep_blobs
         self._progress = progress
         self._check = check
         self._layers: dict[str, IngestedLayer] = {}
@@ -68,7 +78,7 @@ class Loader:
         What cannot be removed now, such as bytes that others borrow when the disk is full, goes another time.
         """
         try:
-            with Ingest(self._handle, check=self._check) as ingest:
+            with Ingest(self._handle, keep_blobs=self._keep_blobs, check=self._check) as ingest:
                 return work(ingest)
         finally:
             with contextlib.suppress(OSError, LayerfsError):
@@ -79,9 +89,9 @@ class Loader:
         return self._documents.get(self._followed(name))
 
     def take_present(self, ingest: Ingest, layer: LayerPlan) -> bool:
-        """Note a layer that the store has whole; return whether it does."""
+        """Note a layer of which nothing has to be read: the store has it whole. Return whether it does."""
         found = ingest.find_layer(layer.diff_id)
-        if found is None:
+        if found is None or not self._keeps(layer):
             self._tell(str(layer.diff_id), "Waiting", 0, None)
             return False
         self._layers[layer.member] = found
@@ -169,6 +179,13 @@ class Loader:
         if pending is not None:
             self._layers[event.member] = ingest.finish_layer(pending, event.diff_id, (event.blob, event.size))
         self._blobs[event.member] = (event.blob, event.size)
+        if ingest.blobs is not None:
+            ingest.blobs.end(event.member, event.blob)
+
+    def _keeps(self, layer: LayerPlan) -> bool:
+        """Return whether the store keeps all of a layer that is to be kept."""
+        blob = layer.blob
+        return not self._keep_blobs or blob is None or blob.digest == layer.diff_id or has_blob(self._handle, blob)
 
     def _take_known(self, ingest: Ingest, event: KnownLayer) -> None:
         found = ingest.find_compressed(event.blob) or ingest.find_layer(event.blob)

@@ -126,6 +126,7 @@ class _Counted:
         self._head = head
         self._read = read
         self._backlog = backlog
+        self.tee: Callable[[bytes], object] | None = None
 
     def read(self, size: int) -> bytes:
         """Return up to ``size`` bytes."""
@@ -136,6 +137,8 @@ class _Counted:
         if data:
             self._backlog.add(self.hasher, data)
             self.size += len(data)
+            if self.tee is not None:
+                self.tee(data)
         return data
 
 
@@ -148,6 +151,7 @@ def read_blob(
     diff_algorithm: str = "sha256",
     head: bytes = b"",
     backlog: DigestBacklog | None = None,
+    keep: Callable[[str], Callable[[bytes], object]] | None = None,
 ) -> Generator[LayerEvent, None, None]:
     """Yield the events of one layer; the whole blob has been read when they end.
 
@@ -159,9 +163,10 @@ def read_blob(
         diff_algorithm: for the digest of the tar.
         head: bytes of the blob that were read already.
         backlog: where digesting may be left to the consumer, for whom :meth:`DigestBacklog.work` is; None does it here.
+        keep: called with ``member`` if the blob is compressed; what it returns gets all bytes of the blob.
 
     Raises:
-        OSError: what ``read`` raises. Damaged data is no exception but a :class:`LayerFailed`.
+        OSError: what ``read`` and ``keep`` raise. Damaged data is no exception but a :class:`LayerFailed`.
     """
     head = head or read(_HEAD)
     backlog = backlog or DigestBacklog()
@@ -169,6 +174,8 @@ def read_blob(
     yield LayerBegin(member, size)
     try:
         codec = detect(head)
+        if keep is not None and codec != "none":
+            source.tee = keep(member)
         plain = codec == "none" and blob_algorithm == diff_algorithm
         hasher = source.hasher if plain else new_hash(diff_algorithm)
         total = 0

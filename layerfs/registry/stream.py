@@ -130,7 +130,10 @@ class _Body:
 
 
 def read_stream(
-    read: Callable[[int], bytes], is_known: Callable[[Digest], bool], backlog: DigestBacklog
+    read: Callable[[int], bytes],
+    is_known: Callable[[Digest], bool],
+    backlog: DigestBacklog,
+    keep: Callable[[str], Callable[[bytes], object]] | None = None,
 ) -> Iterator[StreamEvent]:
     """Yield everything of an archive that matters, in its order.
 
@@ -138,6 +141,7 @@ def read_stream(
         read: returns up to that many bytes of the archive, which may be compressed as a whole.
         is_known: tells whether the store already has, whole, the layer that a blob of this digest is.
         backlog: where digesting may be left to the consumer.
+        keep: as for :func:`~layerfs.registry.pipeline.read_blob`.
 
     Raises:
         FormatError: no archive, or damaged beyond one layer.
@@ -161,7 +165,7 @@ def read_stream(
                 yield ArchiveLink(name, resolve_link(name, member.link, hard=member.kind == b"1"))
             elif member.kind == b"0":
                 body = _Body(outer, member, name)
-                for event in _member(name, member, body, is_known, backlog):
+                for event in _member(name, member, body, is_known, backlog, keep):
                     if isinstance(event, ArchiveDocument):
                         documents += len(event.raw)
                         if documents > _MAX_DOCUMENTS:
@@ -177,7 +181,12 @@ def read_stream(
 
 
 def _member(
-    name: str, member: Member, body: _Body, is_known: Callable[[Digest], bool], backlog: DigestBacklog
+    name: str,
+    member: Member,
+    body: _Body,
+    is_known: Callable[[Digest], bool],
+    backlog: DigestBacklog,
+    keep: Callable[[str], Callable[[bytes], object]] | None,
 ) -> Iterator[StreamEvent]:
     if member.sparse is not None:
         raise FormatError(f"archive member {name!r} is sparse")
@@ -194,7 +203,7 @@ def _member(
         yield KnownLayer(name, digest, member.size)
         return
     algorithm = digest.algorithm if digest is not None else "sha256"
-    yield from read_blob(name, member.size, body.read, blob_algorithm=algorithm, head=head, backlog=backlog)
+    yield from read_blob(name, member.size, body.read, blob_algorithm=algorithm, head=head, backlog=backlog, keep=keep)
 
 
 def _is_layer(head: bytes) -> bool:

@@ -2,16 +2,20 @@
 
 from __future__ import annotations
 
+import contextlib
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from layerfs.errors import LayerfsError
+from layerfs.formats.digest import Digest
 from layerfs.linux.durable import write_document
 from layerfs.linux.lock import FileLock
 from layerfs.store.derive import LayerKeys, derive_layer_tree, merge_layers, restore_record
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers, list_images
+from layerfs.store.kept_blob import manifest_blobs, verify_blob
 from layerfs.store.layer import LayerRecord, get_layer, is_intact, open_tree
 
 __all__ = ["Problem", "check_store"]
@@ -22,7 +26,7 @@ class Problem:
     """Something that is not as it should be.
 
     Attributes:
-        kind: ``layer``, ``tree``, ``image`` or ``document``.
+        kind: ``layer``, ``tree``, ``image``, ``document`` or ``blob``.
         name: its digest.
         message: what is wrong, one line.
         repaired: whether it was put right.
@@ -57,8 +61,10 @@ def check_store(
     for (identifier,) in rows:
         yield from _check_layer(handle, get_layer(handle, identifier), repair=repair, check=check)
     chains = set()
+    blobs: set[Digest] = set()
     for image in list_images(handle):
         yield from _check_documents(handle, image)
+        yield from _check_blobs(handle, image, blobs, repair=repair, check=check)
         if image.chain_id not in chains:
             chains.add(image.chain_id)
             yield from _check_merged(handle, image, repair=repair)
@@ -118,3 +124,27 @@ def _check_documents(handle: StoreHandle, image: ImageRecord) -> Iterator[Proble
         except (LayerfsError, OSError) as error:
             hint = f"Load the image {image.digest.short} again."
             yield Problem("document", str(digest), str(error), repaired=False, hint=hint)
+
+
+def _check_blobs(
+    handle: StoreHandle,
+    image: ImageRecord,
+    seen: set[Digest],
+    *,
+    repair: bool,
+    check: Callable[[], None] | None,
+) -> Iterator[Problem]:
+    """Verify the compressed blobs that are kept for an image; a damaged one is repaired by keeping none."""
+    for blob in manifest_blobs(handle, image.manifest):
+        path = handle.layout.blob(blob.digest)
+        if blob.digest in seen or not os.path.exists(path):
+            continue
+        seen.add(blob.digest)
+        try:
+            verify_blob(handle, blob.digest, check=check)
+        except (LayerfsError, OSError) as error:
+            if repair:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(path)
+            hint = None if repair else "Remove it with: layerfs check --repair"
+            yield Problem("blob", str(blob.digest), str(error), repaired=repair, hint=hint)

@@ -26,6 +26,7 @@ from layerfs.linux.sparse import copy_range
 from layerfs.store.derive import LayerKeys, encode_layer_tree, encode_merged_tree
 from layerfs.store.handle import StoreHandle
 from layerfs.store.ingest import COLLECTOR, sweep
+from layerfs.store.kept_blob import manifest_blobs
 from layerfs.store.layer import LayerRecord, find_donors, find_layer, get_layer, open_tree
 from layerfs.store.nodes import read_nodes
 
@@ -277,10 +278,20 @@ def _remove_trees(handle: StoreHandle) -> tuple[int, int]:
 
 
 def _remove_blobs(handle: StoreHandle) -> tuple[int, int]:
-    """Remove documents of no image."""
-    rows = handle.database.connection.execute("SELECT digest, manifest FROM image")
+    """Remove documents, and kept blobs, of no image."""
+    rows = handle.database.connection.execute("SELECT digest, manifest FROM image").fetchall()
     known = {digest for row in rows for digest in row}
-    return _remove_files(handle, "blobs", lambda digest: str(digest) in known)
+    kept: set[Digest] | None = None
+
+    def is_known(digest: Digest) -> bool:
+        nonlocal kept
+        if str(digest) in known:
+            return True
+        if kept is None:  # most stores keep no blobs, and need not read their manifests
+            kept = {blob.digest for row in rows for blob in manifest_blobs(handle, Digest.parse(row[1]))}
+        return digest in kept
+
+    return _remove_files(handle, "blobs", is_known)
 
 
 def _remove_files(handle: StoreHandle, kind: str, is_known: Callable[[Digest], bool]) -> tuple[int, int]:

@@ -11,6 +11,7 @@ from dataclasses import dataclass
 from layerfs.errors import Conflict, FormatError, IntegrityError, InvalidReference, NotFound
 from layerfs.formats.digest import Digest
 from layerfs.formats.erofs.reader import Tree
+from layerfs.formats.oci import Manifest
 from layerfs.formats.reference import Reference
 from layerfs.linux.durable import fsync_directory, write_document
 from layerfs.linux.lock import FileLock
@@ -102,6 +103,9 @@ def _write_files(ingest: Ingest, image: NewImage) -> Digest:
         write_document(path, merge_layers(pairs, ingest.keys.get), sync=handle.sync)
     handle.write_blob(*image.config)
     handle.write_blob(*image.manifest)
+    if ingest.blobs is not None:
+        digest, raw = image.manifest
+        ingest.blobs.publish(Manifest.parse(raw, algorithm=digest.algorithm).layers)
     return chain
 
 

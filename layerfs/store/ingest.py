@@ -32,6 +32,7 @@ from layerfs.linux.safe_path import remove_tree
 from layerfs.store.derive import LayerKeys, encode_layer_tree, restore_record, rewrite_merged_trees
 from layerfs.store.handle import StoreHandle
 from layerfs.store.holders import Holders
+from layerfs.store.kept_blob import KeptBlobs
 from layerfs.store.layer import LayerRecord, find_donors, find_layer, is_intact
 from layerfs.store.layer_writer import LayerKey, LayerWriter
 
@@ -91,13 +92,17 @@ class Ingest:
         handle: the store.
         owner: names this load in the lease table; also its directory below ``ingest/``.
         keys: the device keys of all layers that this load touches.
+        blobs: where it keeps compressed blobs; None when it keeps none.
     """
 
-    def __init__(self, handle: StoreHandle, *, check: Callable[[], None] | None = None) -> None:
+    def __init__(
+        self, handle: StoreHandle, *, keep_blobs: bool = False, check: Callable[[], None] | None = None
+    ) -> None:
         """Prepare a private directory.
 
         Args:
             handle: the store.
+            keep_blobs: whether compressed blobs are kept beside their layers.
             check: polled while waiting for another load; what it raises ends this one.
         """
         self.handle = handle
@@ -107,6 +112,7 @@ class Ingest:
         self._lock = FileLock(handle.layout.lock(f"ingest-{self.owner}"))
         self._done: dict[Digest, IngestedLayer] = {}
         self.keys = LayerKeys(handle)
+        self.blobs = KeptBlobs(handle, self._directory) if keep_blobs else None
         self._pending: Pending | None = None
         self._count = 0
         self._holders = Holders(handle, self.keys, self._lease)
@@ -135,6 +141,8 @@ class Ingest:
         """Clean up; layers that no image uses are left to the garbage collector, which the caller runs."""
         self._stop_thread()
         self._holders.close()
+        if self.blobs is not None:
+            self.blobs.close()
         if self._pending is not None:
             self._drop(self._pending)
         # What cannot be cleaned up now, the next sweep does; the load itself is done, or has its own error to tell.

@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 
 import click
 
-from layerfs_cli.argument import platform_options, selected_platform
+from layerfs_cli.argument import keep_blobs_option, platform_options, selected_platform
 from layerfs_cli.output import write
 from layerfs_cli.program import verb
 from layerfs_cli.progress import show_progress
@@ -28,9 +28,18 @@ __all__ = ["command", "print_loaded"]
     help="Archive, or directory of an OCI layout.  [default: standard input]",
 )  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="No progress; print image IDs alone.")
+@keep_blobs_option
 @platform_options
 @click.pass_context
-def command(context: click.Context, source: str, platform: str | None, *, quiet: bool, all_platforms: bool) -> None:
+def command(
+    context: click.Context,
+    source: str,
+    platform: str | None,
+    *,
+    quiet: bool,
+    all_platforms: bool,
+    keep_blobs: bool,
+) -> None:
     """Load images from an archive of docker or podman, an OCI archive, or an OCI layout.
 
     The kind of input is found by looking, compressed archives included. Standard input is read in one pass and may be
@@ -48,7 +57,9 @@ def command(context: click.Context, source: str, platform: str | None, *, quiet:
         stream = stack.enter_context(standard_input()) if source == "-" else source
         store = stack.enter_context(settings.open_store())
         progress = stack.enter_context(show_progress(settings, quiet=quiet))
-        images = store.load(stream, platform=chosen, all_platforms=all_platforms, progress=progress)
+        images = store.load(
+            stream, platform=chosen, all_platforms=all_platforms, keep_blobs=keep_blobs, progress=progress
+        )
     print_loaded(images, quiet=quiet)
 
 

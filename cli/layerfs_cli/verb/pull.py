@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import click
 
-from layerfs_cli.argument import platform_options, selected_platform
+from layerfs_cli.argument import keep_blobs_option, platform_options, selected_platform
 from layerfs_cli.program import verb
 from layerfs_cli.progress import show_progress
 from layerfs_cli.settings import settings_of
@@ -16,9 +16,18 @@ __all__ = ["command"]
 @verb("pull", short_help="Load an image through a transport.")
 @click.argument("source", metavar="TRANSPORT:PATH[:REFERENCE]")
 @click.option("-q", "--quiet", is_flag=True, help="No progress; print image IDs alone.")
+@keep_blobs_option
 @platform_options
 @click.pass_context
-def command(context: click.Context, source: str, platform: str | None, *, quiet: bool, all_platforms: bool) -> None:
+def command(
+    context: click.Context,
+    source: str,
+    platform: str | None,
+    *,
+    quiet: bool,
+    all_platforms: bool,
+    keep_blobs: bool,
+) -> None:
     """Load an image through a transport.
 
     \b
@@ -32,5 +41,7 @@ def command(context: click.Context, source: str, platform: str | None, *, quiet:
     chosen = selected_platform(context, platform, all_platforms=all_platforms)
     settings = settings_of(context)
     with settings.open_store() as store, show_progress(settings, quiet=quiet) as progress:
-        images = store.pull(source, platform=chosen, all_platforms=all_platforms, progress=progress)
+        images = store.pull(
+            source, platform=chosen, all_platforms=all_platforms, keep_blobs=keep_blobs, progress=progress
+        )
     print_loaded(images, quiet=quiet)
