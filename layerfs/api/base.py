@@ -3,17 +3,18 @@
 from __future__ import annotations
 
 import os
+import sys
 from types import TracebackType
 from typing import Self
 
-from layerfs.errors import NotFound, StoreError
+from layerfs.errors import LayerfsError, NotFound, StoreError
 from layerfs.formats.oci import ImageConfig
 from layerfs.store import image as catalog
 from layerfs.store.handle import StoreHandle, open_store
 from layerfs.store.snapshot import Snapshot, find_snapshot
 from layerfs.values import Container, Image
 
-__all__ = ["StorePart", "StrPath"]
+__all__ = ["StorePart", "StrPath", "refuse_inside_trio"]
 
 StrPath = str | os.PathLike[str]
 
@@ -89,3 +90,14 @@ class StorePart:
             return find_snapshot(self._handle, name)
         except NotFound:
             return None
+
+
+def refuse_inside_trio() -> None:
+    """Refuse to block an event loop.
+
+    Raises:
+        LayerfsError: this is a trio task.
+    """
+    loaded = sys.modules.get("trio")  # who has not imported it is in no task of it
+    if loaded is not None and loaded.lowlevel.in_trio_run() and loaded.lowlevel.in_trio_task():
+        raise LayerfsError("this call blocks, and was made inside a trio task", hint="Use AsyncStore there.")

@@ -1,18 +1,23 @@
-"""Images in: from archives, layouts and streams."""
+"""Images in: from archives, layouts, streams and registries."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from typing import BinaryIO
 
-from layerfs.api.base import StorePart, StrPath
+from layerfs.api.base import StorePart, StrPath, refuse_inside_trio
 from layerfs.errors import InvalidReference, MountError, NotFound, StoreError, UnsupportedFormat
 from layerfs.formats.platform import Platform
-from layerfs.formats.transport import parse_source
+from layerfs.formats.policy import path_scopes
+from layerfs.formats.transport import is_registry, parse_source, registry_name
+from layerfs.registry.access import Access
 from layerfs.registry.load import load_source
 from layerfs.registry.loader import Progress
 from layerfs.registry.plan import Selection
+from layerfs.registry.pull import Pull
+from layerfs.registry.remote import Registries, RemoteImages, plan_remote
 from layerfs.values import Image
 
 __all__ = ["TransferPart"]
@@ -63,14 +68,10 @@ class TransferPart(StorePart):
         selection = Selection(
             platform or Platform.host(), platform is not None, all_platforms, reference, position, stem
         )
-        try:
+        with self._explaining("load"):
             records = load_source(
                 self._handle, source, selection, keep_blobs=keep_blobs, progress=progress, check=check
             )
-        except OSError as error:
-            if isinstance(error, MountError):
-                raise
-            raise StoreError(f"load failed: {_explain(error)}", root=self._handle.layout.root) from error
         return self._images(records)
 
     def pull(
@@ -80,17 +81,64 @@ class TransferPart(StorePart):
         platform: Platform | None = None,
         all_platforms: bool = False,
         keep_blobs: bool = False,
+        access: Access | None = None,
         progress: Progress | None = None,
         check: Callable[[], None] | None = None,
     ) -> list[Image]:
-        """Load images through a transport: ``docker-archive:FILE[:REF]``, ``oci-archive:…``, ``oci:DIR[:REF]``.
+        """Bring images in from a registry, or through another transport.
 
-        Arguments, errors and guarantees are those of :meth:`load`.
+        Layers are received several at a time and laid down while they arrive; those that the store has are not asked
+        for. What was received of a pull that fails or is killed is kept, and the next one goes on from there.
+
+        Args:
+            source: a name, ``docker://NAME``, ``docker-archive:FILE[:REF]``, ``oci-archive:FILE[:REF]`` or
+                ``oci:DIR[:REF]``.
+            platform: as for :meth:`load`.
+            all_platforms: as for :meth:`load`.
+            keep_blobs: as for :meth:`load`.
+            access: how registries are reached; None uses no credentials and no configuration files.
+            progress: told about every layer, from several threads, one at a time.
+            check: polled several times a second; what it raises ends the pull.
+
+        Returns:
+            The images; see :meth:`load`.
 
         Raises:
-            InvalidReference: the text names no transport that is supported.
+            InvalidReference: the text is neither a name nor a transport.
             UnsupportedFormat: the transport is known, but not supported.
+            NotFound: there is no such image, or none for the platform.
+            Unauthorized, Denied, RateLimited, Unreachable, RegistryError: the registry refuses, or cannot be reached.
+            LayerfsError: inside a trio task, where this must not be called.
+
+        Otherwise as :meth:`load`, blocking and atomicity included.
         """
+        access = access or Access()
+        with self._explaining("pull"):
+            if not is_registry(source):
+                path, reference, position = self._archive(source, access)
+                return self.load(
+                    path, reference=reference, position=position, platform=platform, all_platforms=all_platforms,
+                    keep_blobs=keep_blobs, progress=progress, check=check,
+                )  # fmt: skip
+            refuse_inside_trio()
+            with Registries.open(access, check) as registries:
+                remote = self._plan(registries, source, platform, all_platforms=all_platforms)
+                with Pull(self._handle, remote, access, keep_blobs=keep_blobs, progress=progress, check=check) as pull:
+                    if not pull.wanted:
+                        return self._images(pull.lay_down())
+                    from layerfs.api.concurrency import pull_layers, run_blocking  # noqa: PLC0415 - imports trio
+
+                    return self._images(run_blocking(lambda: pull_layers(pull, registries.http, access.jobs), check))
+
+    def _plan(
+        self, registries: Registries, source: str, platform: Platform | None, *, all_platforms: bool
+    ) -> RemoteImages:
+        selection = Selection(platform or Platform.host(), platform is not None, all_platforms)
+        policy = registries.access.read_policy()
+        return plan_remote(self._handle, registries, registry_name(source), selection, policy)
+
+    def _archive(self, source: str, access: Access) -> tuple[str, str | None, int | None]:
+        """Return path, reference and position of an image in an archive, after asking the policy."""
         wanted = parse_source(source)
         if wanted.transport not in ("docker-archive", "oci-archive", "oci"):
             raise UnsupportedFormat(
@@ -102,10 +150,20 @@ class TransferPart(StorePart):
         if (wanted.transport == "oci") != os.path.isdir(wanted.path):
             kind = "directory" if wanted.transport == "oci" else "file"
             raise InvalidReference(f"{wanted.transport}: needs a {kind}, which {wanted.path} is not")
-        return self.load(
-            wanted.path, platform=platform, all_platforms=all_platforms, reference=wanted.reference,
-            position=wanted.index, keep_blobs=keep_blobs, progress=progress, check=check,
-        )  # fmt: skip
+        policy = access.read_policy()
+        if policy is not None:
+            policy.check(wanted.transport, path_scopes(os.path.abspath(wanted.path), wanted.reference), source)
+        return wanted.path, wanted.reference, wanted.index
+
+    @contextmanager
+    def _explaining(self, what: str) -> Iterator[None]:
+        """Turn errors of the operating system into errors of the store."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, MountError):
+                raise
+            raise StoreError(f"{what} failed: {_explain(error)}", root=self._handle.layout.root) from error
 
 
 def _stem(path: str) -> str | None:

@@ -15,7 +15,7 @@ from layerfs.errors import Denied, FormatError
 from layerfs.formats.document import JsonObject, json_objects, parse_document
 from layerfs.formats.reference import Reference
 
-__all__ = ["Policy", "reference_scopes"]
+__all__ = ["Policy", "path_scopes", "reference_scopes"]
 
 _ACCEPT = "insecureAcceptAnything"
 _REJECT = "reject"
@@ -110,6 +110,20 @@ def reference_scopes(reference: Reference) -> list[str]:
     while "." in host:
         host = host.partition(".")[2]
         scopes.append(f"*.{host}")
+    return scopes
+
+
+def path_scopes(path: str, reference: str | None) -> list[str]:
+    """Return the scopes of an image in a file or directory, the most special first: with its name, the path, parents.
+
+    Args:
+        path: absolute.
+        reference: which image of it, or None.
+    """
+    scopes = [f"{path}:{reference}"] if reference is not None else []
+    while path not in ("", "/"):
+        scopes.append(path)
+        path = path.rpartition("/")[0]
     return scopes
 
 
