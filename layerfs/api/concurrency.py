@@ -14,13 +14,15 @@ from typing import TypeVar
 import trio
 
 from layerfs.api.base import refuse_inside_trio
+from layerfs.formats.digest import Digest
 from layerfs.registry.download import Download
 from layerfs.registry.http import HttpClient
 from layerfs.registry.plan import LayerPlan
 from layerfs.registry.pull import Pull, Stopped
+from layerfs.registry.push import Push
 from layerfs.store.image import ImageRecord
 
-__all__ = ["each", "in_thread", "pull_layers", "run_blocking"]
+__all__ = ["each", "in_thread", "pull_layers", "push_layers", "run_blocking"]
 
 T = TypeVar("T")
 R = TypeVar("R")
@@ -67,6 +69,28 @@ async def pull_layers(pull: Pull, http: HttpClient, jobs: int) -> list[ImageReco
 
     await _together([lay_down, *[receive] * min(jobs, len(todo))], stop)
     return records
+
+
+async def push_layers(push: Push, http: HttpClient, jobs: int, tag: str) -> Digest:
+    """See to it that a registry has all layers of an image, then put the image; return its manifest's digest.
+
+    Args:
+        push: what is pushed, and where to.
+        http: its connections; they are cut when the push is cancelled or fails.
+        jobs: layers sent at a time.
+        tag: what to call the image.
+
+    Raises:
+        LayerfsError, OSError: the first thing that went wrong; see :meth:`Push.put_layer`.
+    """
+
+    def stop() -> None:
+        push.stop()
+        http.abort()
+
+    found = await each(push.put_layer, push.layers, jobs, stop)
+    layers = {str(layer.blob.digest): blob for layer, blob in zip(push.layers, found, strict=True)}
+    return await in_thread(lambda: push.put_image(layers, tag), stop)
 
 
 async def each(work: Callable[[T], R], items: Sequence[T], jobs: int, stop: Callable[[], None]) -> list[R]:

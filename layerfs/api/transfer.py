@@ -1,4 +1,4 @@
-"""Images in: from archives, layouts, streams and registries."""
+"""Images in, from archives, layouts, streams and registries; and out, to registries."""
 
 from __future__ import annotations
 
@@ -9,22 +9,26 @@ from typing import BinaryIO
 
 from layerfs.api.base import StorePart, StrPath, refuse_inside_trio
 from layerfs.errors import InvalidReference, MountError, NotFound, StoreError, UnsupportedFormat
+from layerfs.formats.media_type import Compression
 from layerfs.formats.platform import Platform
 from layerfs.formats.policy import path_scopes
+from layerfs.formats.reference import DEFAULT_TAG, Reference
 from layerfs.formats.transport import is_registry, parse_source, registry_name
 from layerfs.registry.access import Access
 from layerfs.registry.load import load_source
 from layerfs.registry.loader import Progress
 from layerfs.registry.plan import Selection
 from layerfs.registry.pull import Pull
+from layerfs.registry.push import Push
 from layerfs.registry.remote import Registries, RemoteImages, plan_remote
-from layerfs.values import Image
+from layerfs.store import image as catalog
+from layerfs.values import Image, PushedImage
 
 __all__ = ["TransferPart"]
 
 
 class TransferPart(StorePart):
-    """How images come in."""
+    """How images come in and go out."""
 
     def load(
         self,
@@ -129,6 +133,68 @@ class TransferPart(StorePart):
                     from layerfs.api.concurrency import pull_layers, run_blocking  # noqa: PLC0415 - imports trio
 
                     return self._images(run_blocking(lambda: pull_layers(pull, registries.http, access.jobs), check))
+
+    def push(
+        self,
+        image: str | Image,
+        destination: str | None = None,
+        *,
+        compression: Compression | None = None,
+        level: int | None = None,
+        access: Access | None = None,
+        progress: Progress | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> PushedImage:
+        """Push an image to a registry.
+
+        The image's own manifest is pushed, byte for byte, if every blob that it names is on the registry, can be
+        mounted there from another repository, or is in the store: uncompressed layers are, compressed ones are with
+        ``keep_blobs``. Otherwise the layers that cannot be had so are compressed anew, and the manifest differs.
+
+        Args:
+            image: what to push.
+            destination: a name with a tag, ``docker://`` before it or not; None means the name that ``image`` is.
+            compression: of all layers: ``none``, ``gzip`` or ``zstd``; None leaves them as the manifest has them.
+            level: of the compression; None takes what is fast.
+            access: how registries are reached.
+            progress: told about every layer, from several threads, one at a time.
+            check: polled several times a second; what it raises ends the push.
+
+        Raises:
+            NotFound: no such image.
+            InvalidReference: the destination is no name, or has a digest; or there is no such compression level.
+            Unauthorized, Denied, RateLimited, Unreachable, RegistryError: the registry refuses, or cannot be reached.
+            IntegrityError: the registry says that it has stored something else.
+            LayerfsError: inside a trio task, where this must not be called.
+
+        Blocking: reads and sends all layers that the registry does not have.
+        Atomicity: the name on the registry changes when everything is there.
+        """
+        access = access or Access()
+        refuse_inside_trio()
+        record, reference = self._pushed(image, destination)
+        with self._explaining("push"), Registries.open(access, check) as registries:
+            push = Push(
+                self._handle, record, registries.write_to(reference), access, compression=compression, level=level,
+                progress=progress, check=check,
+            )  # fmt: skip
+            from layerfs.api.concurrency import push_layers, run_blocking  # noqa: PLC0415 - imports trio
+
+            digest = run_blocking(
+                lambda: push_layers(push, registries.http, access.jobs, reference.tag or DEFAULT_TAG), check
+            )
+        return PushedImage(reference, digest)
+
+    def _pushed(self, image: str | Image, destination: str | None) -> tuple[catalog.ImageRecord, Reference]:
+        record = self._record(image)
+        if destination is None:
+            if not isinstance(image, str):
+                raise InvalidReference("a push of an image without its name needs a destination")
+            destination = image
+        reference = Reference.parse(registry_name(destination)).with_default_tag()
+        if reference.digest is not None:
+            raise InvalidReference(f"{destination} has a digest: an image is pushed to a repository and a tag")
+        return record, reference
 
     def _plan(
         self, registries: Registries, source: str, platform: Platform | None, *, all_platforms: bool

@@ -61,6 +61,11 @@ class Backoff:
         """Take what was done so far as success: all attempts are left again."""
         self._made = 0
 
+    def count(self) -> bool:
+        """Take an attempt as made, without a pause; return whether any is left."""
+        self._made += 1
+        return self._made < self._attempts
+
     def wait(self, error: RegistryError) -> None:
         """Wait before the next attempt.
 
