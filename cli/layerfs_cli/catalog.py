@@ -10,13 +10,19 @@ __all__ = ["ALIASES", "SECTIONS", "VERBS"]
 SECTIONS: Final[dict[str, dict[str, str]]] = {
     "Images": {
         "load": "Load images from an archive, a layout or standard input.",
-        "pull": "Load an image through a transport.",
+        "pull": "Pull images from a registry, or through another transport.",
+        "push": "Push an image to a registry.",
         "images": "List images.",
         "inspect": "Show images and containers as JSON.",
         "history": "Show the steps in which an image was made.",
         "layers": "List the layers of an image.",
         "tag": "Give an image further names.",
         "rmi": "Remove images, or names of images.",
+    },
+    "Registries": {
+        "login": "Log in to a registry.",
+        "logout": "Log out of a registry.",
+        "tags": "List the tags of a repository on a registry.",
     },
     "Files of an image, without a mount": {
         "ls": "List files of an image.",

@@ -5,24 +5,27 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from layerfs.api.base import StorePart, StrPath, refuse_inside_trio
 from layerfs.errors import InvalidReference, MountError, NotFound, StoreError, UnsupportedFormat
 from layerfs.formats.media_type import Compression
 from layerfs.formats.platform import Platform
-from layerfs.formats.policy import path_scopes
 from layerfs.formats.reference import DEFAULT_TAG, Reference
 from layerfs.formats.transport import is_registry, parse_source, registry_name
 from layerfs.registry.access import Access
 from layerfs.registry.load import load_source
 from layerfs.registry.loader import Progress
 from layerfs.registry.plan import Selection
-from layerfs.registry.pull import Pull
-from layerfs.registry.push import Push
-from layerfs.registry.remote import Registries, RemoteImages, plan_remote
 from layerfs.store import image as catalog
 from layerfs.values import Image, PushedImage
+
+if TYPE_CHECKING:
+    from layerfs.registry.remote import Registries, RemoteImages
+
+# The HTTP library takes longer to import than most verbs take altogether, and trio as long again: what reaches for
+# registries is imported where it is used.
+# ruff: noqa: PLC0415
 
 __all__ = ["TransferPart"]
 
@@ -125,12 +128,15 @@ class TransferPart(StorePart):
                     keep_blobs=keep_blobs, progress=progress, check=check,
                 )  # fmt: skip
             refuse_inside_trio()
+            from layerfs.registry.pull import Pull
+            from layerfs.registry.remote import Registries
+
             with Registries.open(access, check) as registries:
                 remote = self._plan(registries, source, platform, all_platforms=all_platforms)
                 with Pull(self._handle, remote, access, keep_blobs=keep_blobs, progress=progress, check=check) as pull:
                     if not pull.wanted:
                         return self._images(pull.lay_down())
-                    from layerfs.api.concurrency import pull_layers, run_blocking  # noqa: PLC0415 - imports trio
+                    from layerfs.api.concurrency import pull_layers, run_blocking
 
                     return self._images(run_blocking(lambda: pull_layers(pull, registries.http, access.jobs), check))
 
@@ -173,13 +179,15 @@ class TransferPart(StorePart):
         access = access or Access()
         refuse_inside_trio()
         record, reference = self._pushed(image, destination)
+        from layerfs.api.concurrency import push_layers, run_blocking
+        from layerfs.registry.push import Push
+        from layerfs.registry.remote import Registries
+
         with self._explaining("push"), Registries.open(access, check) as registries:
             push = Push(
                 self._handle, record, registries.write_to(reference), access, compression=compression, level=level,
                 progress=progress, check=check,
             )  # fmt: skip
-            from layerfs.api.concurrency import push_layers, run_blocking  # noqa: PLC0415 - imports trio
-
             digest = run_blocking(
                 lambda: push_layers(push, registries.http, access.jobs, reference.tag or DEFAULT_TAG), check
             )
@@ -199,6 +207,8 @@ class TransferPart(StorePart):
     def _plan(
         self, registries: Registries, source: str, platform: Platform | None, *, all_platforms: bool
     ) -> RemoteImages:
+        from layerfs.registry.remote import plan_remote
+
         selection = Selection(platform or Platform.host(), platform is not None, all_platforms)
         policy = registries.access.read_policy()
         return plan_remote(self._handle, registries, registry_name(source), selection, policy)
@@ -218,6 +228,8 @@ class TransferPart(StorePart):
             raise InvalidReference(f"{wanted.transport}: needs a {kind}, which {wanted.path} is not")
         policy = access.read_policy()
         if policy is not None:
+            from layerfs.formats.policy import path_scopes
+
             policy.check(wanted.transport, path_scopes(os.path.abspath(wanted.path), wanted.reference), source)
         return wanted.path, wanted.reference, wanted.index
 

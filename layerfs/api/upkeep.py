@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 
 from layerfs.api.base import StorePart
 from layerfs.mount.choose import explain_backends
 from layerfs.store.check import Problem, check_store
 from layerfs.store.gc import Reclaimed, collect
 from layerfs.store.handle import FORMAT_VERSION
+from layerfs.store.part import sweep_parts
 from layerfs.store.snapshot import sweep_snapshots
 from layerfs.store.usage import Usage, measure
 from layerfs.values import Info
@@ -41,6 +43,8 @@ class UpkeepPart(StorePart):
         yield from check_store(self._handle, repair=repair, check=check)
 
     def gc(self) -> Reclaimed:
-        """Remove what nothing refers to: layers of failed loads, trees, documents."""
+        """Remove what nothing refers to: layers of failed loads, trees, documents, what broken pulls have received."""
         sweep_snapshots(self._handle)
-        return collect(self._handle)
+        freed = sweep_parts(self._handle)
+        found = collect(self._handle)
+        return replace(found, size=found.size + freed)

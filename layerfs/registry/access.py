@@ -8,11 +8,17 @@ from __future__ import annotations
 import os
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from typing import TYPE_CHECKING
 
 from layerfs.errors import LayerfsError
-from layerfs.formats.auth_file import Credential
-from layerfs.formats.policy import Policy
-from layerfs.formats.registries_conf import RegistriesConfig
+
+if TYPE_CHECKING:
+    from layerfs.formats.auth_file import Credential
+    from layerfs.formats.policy import Policy
+    from layerfs.formats.registries_conf import RegistriesConfig
+
+# The parsers are imported where they are used: every verb imports this module, and few read these files.
+# ruff: noqa: PLC0415
 
 __all__ = ["DEFAULT_JOBS", "Access", "read_optional"]
 
@@ -70,6 +76,8 @@ class Access:
             FormatError: one is broken.
             LayerfsError: one cannot be read.
         """
+        from layerfs.formats.registries_conf import RegistriesConfig
+
         files = [(path, read_optional(path)) for path in self.registries]
         return RegistriesConfig.parse((path, raw) for path, raw in files if raw is not None)
 
@@ -80,6 +88,8 @@ class Access:
             FormatError: it is broken.
             LayerfsError: it cannot be read.
         """
+        from layerfs.formats.policy import Policy
+
         raw = read_optional(self.policy) if self.policy is not None else None
         return None if raw is None or self.policy is None else Policy.parse(raw, self.policy)
 

@@ -128,12 +128,13 @@ class HttpClient:
         """
         scheme, host, port = origin(url)
         parts = urlsplit(url)
+        shown = parts.netloc.rpartition("@")[2]
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
         pool, target = self._pool(scheme, host, port, verify=verify, url=url, target=target)
         sent = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
         seconds = self._access.timeout if timeout is None else timeout
         payload: Any = body if body is None or isinstance(body, bytes) else self._watch.extending(body(), seconds)
-        with _failures_of(host, self._watch), self._watch.operation(seconds) as operation:
+        with _failures_of(shown, self._watch), self._watch.operation(seconds) as operation:
             answer = pool.urlopen(
                 method, target, body=payload, headers=sent, redirect=False, retries=False, preload_content=False,
                 decode_content=False, assert_same_host=False, timeout=Timeout(min(_CONNECT, seconds), seconds),
@@ -223,7 +224,7 @@ class HttpResponse:
         self._connection = connection
         self._timeout = timeout
         self._piece = _SMALL_PIECE
-        self._host = urlsplit(url).hostname or ""
+        self._host = urlsplit(url).netloc.rpartition("@")[2]
 
     def __enter__(self) -> Self:
         """Return the answer itself."""

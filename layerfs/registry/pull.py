@@ -15,16 +15,18 @@ import contextlib
 import queue
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Self
 
 from layerfs.errors import DigestMismatch, FormatError, IntegrityError, LayerfsError
+from layerfs.formats.codec import PIECE
 from layerfs.formats.digest import Digest
+from layerfs.formats.tar import BLOCK
 from layerfs.linux.lock import FileLock
 from layerfs.registry.access import Access
 from layerfs.registry.download import Download
 from layerfs.registry.loader import Progress
-from layerfs.registry.pipeline import Chunk, DigestBacklog, LayerEnd, LayerFailed, prefetch, read_blob
+from layerfs.registry.pipeline import Chunk, DigestBacklog, LayerEnd, LayerEvent, LayerFailed, prefetch, read_blob
 from layerfs.registry.plan import ImagePlan, LayerPlan
 from layerfs.registry.remote import RemoteImages
 from layerfs.store.gc import collect
@@ -224,13 +226,7 @@ class Pull:
         pending = begun if isinstance(begun, Pending) else None
         found = None if isinstance(begun, Pending) else begun
         backlog = DigestBacklog()
-        events = prefetch(
-            read_blob(
-                layer.member, blob.size, read, blob_algorithm=blob.digest.algorithm,
-                diff_algorithm=layer.diff_id.algorithm, backlog=backlog,
-            ),
-            backlog.work,
-        )  # fmt: skip
+        events = prefetch(_events(layer, read, backlog), backlog.work)
         try:
             for event in events:
                 self.check()
@@ -288,6 +284,18 @@ class Pull:
                 return  # it arrives more slowly than it is laid down
             self._told[key] = (state, now)
             self._progress.update(key, state, done, total)
+
+
+def _events(layer: LayerPlan, read: Callable[[int], bytes], backlog: DigestBacklog) -> Iterator[LayerEvent]:
+    """Yield the events of one layer that arrives in pieces of any size."""
+    assert layer.blob is not None
+    head = b""
+    while len(head) < BLOCK and (data := read(PIECE)):  # what tells compressions apart
+        head += data
+    yield from read_blob(
+        layer.member, layer.blob.size, read, blob_algorithm=layer.blob.digest.algorithm,
+        diff_algorithm=layer.diff_id.algorithm, head=head, backlog=backlog,
+    )  # fmt: skip
 
 
 class Stopped(Exception):
