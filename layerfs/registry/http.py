@@ -17,7 +17,7 @@ from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
 from typing import Any, Self
-from urllib.parse import urlsplit
+from urllib.parse import urljoin, urlsplit
 
 import urllib3
 from urllib3.connection import HTTPConnection, HTTPSConnection
@@ -28,7 +28,7 @@ from layerfs.formats.certs_d import sort_certificates
 from layerfs.registry.access import Access
 from layerfs.registry.watch import Cut, Cuttable, Watch
 
-__all__ = ["PIECE", "HttpClient", "HttpResponse", "origin"]
+__all__ = ["PIECE", "HttpClient", "HttpResponse", "NotTls", "origin", "resolve"]
 
 #: Bytes of a body read at a time: with 64 KiB, TLS costs a fifth more.
 PIECE = 1 << 18
@@ -64,6 +64,10 @@ def origin(url: str) -> tuple[str, str, int]:
     if parts.scheme not in ("http", "https") or not parts.hostname:
         raise RegistryError(f"not an http or https URL: {_shown(url)}")
     return parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80)
+
+
+class NotTls(Unreachable):
+    """Whatever answers, it does not speak TLS, or not as it should."""
 
 
 class HttpClient:
@@ -290,11 +294,11 @@ class HttpResponse:
     def close(self) -> None:
         """Give the connection back if the body was read to its end, close it otherwise."""
         with suppress(*_Failures):
-            if self._answer.length_remaining == 0 or getattr(self._answer, "_fp", None) is None:
-                self._answer.release_conn()
+            if self._answer.length_remaining == 0:
+                self._answer.read(decode_content=False)  # the library counts a body as read when its end was
             else:
                 self._answer.close()
-                self._answer.release_conn()
+            self._answer.release_conn()
 
 
 @contextmanager
@@ -324,6 +328,11 @@ def _tracked(watch: Watch, base: type[HTTPConnection]) -> type[HTTPConnection]:
             self._handle = found.dup()
             watch.opened(self)
             return found
+
+        def connect(self) -> None:
+            super().connect()
+            # A user who allows bad certificates needs no warning about each; what is checked, the context says.
+            self.is_verified = True
 
         def request(self, *args: Any, **options: Any) -> Any:
             watch.used(self)
@@ -372,17 +381,17 @@ def _explain(what: str, error: BaseException) -> RegistryError:
             hint="Put its authority into certs.d, or pass --tls-verify=false if you must.",
         )
     if isinstance(cause, ssl.SSLError) and cause.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"):
-        return Unreachable(
-            f"{what}: speaks plain HTTP, not TLS", hint="Pass --tls-verify=false if that is meant to be so."
-        )
+        return NotTls(f"{what}: speaks plain HTTP, not TLS", hint="Pass --tls-verify=false if that is meant to be so.")
     if isinstance(cause, ssl.SSLError):
-        return Unreachable(f"{what}: TLS failed: {cause.reason or cause}", temporary=True)
+        return NotTls(f"{what}: TLS failed: {cause.reason or cause}", temporary=True)
     if isinstance(cause, OSError) and cause.__class__.__name__ == "gaierror":
         return Unreachable(f"{what}: {cause.strerror}", temporary=cause.errno == -3)
     if isinstance(cause, OSError) and cause.strerror:
         return Unreachable(f"{what}: {cause.strerror}", temporary=True)
     if isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError):
         return Unreachable(f"{what}: no answer in time", temporary=True)
+    if isinstance(error, urllib3.exceptions.ProtocolError | http.client.IncompleteRead):
+        return Unreachable(f"{what}: the connection broke", temporary=True)
     text = " ".join(str(cause).split())[:200]
     return Unreachable(f"{what}: the connection broke: {text or type(cause).__name__}", temporary=True)
 
@@ -396,10 +405,9 @@ def _root_cause(error: BaseException) -> BaseException:
         inner = next((arg for arg in seen.args if isinstance(arg, BaseException)), None) or seen.__cause__
         if isinstance(seen, OSError) and seen.strerror and not isinstance(inner, ssl.SSLError):
             break
-        seen = inner if inner is not None else seen.__context__
-        if seen is None:
+        if inner is None:
             break
-        error = seen
+        seen = inner
     return seen or error
 
 
@@ -415,6 +423,18 @@ def _proxy_headers(url: str) -> dict[str, str]:
     from urllib.parse import unquote  # noqa: PLC0415 - few have a proxy
 
     return dict(urllib3.make_headers(proxy_basic_auth=unquote(user)))
+
+
+def resolve(url: str, place: str) -> str:
+    """Return the URL that a place in an answer from another URL means.
+
+    Raises:
+        RegistryError: it means none.
+    """
+    try:
+        return urljoin(url, place)
+    except ValueError as error:
+        raise RegistryError(f"not a URL: {_shown(place)}") from error
 
 
 def _shown(url: str) -> str:

@@ -35,7 +35,7 @@ from layerfs.store.image import ImageRecord, NewImage, commit_images
 from layerfs.store.ingest import Ingest, IngestedLayer, Pending
 from layerfs.store.kept_blob import has_blob
 from layerfs.store.layer import find_layer, is_whole
-from layerfs.store.part import Part
+from layerfs.store.part import Part, discard_part
 
 __all__ = ["Pull", "Stopped"]
 
@@ -100,6 +100,11 @@ class Pull:
         """Let go of all parts: removed when the images are there, kept for the next try otherwise."""
         for layer, part in self._parts:
             part.close(remove=kind is None or layer.member in self._bad)
+        if kind is None:
+            # Parts of layers that an earlier pull had finished before it was killed.
+            for layer in self._plans.values():
+                if layer.blob is not None:
+                    discard_part(self._handle, layer.blob.digest)
 
     def stop(self) -> None:
         """Make all threads end soon."""

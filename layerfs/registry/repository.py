@@ -8,14 +8,14 @@ from __future__ import annotations
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
-from urllib.parse import quote, urljoin
+from urllib.parse import quote
 
 from layerfs.errors import DigestMismatch, FormatError, IntegrityError, InvalidReference, NotFound, RegistryError
 from layerfs.formats.digest import Digest
 from layerfs.formats.document import MAX_DOCUMENT_SIZE, JsonObject, parse_document
 from layerfs.formats.media_type import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, SCHEMA_1_TYPES, document_kind
 from layerfs.formats.oci import Descriptor, Index, check_blob
-from layerfs.registry.http import HttpResponse, origin
+from layerfs.registry.http import HttpResponse, origin, resolve
 from layerfs.registry.server import Server
 
 __all__ = ["ReceivedManifest", "Repository"]
@@ -257,7 +257,7 @@ class Repository:
                 raise RegistryError(f"{self.server.domain} answers nonsense for {what}: {error}") from error
             if link is None:
                 return
-            target = urljoin(url, link[1])
+            target = resolve(url, link[1])
             if origin(target) != origin(self.server.url("")):
                 raise RegistryError(f"{self.server.domain} continues {what} on another host")
         raise RegistryError(f"{self.server.domain} sends {what} in more than {_MAX_PAGES} pages")

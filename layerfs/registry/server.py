@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from urllib.parse import urljoin
 
 from layerfs.errors import Denied, LimitExceeded, NotFound, RateLimited, RegistryError, Unreachable
 from layerfs.formats.challenge import parse_challenges
@@ -16,7 +15,7 @@ from layerfs.formats.reference import DEFAULT_DOMAIN
 from layerfs.registry.access import Access
 from layerfs.registry.authorize import Authorizer, refuse_unauthorized
 from layerfs.registry.credential import Credentials
-from layerfs.registry.http import HttpClient, HttpResponse, origin
+from layerfs.registry.http import HttpClient, HttpResponse, NotTls, origin, resolve
 from layerfs.registry.retry import Backoff, parse_retry_after
 
 __all__ = ["Body", "Server"]
@@ -28,7 +27,7 @@ _HUB_HOST = "registry-1.docker.io"
 _MAX_REDIRECTS = 5
 
 #: Answers 401 to one request that are taken as a wish for another token.
-_MAX_CHALLENGES = 2
+_MAX_CHALLENGES = 3
 
 #: Bytes of an error's body that are read, and characters of a message in it that are shown.
 _MAX_ERROR = 64 << 10
@@ -122,7 +121,7 @@ class Server:
 
     def url(self, target: str) -> str:
         """Return the whole URL of a path on this registry, or of a place that it named."""
-        return urljoin(f"{self._base or f'https://{self._host}'}/", target)
+        return resolve(f"{self._base or f'https://{self._host}'}/", target)
 
     def _authorized(
         self, method: str, target: str, scopes: Sequence[str], headers: dict[str, str], body: Body | None, what: str
@@ -154,7 +153,7 @@ class Server:
             place = answer.header("Location")
             if answer.status not in (301, 302, 303, 307, 308) or not place or method not in ("GET", "HEAD"):
                 return answer, origin(answer.url) == home
-            url = urljoin(answer.url, place)
+            url = resolve(answer.url, place)
             answer.close()
             there = origin(url)
             if there[0] == "http" and home[0] == "https" and not self._insecure:
@@ -169,26 +168,36 @@ class Server:
     ) -> HttpResponse:
         """Send a request to the registry itself; an insecure one may turn out to speak plain HTTP."""
         if self._base is None:
-            try:
-                answer = self._http.request(method, f"https://{self._host}{target}", headers=headers, verify=False)
-            except Unreachable as error:
-                if error.status is not None:
-                    raise
-                try:
-                    answer = self._http.request(method, f"http://{self._host}{target}", headers=headers)
-                except Unreachable as other:
-                    # What the registry really speaks is not known; the error of what it should speak tells more.
-                    raise (other if "plain HTTP" in str(error) else error) from None
-                self._base = f"http://{self._host}"
-            else:
-                self._base = f"https://{self._host}"
-            if body is None and header is None:
-                return answer
-            answer.close()
+            self._base = self._find_out()
         url = self.url(target)
         own = origin(url) == origin(self._base)
         sent = {**headers, "Authorization": header} if header and own else headers
         return self._http.request(method, url, headers=sent, body=body, verify=not self._insecure)
+
+    def _find_out(self) -> str:
+        """Find out whether a registry that may do without TLS does; return how its URLs begin.
+
+        Raises:
+            Unreachable: it speaks neither.
+        """
+        base = f"https://{self._host}"
+        failure: Unreachable | None = None
+        try:
+            self._http.request("GET", f"{base}/v2/", headers={}, verify=False).close()
+        except Unreachable as error:
+            # Without a port in its name, it may listen on the other one only.
+            if not isinstance(error, NotTls) and ":" in self._host.rpartition("]")[2]:
+                raise
+            failure = error
+        if failure is not None:
+            base = f"http://{self._host}"
+            try:
+                self._http.request("GET", f"{base}/v2/", headers={}).close()
+            except Unreachable:
+                if not isinstance(failure, NotTls):
+                    raise failure from None
+                raise
+        return base
 
     def _refusal(self, answer: HttpResponse, what: str) -> Exception:
         """Return the error that a status means, with what the registry says about it."""

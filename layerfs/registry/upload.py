@@ -10,12 +10,12 @@ from __future__ import annotations
 
 import re
 from collections.abc import Callable, Iterable, Iterator
-from urllib.parse import urlencode, urljoin
+from urllib.parse import urlencode
 
 from layerfs.errors import DigestMismatch, IntegrityError, NotFound, RegistryError
 from layerfs.formats.digest import Digest, new_hash
 from layerfs.registry.access import Access
-from layerfs.registry.http import HttpResponse
+from layerfs.registry.http import HttpResponse, resolve
 from layerfs.registry.repository import Repository
 from layerfs.registry.retry import Backoff
 
@@ -210,7 +210,7 @@ class Uploader:
         place = answer.header("Location") or default
         if not place:
             raise RegistryError(f"{self._to.server.domain} does not say where to upload to", status=answer.status)
-        return urljoin(answer.url, place)
+        return resolve(answer.url, place)
 
     def _give_up(self, answer: HttpResponse) -> None:
         """End an upload that is not needed; what a registry does not end itself it drops after a while."""

@@ -70,7 +70,7 @@ class Watch:
         """Give the block, in this thread, so many seconds; its connection is cut when they are over.
 
         Raises:
-            Cut: instead of any exception that the cut made the block raise.
+            Cut: it took longer, whether the block then raised or not.
         """
         operation = Operation(time.monotonic() + seconds, connection)
         thread = threading.get_ident()
@@ -84,12 +84,14 @@ class Watch:
         try:
             yield operation
         except Exception:
-            if operation.expired:
-                raise Cut(f"no answer within {seconds:g} s", expired=True) from None
-            raise
+            if not operation.expired:
+                raise
         finally:
             with self._wake:
                 del self._operations[thread]
+        # The end of a connection may look like the end of a header or body.
+        if operation.expired:
+            raise Cut(f"no answer within {seconds:g} s", expired=True)
 
     def extending(self, pieces: Iterator[bytes], seconds: float) -> Iterator[bytes]:
         """Yield a body's pieces, each of which gives this thread's operation ``seconds`` from then on."""

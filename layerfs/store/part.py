@@ -19,7 +19,7 @@ from layerfs.linux.durable import publish
 from layerfs.linux.lock import FileLock
 from layerfs.store.handle import StoreHandle
 
-__all__ = ["Part", "sweep_parts"]
+__all__ = ["Part", "discard_part", "sweep_parts"]
 
 
 class Part:
@@ -108,6 +108,20 @@ class Part:
         self._lock.release(remove=True)
 
 
+def discard_part(handle: StoreHandle, digest: Digest) -> int:
+    """Remove the part of a blob, if there is one and no pull is using it; return the bytes of disk that it took."""
+    path = handle.layout.part(digest)
+    if not os.path.exists(path):
+        return 0
+    part = Part.claim(handle, digest)
+    if part is None:
+        return 0
+    try:
+        return os.stat(path).st_blocks * 512
+    finally:
+        part.close(remove=True)
+
+
 def sweep_parts(handle: StoreHandle) -> int:
     """Remove the parts that no pull is using; return the bytes of disk that they took."""
     freed = 0
@@ -118,8 +132,5 @@ def sweep_parts(handle: StoreHandle) -> int:
                 digest = Digest(*name.split("-", 1))
             except (InvalidReference, TypeError):
                 continue
-            part = Part.claim(handle, digest)
-            if part is not None:
-                freed += os.stat(os.path.join(directory, name)).st_blocks * 512
-                part.close(remove=True)
+            freed += discard_part(handle, digest)
     return freed
