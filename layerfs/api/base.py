@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from layerfs.errors import NotFound, StoreError
+from layerfs.errors import LayerfsError, NotFound, StoreError
 from layerfs.formats.oci import ImageConfig
 from layerfs.formats.platform import Platform
 from layerfs.store import image as catalog
@@ -17,7 +18,7 @@ from layerfs.values import Container, Image
 if TYPE_CHECKING:
     from layerfs.mount.record import MountRecords
 
-__all__ = ["StorePart", "StrPath"]
+__all__ = ["StorePart", "StrPath", "refuse_inside_trio"]
 
 StrPath = str | os.PathLike[str]
 
@@ -107,3 +108,14 @@ class StorePart:
 
     def _upper(self, snapshot: Snapshot) -> str:
         return os.path.join(self._handle.layout.snapshot(snapshot.id), "upper")
+
+
+def refuse_inside_trio() -> None:
+    """Refuse to block an event loop.
+
+    Raises:
+        LayerfsError: this is a trio task.
+    """
+    loaded = sys.modules.get("trio")  # who has not imported it is in no task of it
+    if loaded is not None and loaded.lowlevel.in_trio_run() and loaded.lowlevel.in_trio_task():
+        raise LayerfsError("this call blocks, and was made inside a trio task", hint="Use AsyncStore there.")

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart
 from layerfs.store.gc import Reclaimed, collect
 from layerfs.store.handle import FORMAT_VERSION
+from layerfs.store.part import sweep_parts
 from layerfs.store.snapshot import sweep_snapshots
 from layerfs.values import Info
 
@@ -49,6 +51,8 @@ class UpkeepPart(StorePart):
         yield from check_store(self._handle, repair=repair, check=check)
 
     def gc(self) -> Reclaimed:
-        """Remove what nothing refers to: layers of failed loads, trees, documents."""
+        """Remove what nothing refers to: layers of failed loads, trees, documents, what broken pulls have received."""
         sweep_snapshots(self._handle)
-        return collect(self._handle)
+        freed = sweep_parts(self._handle)
+        found = collect(self._handle)
+        return replace(found, size=found.size + freed)
