@@ -15,6 +15,7 @@ from typing import ClassVar
 __all__ = [
     "BackendUnavailable",
     "Conflict",
+    "Denied",
     "DigestMismatch",
     "FormatError",
     "IntegrityError",
@@ -23,11 +24,14 @@ __all__ = [
     "LimitExceeded",
     "MountError",
     "NotFound",
+    "RateLimited",
     "RegistryError",
     "StoreError",
     "StoreLocked",
     "StoreReadOnly",
     "StoreTooNew",
+    "Unauthorized",
+    "Unreachable",
     "UnsafePath",
     "UnsupportedFormat",
 ]
@@ -120,9 +124,47 @@ class DigestMismatch(IntegrityError):
 
 
 class RegistryError(LayerfsError):
-    """A registry refused, answered wrongly or could not be reached."""
+    """A registry refused, answered wrongly or could not be reached.
+
+    Attributes:
+        status: HTTP status of the answer, or None when there was none.
+        temporary: whether the same request may well succeed a little later.
+    """
 
     exit_code = 5
+
+    def __init__(
+        self, message: str, *, status: int | None = None, temporary: bool = False, hint: str | None = None
+    ) -> None:
+        """Keep the status beside the message."""
+        super().__init__(message, hint=hint)
+        self.status = status
+        self.temporary = temporary
+
+
+class Unauthorized(RegistryError):
+    """The registry wants credentials, or others than it got."""
+
+
+class Denied(RegistryError):
+    """The registry, or a policy of this machine, does not allow it; other credentials might not help."""
+
+
+class RateLimited(RegistryError):
+    """The registry wants to be left alone for a while.
+
+    Attributes:
+        retry_after: seconds that it named, or None.
+    """
+
+    def __init__(self, message: str, *, retry_after: float | None = None, hint: str | None = None) -> None:
+        """Keep the number of seconds."""
+        super().__init__(message, status=429, temporary=True, hint=hint)
+        self.retry_after = retry_after
+
+
+class Unreachable(RegistryError):
+    """There was no answer, or it broke off: no route, no name, no TLS, a reset, silence."""
 
 
 class Conflict(LayerfsError):

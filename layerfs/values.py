@@ -6,12 +6,16 @@ Digests are full, times are nanoseconds since the epoch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from layerfs.formats.digest import Digest
 from layerfs.formats.platform import Platform
-from layerfs.mount.choose import BackendStatus
+from layerfs.formats.reference import Reference
 
-__all__ = ["Container", "HistoryRow", "Image", "Info", "Layer", "Mount", "RemovedImage"]
+if TYPE_CHECKING:
+    from layerfs.mount.choose import BackendStatus
+
+__all__ = ["Container", "HistoryRow", "Image", "Info", "Layer", "Mount", "PushedImage", "RemovedImage"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -92,6 +96,14 @@ class Mount:
     read_only: bool
     created: int
     pid: int | None
+
+
+@dataclass(frozen=True, slots=True)
+class PushedImage:
+    """What a push put on a registry: the name, and the digest of the manifest that it means there."""
+
+    reference: Reference
+    manifest_digest: Digest
 
 
 @dataclass(frozen=True, slots=True)

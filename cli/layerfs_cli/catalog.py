@@ -10,7 +10,8 @@ __all__ = ["ALIASES", "SECTIONS", "VERBS"]
 SECTIONS: Final[dict[str, dict[str, str]]] = {
     "Images": {
         "load": "Load images from an archive, a layout or standard input.",
-        "pull": "Load an image through a transport.",
+        "pull": "Pull images from a registry, or through another transport.",
+        "push": "Push an image to a registry.",
         "save": "Write images into an archive that other tools load.",
         "import": "Make an image of a plain file tree.",
         "images": "List images.",
@@ -23,6 +24,11 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
         "rebase": "Put an image's own layers on another base.",
         "tag": "Give an image further names.",
         "rmi": "Remove images, or names of images.",
+    },
+    "Registries": {
+        "login": "Log in to a registry.",
+        "logout": "Log out of a registry.",
+        "tags": "List the tags of a repository on a registry.",
     },
     "Files of an image, without a mount": {
         "ls": "List files of an image.",

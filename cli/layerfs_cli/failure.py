@@ -8,6 +8,7 @@ code  meaning                                     code  meaning
 2     usage, bad reference                        8     mount or unmount failed, no backend
 3     not found                                   130   interrupted from the keyboard
 4     content is not what its digest promises     141   the reader of standard output went away
+5     a registry refused, or cannot be reached
 ====  ==========================================  ====  ==============================================
 """
 

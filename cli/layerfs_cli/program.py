@@ -20,8 +20,11 @@ _DOCUMENTATION = """Images are named by name, ID, or the unique beginning of an 
 Results go to standard output, everything else to standard error. Flags above may also follow the verb, -q has a meaning
 of its own there.
 
-Exit codes: 0 done, 1 other error, 2 usage, 3 not found, 4 damaged content, 6 conflict, 7 store unusable, 8 mount
-failed, 130 interrupted."""
+Exit codes: 0 done, 1 other error, 2 usage, 3 not found, 4 damaged content, 5 registry, 6 conflict, 7 store unusable,
+8 mount failed, 130 interrupted."""
+
+#: click knows flags or options, not flags that may have a value.
+_VALUED = {"--tls-verify=true": "--tls-verify", "--tls-verify=false": "--no-tls-verify"}
 
 
 class Verb(click.Command):
@@ -31,6 +34,10 @@ class Verb(click.Command):
         """Make the command and give it the global flags, out of sight."""
         super().__init__(*args, **attributes)
         self.params += global_options(hidden=True)
+
+    def parse_args(self, ctx: click.Context, args: list[str]) -> list[str]:
+        """Read the words behind the verb, flags with a value as podman and skopeo have them included."""
+        return super().parse_args(ctx, [_VALUED.get(word, word) for word in args])
 
 
 class Program(click.Group):

@@ -1,16 +1,21 @@
-"""How a load gets on, on standard error: bars on a terminal, one line per finished layer otherwise."""
+"""How a load, pull or push gets on.
+
+Bars on a terminal, one line per finished layer otherwise, both on standard error; or events for programs, on standard
+output.
+"""
 
 from __future__ import annotations
 
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
-from typing import TYPE_CHECKING, Final, Self
+from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
 
+from layerfs_cli.output import as_json, flush, write
 from layerfs_cli.settings import Settings
 from layerfs_cli.text import human_size, printable, shorten
 
@@ -20,19 +25,36 @@ if TYPE_CHECKING:
 
     from layerfs.registry.loader import Progress
 
-__all__ = ["PlainProgress", "TerminalProgress", "layer_label", "show_progress"]
+__all__ = ["EventProgress", "PlainProgress", "TerminalProgress", "events_option", "layer_label", "show_progress"]
 
-_FINISHED: Final = frozenset({"Load complete", "Already exists"})
+_FINISHED: Final = frozenset({"Load complete", "Pull complete", "Already exists", "Pushed", "Layer already exists"})
+
+#: How a state begins that is finished as well, and says from where.
+_MOUNTED: Final = "Mounted from "
+
+#: States with a number of bytes that grows.
+_MOVING: Final = frozenset({"Loading", "Downloading", "Extracting", "Pushing"})
 _HEX: Final = re.compile(r"[0-9a-f]{64,}")
 
 #: Lines of a terminal that the bars leave to what was there before.
 _ROOM_ABOVE: Final = 3
 
 
+def events_option(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add ``--format jsonl``, which the verb takes as ``events``."""
+    return click.option(
+        "--format", "events", type=click.Choice(("plain", "jsonl")), default="plain", show_default=True,
+        callback=lambda _context, _parameter, value: value == "jsonl",
+        help="jsonl prints one object per event to standard output.",
+    )(function)  # fmt: skip
+
+
 @contextmanager
-def show_progress(settings: Settings, *, quiet: bool) -> Iterator[Progress | None]:
-    """Return what a load shall tell its progress to; None when nobody wants to know."""
-    if quiet or settings.quiet:
+def show_progress(settings: Settings, *, quiet: bool, events: bool = False) -> Iterator[Progress | None]:
+    """Return what a transfer shall tell its progress to; None when nobody wants to know."""
+    if events:
+        yield EventProgress()
+    elif quiet or settings.quiet:
         yield None
     elif sys.stderr.isatty():
         with TerminalProgress(color=settings.color) as bars:
@@ -47,12 +69,26 @@ def layer_label(key: str) -> str:
     return found[0][:12] if found else shorten(printable(key), 12)
 
 
+def _is_finished(state: str) -> bool:
+    return state in _FINISHED or state.startswith(_MOUNTED)
+
+
+class EventProgress:
+    """One JSON object per event."""
+
+    def update(self, key: str, state: str, done: int, total: int | None) -> None:
+        """Print the event, at once."""
+        event = {"id": key, "status": state, **({} if total is None else {"current": done, "total": total})}
+        write(as_json(event) + "\n")
+        flush()
+
+
 class PlainProgress:
     """One line per finished layer."""
 
     def update(self, key: str, state: str, done: int, total: int | None) -> None:  # noqa: ARG002 - of the protocol
         """Print the line of a finished layer."""
-        if state in _FINISHED:
+        if _is_finished(state):
             size = f" {human_size(total)}" if total else ""
             with suppress(BrokenPipeError):  # nobody reads it, and the load goes on
                 click.echo(f"{layer_label(key)}: {state}{size}", err=True)
@@ -72,7 +108,7 @@ class TerminalProgress:
 
         console = Console(file=sys.stderr, no_color=True if color is False else None, highlight=False)
         self._bars: Bars = Progress(
-            TextColumn("{task.fields[label]}: {task.fields[state]:<14}", markup=False),
+            TextColumn("{task.fields[label]}: {task.fields[state]:<20}", markup=False),
             BarColumn(bar_width=30),
             TextColumn("{task.fields[amount]}", markup=False),
             console=console,
@@ -97,13 +133,15 @@ class TerminalProgress:
             task = self._tasks[key] = self._bars.add_task("", label=label, state=state, amount="", total=total or 1)
             if len(self._tasks) > self._room:
                 self._bars.update(task, visible=False)
-        finished = state in _FINISHED
+        finished = _is_finished(state)
         # A bar without total would pulse: a finished one is full, a waiting one empty.
         full = total or 1
         speed = None if finished else self._task(task).speed
         amount = human_size(total) if finished and total else ""
-        if state == "Loading":
-            amount = f"{human_size(done)}/{human_size(full)}" + (f"  {human_size(int(speed))}/s" if speed else "")
+        if state in _MOVING:
+            amount = f"{human_size(done)}/{human_size(full)}"
+            if speed:
+                amount += f"  {human_size(int(speed))}/s  {_time_left(full - done, speed)}"
         changed = self._task(task).fields["state"] != state
         self._bars.update(
             task, completed=full if finished else done, total=full, state=state, amount=amount, visible=None
@@ -117,12 +155,20 @@ class TerminalProgress:
     def _choose_visible(self) -> None:
         """Show what is at work, then what was finished last, then what waits, in the order of the layers."""
         tasks = self._bars.tasks
-        at_work = [task.id for task in tasks if task.fields["state"] not in {*_FINISHED, "Waiting"}]
+        at_work = [
+            task.id for task in tasks if not (_is_finished(task.fields["state"]) or task.fields["state"] == "Waiting")
+        ]
         finished = sorted(
-            (task for task in tasks if task.fields["state"] in _FINISHED), key=lambda task: -(task.finished_time or 0)
+            (task for task in tasks if _is_finished(task.fields["state"])), key=lambda task: -(task.finished_time or 0)
         )
         waiting = [task.id for task in tasks if task.fields["state"] == "Waiting"]
         shown = set([*at_work, *waiting[:2], *(task.id for task in finished), *waiting[2:]][: self._room])
         for task in tasks:
             if task.visible != (task.id in shown):
                 self._bars.update(task.id, visible=task.id in shown)
+
+
+def _time_left(size: int, speed: float) -> str:
+    """Return how long so many bytes will take, as minutes and seconds."""
+    seconds = int(size / speed)
+    return f"{seconds // 60}:{seconds % 60:02}"

@@ -12,12 +12,12 @@ from layerfs.errors import LayerfsError
 from layerfs_cli.failure import report
 from layerfs_cli.settings import settings_of
 
-__all__ = ["each"]
+__all__ = ["Attempt", "each"]
 
 
 def each(
     context: click.Context, names: Iterable[str], *, ignored: type[LayerfsError] | None = None
-) -> Iterator[AbstractContextManager[str]]:
+) -> Iterator[Attempt]:
     """Yield a context manager per name, whose block may fail; at the end, leave with the first failure's exit code.
 
     Args:
@@ -30,7 +30,7 @@ def each(
     """
     attempts = []
     for name in names:
-        attempt = _Attempt(name, ignored, debug=settings_of(context).debug)
+        attempt = Attempt(name, ignored, debug=settings_of(context).debug)
         attempts.append(attempt)
         yield attempt
     codes = [attempt.code for attempt in attempts if attempt.code]
@@ -38,19 +38,24 @@ def each(
         context.exit(codes[0])
 
 
-class _Attempt(AbstractContextManager[str]):
+class Attempt(AbstractContextManager[str]):
+    """One name; its block may fail, and ``code`` is the exit code of that."""
+
     def __init__(self, name: str, ignored: type[LayerfsError] | None, *, debug: bool) -> None:
+        """Take the name; see :func:`each`."""
         self.code = 0
         self._name = name
         self._ignored = ignored
         self._debug = debug
 
     def __enter__(self) -> str:
+        """Return the name."""
         return self._name
 
     def __exit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
+        """Report an error of the block."""
         if not isinstance(error, LayerfsError):
             return False
         if self._ignored is None or not isinstance(error, self._ignored):

@@ -12,9 +12,9 @@ from layerfs.api.images import ImagePart
 from layerfs.api.outgoing import OutgoingPart
 from layerfs.api.transfer import TransferPart
 from layerfs.api.upkeep import UpkeepPart
-from layerfs.values import Container, HistoryRow, Image, Info, Layer, Mount, RemovedImage
+from layerfs.values import Container, HistoryRow, Image, Info, Layer, Mount, PushedImage, RemovedImage
 
-__all__ = ["Container", "HistoryRow", "Image", "Info", "Layer", "Mount", "RemovedImage", "Store"]
+__all__ = ["Container", "HistoryRow", "Image", "Info", "Layer", "Mount", "PushedImage", "RemovedImage", "Store"]
 
 
 class Store(TransferPart, ImagePart, ContainerPart, ChangePart, OutgoingPart, UpkeepPart):

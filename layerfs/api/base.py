@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import os
+import sys
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
-from layerfs.errors import NotFound, StoreError
+from layerfs.errors import LayerfsError, NotFound, StoreError
 from layerfs.formats.oci import ImageConfig
 from layerfs.formats.platform import Platform
 from layerfs.store import image as catalog
@@ -14,7 +15,10 @@ from layerfs.store.handle import StoreHandle, open_store
 from layerfs.store.snapshot import Snapshot, find_snapshot
 from layerfs.values import Container, Image
 
-__all__ = ["StorePart", "StrPath"]
+if TYPE_CHECKING:
+    from layerfs.mount.record import MountRecords
+
+__all__ = ["StorePart", "StrPath", "refuse_inside_trio"]
 
 StrPath = str | os.PathLike[str]
 
@@ -96,5 +100,22 @@ class StorePart:
         except NotFound:
             return None
 
+    def _records(self) -> MountRecords:
+        # Mounting is imported where it is used: loads and lists do without, and start a fifth sooner.
+        from layerfs.mount.image import records_of
+
+        return records_of(self._handle)
+
     def _upper(self, snapshot: Snapshot) -> str:
         return os.path.join(self._handle.layout.snapshot(snapshot.id), "upper")
+
+
+def refuse_inside_trio() -> None:
+    """Refuse to block an event loop.
+
+    Raises:
+        LayerfsError: this is a trio task.
+    """
+    loaded = sys.modules.get("trio")  # who has not imported it is in no task of it
+    if loaded is not None and loaded.lowlevel.in_trio_run() and loaded.lowlevel.in_trio_task():
+        raise LayerfsError("this call blocks, and was made inside a trio task", hint="Use AsyncStore there.")

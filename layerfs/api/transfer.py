@@ -1,26 +1,40 @@
-"""Images in: from archives, layouts and streams."""
+"""Images in, from archives, layouts, streams and registries; and out, to registries."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC
-from typing import BinaryIO, Literal
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
-from layerfs.api.base import StorePart, StrPath
+from layerfs.api.base import StorePart, StrPath, refuse_inside_trio
 from layerfs.errors import InvalidReference, MountError, NotFound, StoreError, UnsupportedFormat
+from layerfs.formats.media_type import Compression
 from layerfs.formats.platform import Platform
-from layerfs.formats.transport import parse_source
+from layerfs.formats.reference import DEFAULT_TAG, Reference
+from layerfs.formats.transport import is_registry, parse_source, registry_name
+from layerfs.registry.access import Access
 from layerfs.registry.load import load_source
 from layerfs.registry.loader import Progress
 from layerfs.registry.plan import Selection
-from layerfs.values import Image
+from layerfs.store import image as catalog
+from layerfs.values import Image, PushedImage
 
-__all__ = ["TransferPart"]
+if TYPE_CHECKING:
+    from layerfs.registry.remote import Registries, RemoteImages
+
+# The HTTP library takes longer to import than most verbs take altogether, and trio as long again: what reaches for
+# registries is imported where it is used.
+
+__all__ = ["Form", "TransferPart"]
+
+#: What an archive is: an OCI one (or a layout), or one of docker.
+Form = Literal["oci", "docker"]
 
 
 class TransferPart(StorePart):
-    """How images come in."""
+    """How images come in and go out."""
 
     def load(
         self,
@@ -30,7 +44,7 @@ class TransferPart(StorePart):
         all_platforms: bool = False,
         reference: str | None = None,
         position: int | None = None,
-        form: Literal["oci", "docker"] | None = None,
+        form: Form | None = None,
         keep_blobs: bool = False,
         progress: Progress | None = None,
         check: Callable[[], None] | None = None,
@@ -66,18 +80,10 @@ class TransferPart(StorePart):
         selection = Selection(
             platform or Platform.host(), platform is not None, all_platforms, reference, position, stem, form
         )
-        try:
+        with self._explaining("load"):
             records = load_source(
                 self._handle, source, selection, keep_blobs=keep_blobs, progress=progress, check=check
             )
-        except OSError as error:
-            if isinstance(error, MountError):
-                raise
-            root = self._handle.layout.root
-            hint = None
-            if error.errno in (ENOSPC, EDQUOT):
-                hint = f"Free space on the file system of {root}, with layerfs gc or otherwise, and load again."
-            raise StoreError(f"load into {root} failed: {_explain(error)}", root=root, hint=hint) from error
         return self._images(records)
 
     def pull(
@@ -87,17 +93,133 @@ class TransferPart(StorePart):
         platform: Platform | None = None,
         all_platforms: bool = False,
         keep_blobs: bool = False,
+        access: Access | None = None,
         progress: Progress | None = None,
         check: Callable[[], None] | None = None,
     ) -> list[Image]:
-        """Load images through a transport: ``docker-archive:FILE[:REF]``, ``oci-archive:…``, ``oci:DIR[:REF]``.
+        """Bring images in from a registry, or through another transport.
 
-        Arguments, errors and guarantees are those of :meth:`load`.
+        Layers are received several at a time and laid down while they arrive; those that the store has are not asked
+        for. What was received of a pull that fails or is killed is kept, and the next one goes on from there.
+
+        Args:
+            source: a name, ``docker://NAME``, ``docker-archive:FILE[:REF]``, ``oci-archive:FILE[:REF]`` or
+                ``oci:DIR[:REF]``.
+            platform: as for :meth:`load`.
+            all_platforms: as for :meth:`load`.
+            keep_blobs: as for :meth:`load`.
+            access: how registries are reached; None uses no credentials and no configuration files.
+            progress: told about every layer, from several threads, one at a time.
+            check: polled several times a second; what it raises ends the pull.
+
+        Returns:
+            The images; see :meth:`load`.
 
         Raises:
-            InvalidReference: the text names no transport that is supported.
+            InvalidReference: the text is neither a name nor a transport.
             UnsupportedFormat: the transport is known, but not supported.
+            NotFound: there is no such image, or none for the platform.
+            Unauthorized, Denied, RateLimited, Unreachable, RegistryError: the registry refuses, or cannot be reached.
+            LayerfsError: inside a trio task, where this must not be called.
+
+        Otherwise as :meth:`load`, blocking and atomicity included.
         """
+        access = access or Access()
+        with self._explaining("pull"):
+            if not is_registry(source):
+                path, reference, position, form = self._archive(source, access)
+                return self.load(
+                    path, reference=reference, position=position, form=form, platform=platform,
+                    all_platforms=all_platforms, keep_blobs=keep_blobs, progress=progress, check=check,
+                )  # fmt: skip
+            refuse_inside_trio()
+            from layerfs.registry.pull import Pull
+            from layerfs.registry.remote import Registries
+
+            with Registries.open(access, check) as registries:
+                remote = self._plan(registries, source, platform, all_platforms=all_platforms)
+                with Pull(self._handle, remote, access, keep_blobs=keep_blobs, progress=progress, check=check) as pull:
+                    if not pull.wanted:
+                        return self._images(pull.lay_down())
+                    from layerfs.api.concurrency import pull_layers, run_blocking
+
+                    return self._images(run_blocking(lambda: pull_layers(pull, registries.http, access.jobs), check))
+
+    def push(
+        self,
+        image: str | Image,
+        destination: str | None = None,
+        *,
+        compression: Compression | None = None,
+        level: int | None = None,
+        access: Access | None = None,
+        progress: Progress | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> PushedImage:
+        """Push an image to a registry.
+
+        The image's own manifest is pushed, byte for byte, if every blob that it names is on the registry, can be
+        mounted there from another repository, or is in the store: uncompressed layers are, compressed ones are with
+        ``keep_blobs``. Otherwise the layers that cannot be had so are compressed anew, and the manifest differs.
+
+        Args:
+            image: what to push.
+            destination: a name with a tag, ``docker://`` before it or not; None means the name that ``image`` is.
+            compression: of all layers: ``none``, ``gzip`` or ``zstd``; None leaves them as the manifest has them.
+            level: of the compression; None takes what is fast.
+            access: how registries are reached.
+            progress: told about every layer, from several threads, one at a time.
+            check: polled several times a second; what it raises ends the push.
+
+        Raises:
+            NotFound: no such image.
+            InvalidReference: the destination is no name, or has a digest; or there is no such compression level.
+            Unauthorized, Denied, RateLimited, Unreachable, RegistryError: the registry refuses, or cannot be reached.
+            IntegrityError: the registry says that it has stored something else.
+            LayerfsError: inside a trio task, where this must not be called.
+
+        Blocking: reads and sends all layers that the registry does not have.
+        Atomicity: the name on the registry changes when everything is there.
+        """
+        access = access or Access()
+        refuse_inside_trio()
+        record, reference = self._pushed(image, destination)
+        from layerfs.api.concurrency import push_layers, run_blocking
+        from layerfs.registry.push import Push
+        from layerfs.registry.remote import Registries
+
+        with self._explaining("push"), Registries.open(access, check) as registries:
+            push = Push(
+                self._handle, record, registries.write_to(reference), access, compression=compression, level=level,
+                progress=progress, check=check,
+            )  # fmt: skip
+            digest = run_blocking(
+                lambda: push_layers(push, registries.http, access.jobs, reference.tag or DEFAULT_TAG), check
+            )
+        return PushedImage(reference, digest)
+
+    def _pushed(self, image: str | Image, destination: str | None) -> tuple[catalog.ImageRecord, Reference]:
+        record = self._record(image)
+        if destination is None:
+            if not isinstance(image, str):
+                raise InvalidReference("a push of an image without its name needs a destination")
+            destination = image
+        reference = Reference.parse(registry_name(destination)).with_default_tag()
+        if reference.digest is not None:
+            raise InvalidReference(f"{destination} has a digest: an image is pushed to a repository and a tag")
+        return record, reference
+
+    def _plan(
+        self, registries: Registries, source: str, platform: Platform | None, *, all_platforms: bool
+    ) -> RemoteImages:
+        from layerfs.registry.remote import plan_remote
+
+        selection = Selection(platform or Platform.host(), platform is not None, all_platforms)
+        policy = registries.access.read_policy()
+        return plan_remote(self._handle, registries, registry_name(source), selection, policy)
+
+    def _archive(self, source: str, access: Access) -> tuple[str, str | None, int | None, Form]:
+        """Return path, reference, position and form of an image in an archive, after asking the policy."""
         wanted = parse_source(source)
         if wanted.transport not in ("docker-archive", "oci-archive", "oci"):
             raise UnsupportedFormat(
@@ -109,11 +231,26 @@ class TransferPart(StorePart):
         if (wanted.transport == "oci") != os.path.isdir(wanted.path):
             kind = "directory" if wanted.transport == "oci" else "file"
             raise InvalidReference(f"{wanted.transport}: needs a {kind}, which {wanted.path} is not")
-        return self.load(
-            wanted.path, platform=platform, all_platforms=all_platforms, reference=wanted.reference,
-            position=wanted.index, form="docker" if wanted.transport == "docker-archive" else "oci",
-            keep_blobs=keep_blobs, progress=progress, check=check,
-        )  # fmt: skip
+        policy = access.read_policy()
+        if policy is not None:
+            from layerfs.formats.policy import path_scopes
+
+            policy.check(wanted.transport, path_scopes(os.path.abspath(wanted.path), wanted.reference), source)
+        return wanted.path, wanted.reference, wanted.index, "docker" if wanted.transport == "docker-archive" else "oci"
+
+    @contextmanager
+    def _explaining(self, what: str) -> Iterator[None]:
+        """Turn errors of the operating system into errors of the store."""
+        try:
+            yield
+        except OSError as error:
+            if isinstance(error, MountError):
+                raise
+            root = self._handle.layout.root
+            hint = None
+            if error.errno in (ENOSPC, EDQUOT):
+                hint = f"Free space on the file system of {root}, with layerfs gc or otherwise, and try again."
+            raise StoreError(f"{what} failed in the store {root}: {_explain(error)}", root=root, hint=hint) from error
 
 
 def _stem(path: str) -> str | None:

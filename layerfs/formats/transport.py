@@ -12,7 +12,7 @@ from typing import Final
 from layerfs.errors import InvalidReference
 from layerfs.formats.reference import Reference
 
-__all__ = ["TRANSPORTS", "ImageSource", "parse_source"]
+__all__ = ["TRANSPORTS", "ImageSource", "is_registry", "parse_source", "registry_name"]
 
 #: Every transport that the grammar knows, with its form.
 TRANSPORTS: Final = {
@@ -106,6 +106,20 @@ def parse_source(text: str) -> ImageSource:
     if not selector or not selector.isprintable() or " " in selector:
         raise InvalidReference(f"not the name of an image in a layout: {selector!r:.120}")
     return ImageSource(transport, path, selector)
+
+
+def is_registry(text: str) -> bool:
+    """Return whether a source is an image on a registry.
+
+    Raises:
+        InvalidReference: as :func:`parse_source`.
+    """
+    return parse_source(text).transport == "docker"
+
+
+def registry_name(text: str) -> str:
+    """Return the name in a source on a registry as the user wrote it: what is short in it may have a meaning."""
+    return text.removeprefix("docker://")
 
 
 def _canonical(text: str) -> str:

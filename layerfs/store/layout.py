@@ -9,6 +9,7 @@
     ROOT/unpacked/ALG/HEX/             layers as directories, made on demand for mounts without EROFS
     ROOT/snapshots/ID/{upper,work}     writable container layers
     ROOT/ingest/RANDOM/                work in progress
+    ROOT/partial/ALG-HEX               what pulls received of blobs whose image is not there yet
     ROOT/locks/                        lock files
     RUNROOT/                           mount records
 
@@ -30,6 +31,7 @@ __all__ = ["Layout"]
 _DIRECTORIES = (
     "blobs/sha256", "blobs/sha512", "layers/sha256", "layers/sha512", "images/sha256", "images/sha512",
     "unpacked/sha256", "unpacked/sha512", "snapshots", "ingest", "locks",
+    "partial",
 )  # fmt: skip
 
 
@@ -91,6 +93,10 @@ class Layout:
     def snapshot(self, identifier: str) -> str:
         """Return the directory of a container's writable layer."""
         return os.path.join(self.root, "snapshots", identifier)
+
+    def part(self, digest: Digest) -> str:
+        """Return the path of the received beginning of a blob."""
+        return os.path.join(self.root, "partial", f"{digest.algorithm}-{digest.hex}")
 
     def lock(self, name: str) -> str:
         """Return the path of a lock file."""

@@ -103,7 +103,8 @@ def test_bad_sources(shell: Shell, tmp_path: Path) -> None:
     shell.fails(2, "pull", "docker-archive:")
     shell.fails(2, "pull", f"oci:{tmp_path}/x:@y")
     shell.fails(3, "pull", f"oci:{tmp_path}/x")
-    shell.fails(1, "pull", "docker://debian")
+    shell.fails(1, "pull", "docker-daemon:debian")
+    shell.fails(5, "pull", "docker://127.0.0.1:1/debian", "--retry", "0")
 
 
 def test_store_is_something_else(shell: Shell, tmp_path: Path) -> None:

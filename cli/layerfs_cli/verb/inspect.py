@@ -2,18 +2,20 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from layerfs_cli.argument import images_argument
 from layerfs_cli.output import Format, FormatType, as_json, print_document, write
 from layerfs_cli.program import verb
+from layerfs_cli.registry_option import access_of, registry_options
 from layerfs_cli.settings import settings_of
 from layerfs_cli.text import rfc3339
 
 if TYPE_CHECKING:
     from layerfs.api import Container, Image, Store
+    from layerfs.registry.access import Access
 
 __all__ = ["command"]
 
@@ -26,14 +28,30 @@ __all__ = ["command"]
     "-f", "--format", "form", type=FormatType(), default="json", show_default=True,
     help="json, jsonl, or a Go template such as '{{.Config.Env}}'.",
 )  # fmt: skip
+@registry_options
 @click.pass_context
-def command(context: click.Context, names: tuple[str, ...], form: Format, *, as_config: bool, raw: bool) -> None:
+def command(
+    context: click.Context,
+    /,
+    names: tuple[str, ...],
+    form: Format,
+    *,
+    as_config: bool,
+    raw: bool,
+    **options: Any,
+) -> None:
     """Show images, and containers by name, as a JSON array.
 
-    A name that both an image and a container have means the image.
+    A name that both an image and a container have means the image. With docker:// before it, NAME is an image on a
+    registry, of which --raw prints the manifest or index, and --raw --config the config.
     """
     if raw and len(names) > 1:
         raise click.UsageError("--raw prints one document, so it takes one name", context)
+    if any(name.startswith("docker://") for name in names):
+        if not raw:
+            raise click.UsageError("of an image on a registry --raw prints a document; nothing else is known", context)
+        write(_remote(names[0].removeprefix("docker://"), access_of(options), as_config=as_config))
+        return
     documents: list[object] = []
     with settings_of(context).open_store() as store:
         for name in names:
@@ -48,6 +66,13 @@ def command(context: click.Context, names: tuple[str, ...], form: Format, *, as_
         write("".join(f"{as_json(document)}\n" for document in documents))
     else:
         print_document(documents[0] if as_config and len(documents) == 1 else documents)
+
+
+def _remote(name: str, access: Access, *, as_config: bool) -> bytes:
+    from layerfs.formats.platform import Platform
+    from layerfs.registry.query import fetch_config, fetch_manifest
+
+    return fetch_config(access, name, Platform.host()) if as_config else fetch_manifest(access, name)
 
 
 def _config(store: Store, name: str) -> object:

@@ -10,11 +10,10 @@ from typing import TYPE_CHECKING
 import click
 
 from layerfs_cli.argument import keep_blobs_option, platform_options, selected_platform
-from layerfs_cli.output import write
+from layerfs_cli.output import as_json, write
 from layerfs_cli.program import verb
 from layerfs_cli.progress import show_progress
 from layerfs_cli.settings import settings_of
-from layerfs_cli.standard_input import standard_input
 
 if TYPE_CHECKING:
     from layerfs.api import Image
@@ -52,6 +51,8 @@ def command(
     if source == "-" and (sys.stdin is None or os.isatty(sys.stdin.fileno())):
         what = "closed" if sys.stdin is None else "a terminal"
         raise click.UsageError(f"standard input is {what}: redirect an archive into it, or name one with -i", context)
+    from layerfs_cli.standard_input import standard_input
+
     settings = settings_of(context)
     with ExitStack() as stack:
         stream = stack.enter_context(standard_input()) if source == "-" else source
@@ -63,9 +64,12 @@ def command(
     print_loaded(images, quiet=quiet)
 
 
-def print_loaded(images: list[Image], *, quiet: bool) -> None:
-    """Print names and IDs of images that came in."""
+def print_loaded(images: list[Image], *, quiet: bool, events: bool = False) -> None:
+    """Print names and IDs of images that came in; ``events`` as one object each."""
     for image in images:
+        if events:
+            write(as_json({"Id": str(image.id), "RepoTags": list(image.names)}) + "\n")
+            continue
         if not quiet:
             for name in image.names:
                 write(f"Loaded image: {name}\n")

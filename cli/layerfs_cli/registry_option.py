@@ -1,0 +1,222 @@
+"""Options of the verbs that talk to registries, and the files and variables that docker and podman have for the same.
+
+Together with :mod:`layerfs_cli.settings` the only reader of the environment. What works there works here unchanged:
+auth files and helpers, certs.d, registries.conf, policy.json, proxies.
+
+Source: containers-auth.json(5), containers-registries.conf(5), containers-policy.json(5), containers-certs.d(5).
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable
+from typing import TYPE_CHECKING, Any, Final
+
+import click
+
+if TYPE_CHECKING:
+    from layerfs.formats.auth_file import Credential
+    from layerfs.registry.access import Access
+
+__all__ = ["access_of", "login_file", "parse_credential", "registry_options", "transfer_options"]
+
+Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
+
+_SYSTEM: Final = "/etc/containers"
+
+#: Names of the options, which a verb passes on to :func:`access_of`.
+_NAMES: Final = (
+    "authfile", "creds", "no_creds", "registry_token", "cert_dir", "tls_verify", "policy", "insecure_policy", "jobs",
+    "retry", "retry_delay",
+)  # fmt: skip
+
+
+def registry_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about reaching registries; the verb takes them as ``options`` for :func:`access_of`."""
+    for option in reversed(
+        [
+            click.option(
+                "--authfile", metavar="FILE", type=click.Path(), envvar="REGISTRY_AUTH_FILE", show_envvar=True,
+                help="Credentials, before those of podman and docker.",
+            ),
+            click.option("--creds", metavar="USER[:PASSWORD]", help="Use these credentials; asks for the password."),
+            click.option("--no-creds", is_flag=True, help="Use no credentials."),
+            click.option("--registry-token", metavar="TOKEN", help="Send this bearer token."),
+            click.option(
+                "--cert-dir", metavar="DIR", type=click.Path(), help="Certificates (*.crt, *.cert, *.key) to use."
+            ),
+            click.option(
+                "--tls-verify/--no-tls-verify", default=None,
+                help="Whether certificates must be good; without, plain HTTP is allowed too.",
+            ),
+            click.option(
+                "--retry", metavar="N", type=click.IntRange(0, 100), default=5, show_default=True,
+                help="Further attempts at what may succeed later.",
+            ),
+            click.option(
+                "--retry-delay", metavar="SECONDS", type=click.FloatRange(0, 3600), default=1.0, show_default=True,
+                help="Before the first of them; then twice that, and so on.",
+            ),
+        ]
+    ):  # fmt: skip
+        function = option(function)
+    return function
+
+
+def transfer_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of :func:`registry_options`, and those about transfers."""
+    for option in reversed(
+        [
+            click.option(
+                "-j", "--jobs", metavar="N", type=click.IntRange(1, 64), default=3, show_default=True,
+                help="Layers transferred at a time.",
+            ),
+            click.option(
+                "--policy", metavar="FILE", type=click.Path(), help="Trust policy, instead of the usual policy.json."
+            ),
+            click.option("--insecure-policy", is_flag=True, help="Ask no trust policy."),
+        ]
+    ):  # fmt: skip
+        function = option(function)
+    return registry_options(function)
+
+
+def access_of(options: dict[str, Any]) -> Access:
+    """Return how registries are reached, by options and environment; what is taken is removed from ``options``.
+
+    Raises:
+        click.UsageError: options exclude each other, or a password would have to be asked for without a terminal.
+    """
+    from layerfs.registry.access import DEFAULT_JOBS, Access
+
+    given = {name: options.pop(name) for name in _NAMES if name in options}
+    credential = None
+    if given["creds"] is not None:
+        if given["no_creds"]:
+            raise click.UsageError("--creds and --no-creds exclude each other")
+        credential = parse_credential(given["creds"])
+    policy = None if given.get("insecure_policy") else given.get("policy") or _first(_configs("policy.json"))
+    return Access(
+        auth_files=_auth_files(),
+        required_auth_file=given["authfile"] or None,
+        credential=credential,
+        anonymous=given["no_creds"],
+        token=given["registry_token"],
+        certificate_roots=_certificate_roots(),
+        certificates=given["cert_dir"],
+        verify_tls=given["tls_verify"],
+        registries=_registries(),
+        policy=policy,
+        proxies=_proxies(),
+        jobs=given.get("jobs") or DEFAULT_JOBS,
+        attempts=given["retry"] + 1,
+        retry_delay=given["retry_delay"],
+    )
+
+
+def parse_credential(text: str) -> Credential:
+    """Read ``USER:PASSWORD``, asking for a password that is not there.
+
+    Raises:
+        click.UsageError: it cannot be asked for.
+    """
+    from layerfs.formats.auth_file import Credential
+
+    user, colon, password = text.partition(":")
+    if not user:
+        raise click.UsageError("--creds needs a user")
+    return Credential(user, password if colon else ask_password())
+
+
+def ask_password() -> str:
+    """Ask for a password on the terminal, without showing it.
+
+    Raises:
+        click.UsageError: there is no terminal.
+    """
+    if sys.stdin is None or not sys.stdin.isatty():
+        raise click.UsageError("no password, and no terminal to ask for it: use --password-stdin, or USER:PASSWORD")
+    return str(click.prompt("Password", hide_input=True, err=True))
+
+
+def login_file(authfile: str | None) -> str:
+    """Return the file that login writes: the one named, else docker's if its variable is set, else podman's."""
+    if authfile:
+        return authfile
+    docker = os.environ.get("DOCKER_CONFIG")
+    if docker:
+        return os.path.join(docker, "config.json")
+    run = _runtime_directory()
+    return os.path.join(run or _config_home(), "containers", "auth.json")
+
+
+def _auth_files() -> tuple[str, ...]:
+    """Return the files with credentials in their order; $DOCKER_CONFIG hides all the others."""
+    docker = os.environ.get("DOCKER_CONFIG")
+    if docker:
+        return (os.path.join(docker, "config.json"),)
+    run = _runtime_directory()
+    home = os.path.expanduser("~")
+    return (
+        *([os.path.join(run, "containers", "auth.json")] if run else []),
+        os.path.join(_config_home(), "containers", "auth.json"),
+        os.path.join(home, ".docker", "config.json"),
+        os.path.join(home, ".dockercfg"),
+    )
+
+
+def _certificate_roots() -> tuple[str, ...]:
+    return (
+        os.path.join(_config_home(), "containers", "certs.d"), f"{_SYSTEM}/certs.d", "/etc/docker/certs.d",
+    )  # fmt: skip
+
+
+def _registries() -> tuple[str, ...]:
+    """Return the files of registries.conf: the user's main file hides the system's and its drop-ins."""
+    named = os.environ.get("CONTAINERS_REGISTRIES_CONF")
+    if named:
+        return (named,)
+    user, system = _configs("registries.conf")
+    if os.path.exists(user):
+        return (user, *_drop_ins(f"{user}.d"))
+    return (system, *_drop_ins(f"{system}.d"), *_drop_ins(f"{user}.d"))
+
+
+def _drop_ins(directory: str) -> list[str]:
+    try:
+        names = sorted(name for name in os.listdir(directory) if name.endswith(".conf"))
+    except OSError:
+        return []
+    return [os.path.join(directory, name) for name in names]
+
+
+def _configs(name: str) -> tuple[str, str]:
+    """Return the user's and the system's file of a name, whether they are there or not."""
+    return os.path.join(_config_home(), "containers", name), os.path.join(_SYSTEM, name)
+
+
+def _first(paths: tuple[str, ...]) -> str | None:
+    return next((path for path in paths if os.path.exists(path)), None)
+
+
+def _proxies() -> dict[str, str]:
+    found = {}
+    for scheme in ("http", "https", "all", "no"):
+        value = os.environ.get(f"{scheme}_proxy") or os.environ.get(f"{scheme.upper()}_PROXY")
+        if value:
+            found[scheme] = value
+    return found
+
+
+def _config_home() -> str:
+    value = os.environ.get("XDG_CONFIG_HOME", "")
+    return value if os.path.isabs(value) else os.path.join(os.path.expanduser("~"), ".config")
+
+
+def _runtime_directory() -> str | None:
+    value = os.environ.get("XDG_RUNTIME_DIR", "")
+    if os.path.isabs(value):
+        return value
+    # Where podman keeps root's.
+    return "/run/containers/0" if os.geteuid() == 0 else None

@@ -1,0 +1,191 @@
+"""The porcelain for trio programs: :class:`AsyncStore`, the same methods as :class:`layerfs.api.Store`, awaited.
+
+Pulls and pushes are trio functions; everything else runs in a worker thread. A cancelled call ends within a fraction of
+a second, as soon as its thread notices, and leaves what an interrupted one leaves. Methods that yield become
+asynchronous iterators.
+"""
+
+from __future__ import annotations
+
+import functools
+import inspect
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from types import TracebackType
+from typing import Any, Concatenate, ParamSpec, Self, TypeVar
+
+import trio
+
+from layerfs.api import Store
+from layerfs.api.base import StrPath
+from layerfs.api.concurrency import in_thread, pull_layers, push_layers
+from layerfs.formats.media_type import Compression
+from layerfs.formats.platform import Platform
+from layerfs.formats.reference import DEFAULT_TAG
+from layerfs.formats.transport import is_registry
+from layerfs.registry.access import Access
+from layerfs.registry.loader import Progress
+from layerfs.registry.pull import Pull
+from layerfs.registry.push import Push
+from layerfs.registry.remote import Registries
+from layerfs.values import Image, PushedImage
+
+__all__ = ["AsyncStore"]
+
+P = ParamSpec("P")
+T = TypeVar("T")
+
+#: Items of an iterator taken from its thread at a time.
+_BATCH = 64
+
+
+def _awaited(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate[AsyncStore, P], Awaitable[T]]:
+    """Return a method of the sync store as one that is awaited."""
+    polls = "check" in inspect.signature(method).parameters
+
+    async def call(self: AsyncStore, /, *args: P.args, **options: P.kwargs) -> T:
+        keywords: dict[str, Any] = dict(options)
+        if polls:
+            keywords["check"] = _or_cancelled(keywords.get("check"))
+        run: Callable[..., T] = functools.partial(method, self._store)
+        return await trio.to_thread.run_sync(lambda: run(*args, **keywords))
+
+    functools.update_wrapper(call, method)
+    return call
+
+
+def _iterated(
+    method: Callable[Concatenate[Store, P], Iterator[T]],
+) -> Callable[Concatenate[AsyncStore, P], AsyncIterator[T]]:
+    """Return a method of the sync store that yields as an asynchronous iterator."""
+
+    async def call(self: AsyncStore, /, *args: P.args, **options: P.kwargs) -> AsyncIterator[T]:
+        items = method(self._store, *args, **options)
+
+        def batch() -> list[T]:
+            found: list[T] = []
+            for item in items:
+                found.append(item)
+                if len(found) == _BATCH:
+                    break
+                trio.from_thread.check_cancelled()
+            return found
+
+        while found := await trio.to_thread.run_sync(batch):
+            for item in found:
+                yield item
+
+    functools.update_wrapper(call, method)
+    return call
+
+
+def _or_cancelled(check: Callable[[], None] | None) -> Callable[[], None]:
+    """Return a check that also ends the work when its task is cancelled."""
+
+    # Work may poll from threads of its own, which trio does not know; the one that it started polls as well.
+    def both() -> None:
+        if check is not None:
+            check()
+        try:
+            trio.from_thread.check_cancelled()
+        except RuntimeError:
+            return
+
+    return both
+
+
+class AsyncStore:
+    """A store of images for trio programs. An asynchronous context manager."""
+
+    def __init__(self, store: Store) -> None:
+        """Wrap an open store, which belongs to this object from now on; or use :meth:`open`."""
+        self._store = store
+
+    @classmethod
+    async def open(cls, root: StrPath, *, runroot: StrPath | None = None, sync: bool = True) -> Self:
+        """Open a store, made if it is not there. Arguments and errors are those of :meth:`Store.open`."""
+        return cls(await trio.to_thread.run_sync(lambda: Store.open(root, runroot=runroot, sync=sync)))
+
+    async def __aenter__(self) -> Self:
+        """Return the store itself."""
+        return self
+
+    async def __aexit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close it."""
+        self._store.close()
+
+    close = _awaited(Store.close)
+    load = _awaited(Store.load)
+    images = _awaited(Store.images)
+    resolve = _awaited(Store.resolve)
+    config = _awaited(Store.config)
+    manifest = _awaited(Store.manifest)
+    layers = _awaited(Store.layers)
+    history = _awaited(Store.history)
+    tree = _awaited(Store.tree)
+    which = _awaited(Store.which)
+    read_layer = _iterated(Store.read_layer)
+    verify_layer = _awaited(Store.verify_layer)
+    tag = _awaited(Store.tag)
+    remove_image = _awaited(Store.remove_image)
+    containers = _awaited(Store.containers)
+    mount = _awaited(Store.mount)
+    umount = _awaited(Store.umount)
+    mounts = _awaited(Store.mounts)
+    remove_container = _awaited(Store.remove_container)
+    diff = _iterated(Store.diff)
+    usage = _awaited(Store.usage)
+    info = _awaited(Store.info)
+    check = _iterated(Store.check)
+    gc = _awaited(Store.gc)
+
+    async def pull(
+        self,
+        source: str,
+        *,
+        platform: Platform | None = None,
+        all_platforms: bool = False,
+        keep_blobs: bool = False,
+        access: Access | None = None,
+        progress: Progress | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> list[Image]:
+        """Bring images in; see :meth:`Store.pull`. Cancelling leaves only what a next pull goes on from."""
+        access = access or Access()
+        store = self._store
+        if not is_registry(source):
+            load = functools.partial(store.pull, source, platform=platform, all_platforms=all_platforms)
+            return await trio.to_thread.run_sync(
+                lambda: load(keep_blobs=keep_blobs, access=access, progress=progress, check=_or_cancelled(check))
+            )
+        with store._explaining("pull"), Registries.open(access, check) as registries:
+            remote = await in_thread(
+                lambda: store._plan(registries, source, platform, all_platforms=all_platforms), registries.http.abort
+            )
+            with Pull(store._handle, remote, access, keep_blobs=keep_blobs, progress=progress, check=check) as pull:
+                records = await pull_layers(pull, registries.http, access.jobs)
+        return await trio.to_thread.run_sync(store._images, records)
+
+    async def push(
+        self,
+        image: str | Image,
+        destination: str | None = None,
+        *,
+        compression: Compression | None = None,
+        level: int | None = None,
+        access: Access | None = None,
+        progress: Progress | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> PushedImage:
+        """Push an image to a registry; see :meth:`Store.push`."""
+        access = access or Access()
+        store = self._store
+        record, reference = store._pushed(image, destination)
+        with store._explaining("push"), Registries.open(access, check) as registries:
+            push = Push(
+                store._handle, record, registries.write_to(reference), access, compression=compression, level=level,
+                progress=progress, check=check,
+            )  # fmt: skip
+            digest = await push_layers(push, registries.http, access.jobs, reference.tag or DEFAULT_TAG)
+        return PushedImage(reference, digest)

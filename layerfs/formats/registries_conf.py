@@ -1,0 +1,252 @@
+"""``registries.conf``, version 2: which registries stand for which, mirrors, and what short names mean.
+
+Several files make one configuration: the main file and then its drop-ins, in order. A later file replaces
+``[[registry]]`` tables of the same prefix, single settings, and single aliases. What mirrors are tried for a reference,
+and with which name, is worked out here; connecting to them is for ``registry/``.
+
+Source: containers-registries.conf(5); containers-registries.conf.d(5).
+"""
+
+from __future__ import annotations
+
+import tomllib
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass, field, replace
+from typing import Self
+
+from layerfs.errors import Denied, FormatError, InvalidReference, LimitExceeded
+from layerfs.formats.document import MAX_DOCUMENT_SIZE, JsonObject, json_objects
+from layerfs.formats.reference import DEFAULT_DOMAIN, Reference
+
+__all__ = ["Endpoint", "Mirror", "RegistriesConfig", "Registry", "is_short_name"]
+
+_SHORT_NAME_MODES = ("", "enforcing", "permissive", "disabled")
+_PULL_FROM_MIRROR = ("", "all", "digest-only", "tag-only")
+
+
+@dataclass(frozen=True, slots=True)
+class Endpoint:
+    """One place to try for an image: the name it has there, and whether plain HTTP and bad certificates are allowed."""
+
+    reference: Reference
+    insecure: bool = False
+    is_mirror: bool = False
+
+
+@dataclass(frozen=True, slots=True)
+class Mirror:
+    """A mirror: where, and for which references (``all``, ``digest-only``, ``tag-only``)."""
+
+    location: str
+    insecure: bool = False
+    pull_from_mirror: str = "all"
+
+
+@dataclass(frozen=True, slots=True)
+class Registry:
+    """One ``[[registry]]`` table; ``location`` is None where it says nothing, so that names stay as they are."""
+
+    prefix: str
+    location: str | None = None
+    insecure: bool = False
+    blocked: bool = False
+    mirror_by_digest_only: bool = False
+    mirrors: tuple[Mirror, ...] = ()
+
+
+@dataclass(frozen=True, slots=True)
+class RegistriesConfig:
+    """A whole configuration; without files, that of docker.
+
+    Attributes:
+        registries: by prefix.
+        search: registries that a short name is looked for in, in order; None when no file says anything.
+        aliases: references by short name.
+        short_name_mode: ``enforcing``, ``permissive`` or ``disabled``; empty when not set.
+        credential_helpers: names of helpers to ask besides those of the auth files.
+    """
+
+    registries: Mapping[str, Registry] = field(default_factory=dict)
+    search: tuple[str, ...] | None = None
+    aliases: Mapping[str, str] = field(default_factory=dict)
+    short_name_mode: str = ""
+    credential_helpers: tuple[str, ...] = ()
+
+    @classmethod
+    def parse(cls, files: Iterable[tuple[str, bytes]]) -> Self:
+        """Read a configuration.
+
+        Args:
+            files: name and bytes of each file, the main one first.
+
+        Raises:
+            FormatError: one is no TOML, of version 1, or has a member of the wrong kind. Unknown members are passed
+                over, as by everybody: newer versions have more.
+        """
+        config = cls()
+        for name, raw in files:
+            config = config._with(name, raw)
+        return config
+
+    def endpoints(self, reference: Reference) -> list[Endpoint]:
+        """Return where to try for an image, in order: mirrors, then the registry itself.
+
+        Raises:
+            Denied: the registry is blocked.
+            FormatError: a location makes no reference out of it.
+        """
+        registry = self._registry(reference)
+        if registry is None:
+            return [Endpoint(reference)]
+        if registry.blocked:
+            raise Denied(f"registry {registry.prefix} is blocked in registries.conf")
+        found = []
+        by_digest = reference.digest is not None
+        for mirror in registry.mirrors:
+            wanted = mirror.pull_from_mirror
+            if by_digest or not (registry.mirror_by_digest_only or wanted == "digest-only"):
+                if wanted == "tag-only" and by_digest:
+                    continue
+                moved = _moved(reference, registry.prefix, mirror.location)
+                found.append(Endpoint(moved, mirror.insecure, is_mirror=True))
+        own = reference if registry.location is None else _moved(reference, registry.prefix, registry.location)
+        return [*found, Endpoint(own, registry.insecure)]
+
+    def is_insecure(self, domain: str) -> bool:
+        """Return whether a registry may be reached over plain HTTP, by its host alone."""
+        registry = self.registries.get(domain)
+        return registry is not None and registry.insecure
+
+    def expand(self, text: str) -> list[Reference]:
+        """Return what a name may mean, in the order to try.
+
+        A name with a host means itself. A short one means its alias if there is one, else the image of that name on
+        each of the search registries; docker.io, where no file names any.
+
+        Raises:
+            InvalidReference: it is no name, or means several images and the mode is ``enforcing``, which would have to
+                ask.
+        """
+        if not is_short_name(text):
+            return [Reference.parse(text).with_default_tag()]
+        reference = Reference.parse(text).with_default_tag()
+        # What stands behind the name: a tag, a digest, or both.
+        rest = str(reference)[len(reference.name) :]
+        short = text.partition("@")[0]
+        colon = short.find(":", short.rfind("/") + 1)
+        short = short if colon < 0 else short[:colon]
+        alias = self.aliases.get(short)
+        if alias and self.short_name_mode != "disabled":
+            return [Reference.parse(alias + rest)]
+        if not self.search:
+            return [reference]
+        if len(self.search) > 1 and self.short_name_mode in ("", "enforcing"):
+            raise InvalidReference(
+                f"{text!r:.120} may mean an image on any of {', '.join(self.search)}",
+                hint=f"Write {self.search[0]}/{text}, or set short-name-mode or an alias in registries.conf.",
+            )
+        return [Reference.parse(f"{host}/{short}{rest}") for host in self.search]
+
+    def _registry(self, reference: Reference) -> Registry | None:
+        """Return the table with the longest prefix that fits."""
+        fitting = [entry for entry in self.registries.values() if _fits(entry.prefix, reference)]
+        return max(fitting, key=lambda entry: len(entry.prefix), default=None)
+
+    def _with(self, name: str, raw: bytes) -> Self:
+        if len(raw) > MAX_DOCUMENT_SIZE:
+            raise LimitExceeded(f"{len(raw)} bytes, at most {MAX_DOCUMENT_SIZE} are read", where=name)
+        try:
+            document = tomllib.loads(raw.decode())
+        except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+            raise FormatError(f"not TOML: {error}", where=name) from error
+        top = JsonObject(document, name)
+        if isinstance(document.get("registries"), dict):
+            raise FormatError(
+                "this is version 1 of registries.conf, which is not supported", where=name,
+                hint="Rewrite [registries.search] as unqualified-search-registries, and the rest as [[registry]].",
+            )  # fmt: skip
+        config = self
+        if top.has("unqualified-search-registries"):
+            search = top.texts("unqualified-search-registries")
+            for host in search:
+                _location(host, f"{name}.unqualified-search-registries")
+            config = replace(config, search=search)
+        if top.has("credential-helpers"):
+            config = replace(config, credential_helpers=top.texts("credential-helpers"))
+        mode = top.optional_text("short-name-mode")
+        if mode is not None:
+            if mode not in _SHORT_NAME_MODES:
+                raise top.error("short-name-mode", f"{mode!r:.40} is none of {', '.join(_SHORT_NAME_MODES[1:])}")
+            config = replace(config, short_name_mode=mode)
+        if top.has("aliases"):
+            aliases = {**config.aliases, **top.text_map("aliases")}
+            config = replace(config, aliases={short: full for short, full in aliases.items() if full})
+        tables = document.get("registry", [])
+        if not isinstance(tables, list):
+            raise top.error("registry", "must be an array of tables: write [[registry]]")
+        found = dict(config.registries)
+        for table in json_objects(tables, where=top.place("registry")):
+            registry = _read_registry(table)
+            found[registry.prefix] = registry
+        return replace(config, registries=found)
+
+
+def is_short_name(text: str) -> bool:
+    """Return whether a name leaves its registry open: its part before the first slash is no host."""
+    first, slash, _ = text.partition("/")
+    return not slash or not (first == "localhost" or "." in first or ":" in first or first != first.lower())
+
+
+def _read_registry(table: JsonObject) -> Registry:
+    location, prefix = table.optional_text("location") or None, table.optional_text("prefix") or None
+    if location is None and prefix is None:
+        raise table.error("location", "is missing")
+    if location is not None:
+        location = _location(location, table.place("location"))
+    if prefix is None:
+        prefix = location or ""
+    elif prefix.startswith("*."):
+        if location is not None:
+            raise table.error("location", "does not go with a prefix that begins with *.")
+    else:
+        prefix = _location(prefix, table.place("prefix"))
+    mirrors = []
+    for mirror in table.children("mirror"):
+        wanted = mirror.optional_text("pull-from-mirror") or "all"
+        if wanted not in _PULL_FROM_MIRROR:
+            raise mirror.error("pull-from-mirror", f"{wanted!r:.40} is none of {', '.join(_PULL_FROM_MIRROR[1:])}")
+        place = _location(mirror.text("location"), mirror.place("location"))
+        mirrors.append(Mirror(place, mirror.flag("insecure"), wanted))
+    return Registry(
+        prefix, location, table.flag("insecure"), table.flag("blocked"), table.flag("mirror-by-digest-only"),
+        tuple(mirrors),
+    )  # fmt: skip
+
+
+def _location(text: str, where: str) -> str:
+    """Return a location as it stands, after checking that a name can begin with it."""
+    if "://" in text:
+        raise FormatError(f"{text!r:.120} must have no scheme", where=where)
+    host, _, path = text.rstrip("/").partition("/")
+    try:
+        Reference(host if host != "index.docker.io" else DEFAULT_DOMAIN, path or "library/x")
+    except InvalidReference as error:
+        raise FormatError(str(error), where=where) from error
+    return text.rstrip("/")
+
+
+def _fits(prefix: str, reference: Reference) -> bool:
+    if prefix.startswith("*."):
+        return reference.domain.endswith(prefix[1:])
+    name = reference.name
+    return name == prefix or (name.startswith(prefix) and name[len(prefix)] == "/")
+
+
+def _moved(reference: Reference, prefix: str, location: str) -> Reference:
+    """Return a reference with the location in place of the prefix, or of the host for a wildcard."""
+    end = len(reference.domain) if prefix.startswith("*.") else len(prefix)
+    host, _, path = (location + reference.name[end:]).partition("/")
+    try:
+        return replace(reference, domain=host, path=path)
+    except InvalidReference as error:
+        raise FormatError(f"location {location!r:.120} makes no name of {reference.name}: {error}") from error

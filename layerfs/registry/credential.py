@@ -1,0 +1,167 @@
+"""Finding the credential for a repository: auth files in their order, and the helpers that they name.
+
+Source: containers-auth.json(5); docker's credential helper protocol.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+import subprocess
+import threading
+from dataclasses import replace
+
+from layerfs.errors import FormatError, LayerfsError, RegistryError
+from layerfs.formats.auth_file import HUB_KEY, TOKEN_USER, AuthFile, Credential, lookup_keys
+from layerfs.formats.document import JsonObject, parse_document
+from layerfs.formats.reference import DEFAULT_DOMAIN
+from layerfs.registry.access import Access, read_optional
+
+__all__ = ["Credentials", "read_auth_file"]
+
+#: Seconds for a helper to answer; some ask a key ring that has to wake up first, none should ask the user.
+_HELPER_TIMEOUT = 30.0
+
+_HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
+
+#: What helpers say when they know nothing, which is an answer and no error.
+_NOTHING = ("credentials not found", "no credentials server url", "no credentials username")
+
+
+class Credentials:
+    """Looks credentials up, each once. Thread-safe."""
+
+    def __init__(self, access: Access, helpers: tuple[str, ...] = ()) -> None:
+        """Prepare; nothing is read before the first look.
+
+        Args:
+            access: which files there are.
+            helpers: names of helpers to ask last, from registries.conf.
+        """
+        self._access = access
+        self._helpers = tuple(name for name in helpers if name != "containers-auth.json")
+        self._found: dict[tuple[str, str], Credential | None] = {}
+        self._lock = threading.Lock()
+
+    def find(self, domain: str, path: str = "") -> Credential | None:
+        """Return what opens a repository, or None for no credential.
+
+        Raises:
+            FormatError: a file is broken.
+            LayerfsError: one cannot be read, or a helper failed.
+
+        Blocking: while a helper runs.
+        """
+        if self._access.anonymous:
+            return None
+        if self._access.credential is not None:
+            return self._access.credential
+        with self._lock:
+            key = (domain, path)
+            if key not in self._found:
+                self._found[key] = self._look(domain, path)
+            return self._found[key]
+
+    def _look(self, domain: str, path: str) -> Credential | None:
+        access = self._access
+        if access.required_auth_file is not None:
+            found = self._in_file(access.required_auth_file, domain, path, required=True)
+            if found is not None:
+                return found
+        for name in access.auth_files:
+            found = self._in_file(name, domain, path)
+            if found is not None:
+                return found
+        for helper in self._helpers:
+            found = ask_helper(helper, domain)
+            if found is not None:
+                return found
+        return None
+
+    def _in_file(self, name: str, domain: str, path: str, *, required: bool = False) -> Credential | None:
+        file = read_auth_file(name)
+        if file is None:
+            if required:
+                raise LayerfsError(f"auth file {name} does not exist")
+            return None
+        helper = file.helper(domain)
+        if helper is not None:
+            found = ask_helper(helper, HUB_KEY if domain == DEFAULT_DOMAIN else domain)
+            if found is not None:
+                return found
+        return next((found for key in lookup_keys(domain, path) if (found := file.find(key)) is not None), None)
+
+
+def read_auth_file(path: str) -> AuthFile | None:
+    """Return what a file says, or None when there is none.
+
+    Raises:
+        FormatError: it is broken.
+        LayerfsError: it cannot be read.
+    """
+    raw = read_optional(path)
+    if raw is None:
+        return None
+    try:
+        return AuthFile.parse(raw, legacy=os.path.basename(path) == ".dockercfg")
+    except FormatError as error:
+        raise FormatError(f"{path}: {error}") from None
+
+
+def ask_helper(name: str, server: str, action: str = "get", credential: Credential | None = None) -> Credential | None:
+    """Run a credential helper.
+
+    Args:
+        name: what comes behind ``docker-credential-``.
+        server: the registry, as the helper knows it.
+        action: ``get``, ``store`` or ``erase``.
+        credential: to store.
+
+    Returns:
+        What it knows, for ``get``; None for nothing.
+
+    Raises:
+        RegistryError: it is not installed, failed or answered nonsense. What it printed is not shown but for its
+            last line of an error, which the protocol means for people.
+    """
+    if _HELPER_NAME.fullmatch(name) is None:
+        raise RegistryError(f"not the name of a credential helper: {name!r:.80}")
+    program = f"docker-credential-{name}"
+    given = server
+    if credential is not None:
+        import json  # noqa: PLC0415 - only login comes here
+
+        secret = credential.identity_token or credential.password
+        user = TOKEN_USER if credential.identity_token else credential.username
+        given = json.dumps({"ServerURL": server, "Username": user, "Secret": secret})
+    try:
+        done = subprocess.run(
+            [program, action], input=given.encode(), capture_output=True, timeout=_HELPER_TIMEOUT, check=False
+        )
+    except FileNotFoundError:
+        raise RegistryError(
+            f"credential helper {program} is not installed", hint="Install it, or remove it from the auth file."
+        ) from None
+    except (OSError, subprocess.TimeoutExpired) as error:
+        text = "no answer in time" if isinstance(error, subprocess.TimeoutExpired) else error.strerror
+        raise RegistryError(f"credential helper {program}: {text}") from None
+    if done.returncode:
+        said = " ".join(done.stdout.decode(errors="replace").split())
+        if any(nothing in said.lower() for nothing in _NOTHING):
+            return None
+        raise RegistryError(f"credential helper {program} {action} failed: {said[:200] or f'exit {done.returncode}'}")
+    if action != "get":
+        return None
+    try:
+        answer = JsonObject(parse_document(done.stdout, program))
+        user, secret = answer.optional_text("Username") or "", answer.optional_text("Secret") or ""
+    except FormatError:
+        raise RegistryError(f"credential helper {program} answered nonsense") from None
+    if not secret and not user:
+        return None
+    return Credential("", "", secret) if user == TOKEN_USER else Credential(user, secret)
+
+
+def without_password(credential: Credential) -> Credential:
+    """Return a credential for files that shall hold an identity token and no password."""
+    return replace(credential, password="") if credential.identity_token else credential

@@ -1,0 +1,442 @@
+"""HTTP as the registry protocol needs it, on urllib3: connections that are kept, time-outs that hold, no redirects.
+
+The one module that knows the HTTP library; none of its exceptions leave it. Following redirects, retrying and
+authentication are for the callers, since each of them decides what of a request may be sent again, and to whom.
+
+Every operation has a deadline that no server can stretch; see :mod:`layerfs.registry.watch`.
+"""
+
+from __future__ import annotations
+
+import http.client
+import os
+import ssl
+import threading
+import time
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager, suppress
+from types import TracebackType
+from typing import Any, Self
+from urllib.parse import urljoin, urlsplit
+
+import urllib3
+from urllib3.connection import HTTPConnection, HTTPSConnection
+from urllib3.util import Timeout
+
+from layerfs.errors import LayerfsError, LimitExceeded, RegistryError, Unreachable
+from layerfs.formats.certs_d import sort_certificates
+from layerfs.registry.access import Access
+from layerfs.registry.watch import Cut, Cuttable, Watch
+
+__all__ = ["PIECE", "HttpClient", "HttpResponse", "NotTls", "origin", "resolve"]
+
+#: Bytes of a body read at a time: with 64 KiB, TLS costs a fifth more.
+PIECE = 1 << 18
+
+#: The first read of a body, and the smallest: one that a slow link fills well within the time-out.
+_SMALL_PIECE = 1 << 13
+
+#: Seconds within which a read should return; the next one is made larger or smaller accordingly.
+_QUICK, _SLOW = 0.05, 1.0
+
+#: Seconds for a connection to be made; more than this is a host that does not answer.
+_CONNECT = 20.0
+
+#: Connections kept to one host; more than that are made when needed and closed afterwards.
+_KEPT = 8
+
+_USER_AGENT = "layerfs"
+
+_Failures = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
+
+
+def origin(url: str) -> tuple[str, str, int]:
+    """Return scheme, host and port of a URL: what credentials belong to.
+
+    Raises:
+        RegistryError: it is no http or https URL.
+    """
+    try:
+        parts = urlsplit(url)
+        port = parts.port
+    except ValueError as error:
+        raise RegistryError(f"not a URL: {url!r:.200}") from error
+    if parts.scheme not in ("http", "https") or not parts.hostname:
+        raise RegistryError(f"not an http or https URL: {_shown(url)}")
+    return parts.scheme, parts.hostname, port or (443 if parts.scheme == "https" else 80)
+
+
+class NotTls(Unreachable):
+    """Whatever answers, it does not speak TLS, or not as it should."""
+
+
+class HttpClient:
+    """Makes requests. Thread-safe, for as many threads as there are; a context manager."""
+
+    def __init__(self, access: Access) -> None:
+        """Prepare; nothing is connected before the first request."""
+        self._access = access
+        self._pools: dict[tuple[str, str, int, bool], urllib3.HTTPConnectionPool] = {}
+        self._managers: dict[str, urllib3.ProxyManager] = {}
+        self._guard = threading.Lock()
+        self._watch = Watch(access.timeout)
+
+    def __enter__(self) -> Self:
+        """Return the client itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Close all connections."""
+        self.close()
+
+    def close(self) -> None:
+        """Close all connections; what still waits for one fails."""
+        self._watch.close()
+        with self._guard:
+            for pool in self._pools.values():
+                pool.close()
+            for manager in self._managers.values():
+                manager.clear()
+
+    def abort(self) -> None:
+        """Make everything that waits fail at once, and every further request; may be called from any thread."""
+        self._watch.abort()
+
+    def request(
+        self,
+        method: str,
+        url: str,
+        *,
+        headers: Mapping[str, str],
+        body: bytes | Callable[[], Iterator[bytes]] | None = None,
+        verify: bool = True,
+        timeout: float | None = None,
+    ) -> HttpResponse:
+        """Send a request and return the answer, whatever its status, once its header is there.
+
+        Args:
+            method: GET, HEAD and so on.
+            url: http or https.
+            headers: besides those that every request has.
+            body: bytes, or something that yields them; with the latter, ``Content-Length`` is the caller's.
+            verify: whether the server's certificate has to be good.
+            timeout: seconds for the answer to begin; None for the usual ones. Sending a body does not count.
+
+        Raises:
+            Unreachable: no answer. ``temporary`` unless the certificate or the name is wrong.
+            LayerfsError: a certificate of the user cannot be read.
+
+        Blocking: until the header of the answer is there, at most a few time-outs.
+        """
+        scheme, host, port = origin(url)
+        parts = urlsplit(url)
+        shown = parts.netloc.rpartition("@")[2]
+        target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
+        pool, target = self._pool(scheme, host, port, verify=verify, url=url, target=target)
+        sent = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
+        seconds = self._access.timeout if timeout is None else timeout
+        payload: Any = body if body is None or isinstance(body, bytes) else self._watch.extending(body(), seconds)
+        with _failures_of(shown, self._watch), self._watch.operation(seconds) as operation:
+            answer = pool.urlopen(
+                method, target, body=payload, headers=sent, redirect=False, retries=False, preload_content=False,
+                decode_content=False, assert_same_host=False, timeout=Timeout(min(_CONNECT, seconds), seconds),
+            )  # fmt: skip
+        return HttpResponse(self._watch, answer, operation.connection, url, self._access.timeout)
+
+    def _pool(
+        self, scheme: str, host: str, port: int, *, verify: bool, url: str, target: str
+    ) -> tuple[urllib3.HTTPConnectionPool, str]:
+        """Return the connections to a host, and what to ask them for: for a plain proxy that is the whole URL."""
+        proxy = self._proxy(scheme, host)
+        key = (scheme, host, port, verify)
+        with self._guard:
+            pool = self._pools.get(key)
+            if pool is None:
+                pool = self._pools[key] = self._make_pool(scheme, host, port, verify=verify, proxy=proxy)
+        return pool, url if proxy is not None and scheme == "http" else target
+
+    def _make_pool(
+        self, scheme: str, host: str, port: int, *, verify: bool, proxy: str | None
+    ) -> urllib3.HTTPConnectionPool:
+        extra: dict[str, Any] = {"maxsize": _KEPT, "block": False, "retries": False}
+        if scheme == "https":
+            extra["ssl_context"] = self._tls(host, port, verify=verify)
+            if not verify:
+                extra |= {"assert_hostname": False, "cert_reqs": "CERT_NONE"}
+        literal = f"[{host}]" if ":" in host else host
+        if proxy is not None:
+            manager = self._managers.get(f"{proxy} {host} {port} {verify}")
+            if manager is None:
+                manager = urllib3.ProxyManager(
+                    _without_user(proxy), proxy_headers=_proxy_headers(proxy), **extra
+                )  # fmt: skip
+                self._managers[f"{proxy} {host} {port} {verify}"] = manager
+            pool = manager.connection_from_host(literal, port, scheme)
+        elif scheme == "https":
+            pool = urllib3.HTTPSConnectionPool(literal, port, **extra)
+        else:
+            pool = urllib3.HTTPConnectionPool(literal, port, **extra)
+        pool.ConnectionCls = _tracked(self._watch, HTTPSConnection if scheme == "https" else HTTPConnection)
+        return pool
+
+    def _proxy(self, scheme: str, host: str) -> str | None:
+        proxies = self._access.proxies
+        url = proxies.get(scheme) or proxies.get("all")
+        if not url:
+            return None
+        for name in (proxies.get("no") or "").split(","):
+            exempt = name.strip().lower().lstrip(".").partition(":")[0]
+            if exempt == "*" or (exempt and (host == exempt or host.endswith(f".{exempt}"))):
+                return None
+        return url if "://" in url else f"http://{url}"
+
+    def _tls(self, host: str, port: int, *, verify: bool) -> ssl.SSLContext:
+        """Return what a connection trusts, with the certificates that the user has put down for the host."""
+        context = ssl.create_default_context()
+        if not verify:
+            context.check_hostname = False
+            context.verify_mode = ssl.CERT_NONE
+        if self._access.certificates is not None:
+            directories = [self._access.certificates]
+        else:
+            shown = f"[{host}]" if ":" in host else host
+            names = [f"{shown}:{port}", *([shown] if port == 443 else [])]
+            directories = [os.path.join(root, name) for root in self._access.certificate_roots for name in names]
+        for directory in directories:
+            _add_certificates(context, directory, required=directory == self._access.certificates)
+        return context
+
+
+class HttpResponse:
+    """An answer. Its body is read by the thread that owns it, once, and then closed."""
+
+    def __init__(
+        self,
+        watch: Watch,
+        answer: urllib3.BaseHTTPResponse,
+        connection: Cuttable | None,
+        url: str,
+        timeout: float,
+    ) -> None:
+        """Wrap what urllib3 returned."""
+        self.status = answer.status
+        self.url = url
+        self._watch = watch
+        self._answer = answer
+        self._connection = connection
+        self._timeout = timeout
+        self._piece = _SMALL_PIECE
+        self._host = urlsplit(url).netloc.rpartition("@")[2]
+
+    def __enter__(self) -> Self:
+        """Return the answer itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Give the connection back."""
+        self.close()
+
+    def header(self, name: str) -> str | None:
+        """Return a header's value, those of several of one name joined with commas; None if it is not there."""
+        value = self._answer.headers.get(name)
+        return None if value is None else str(value)
+
+    @property
+    def length(self) -> int | None:
+        """The announced size of the body in bytes; None when none, or nonsense, was announced."""
+        text = (self.header("Content-Length") or "").strip()
+        return int(text) if text.isascii() and text.isdigit() and len(text) < 20 else None
+
+    def read(self, size: int = PIECE) -> bytes:
+        """Return up to ``size`` bytes of the body, and nothing at its end.
+
+        Raises:
+            Unreachable: it broke off, or stalled; ``temporary``.
+
+        Blocking: for a piece whose size follows the speed of the connection, at most a time-out.
+        """
+        wanted = min(size, self._piece)
+        began = time.monotonic()
+        with _failures_of(self._host, self._watch), self._watch.operation(self._timeout, self._connection):
+            data = self._answer.read(wanted, decode_content=False)
+        took = time.monotonic() - began
+        if took < _QUICK:
+            self._piece = min(self._piece * 4, PIECE)
+        elif took > _SLOW:
+            self._piece = max(self._piece // 4, _SMALL_PIECE // 8)
+        return data
+
+    def read_all(self, limit: int, what: str) -> bytes:
+        """Return the whole body.
+
+        Raises:
+            LimitExceeded: it is larger than ``limit`` bytes; ``what`` names it.
+            Unreachable: it broke off, or did not come in three time-outs altogether.
+        """
+        if (self.length or 0) > limit:
+            raise LimitExceeded(f"{what} from {self._host} has {self.length} bytes, more than {limit}")
+        parts: list[bytes] = []
+        size = 0
+        deadline = time.monotonic() + 3 * self._timeout
+        while data := self.read():
+            size += len(data)
+            parts.append(data)
+            if size > limit:
+                raise LimitExceeded(f"{what} from {self._host} has more than {limit} bytes")
+            if time.monotonic() > deadline:
+                raise Unreachable(f"{self._host}: {what} comes too slowly", temporary=True)
+        return b"".join(parts)
+
+    def close(self) -> None:
+        """Give the connection back if the body was read to its end, close it otherwise."""
+        with suppress(*_Failures):
+            if self._answer.length_remaining == 0:
+                self._answer.read(decode_content=False)  # the library counts a body as read when its end was
+            else:
+                self._answer.close()
+            self._answer.release_conn()
+
+
+@contextmanager
+def _failures_of(what: str, watch: Watch) -> Iterator[None]:
+    """Turn what the HTTP library raises in the block into errors of ours."""
+    try:
+        yield
+    except Cut as error:
+        raise Unreachable(f"{what}: {error}", temporary=error.expired) from None
+    except LayerfsError:
+        raise
+    except _Failures as error:
+        if watch.aborted:
+            raise Unreachable(f"{what}: given up") from None
+        raise _explain(what, error) from None
+
+
+def _tracked(watch: Watch, base: type[HTTPConnection]) -> type[HTTPConnection]:
+    """Return a class of connections that tell the watch about themselves and can be cut from another thread."""
+
+    class Tracked(base):  # type: ignore[misc, valid-type]
+        _handle: Any = None
+
+        def _new_conn(self) -> Any:
+            found = super()._new_conn()
+            # A second descriptor of the same connection: the first one changes hands when TLS begins.
+            self._handle = found.dup()
+            watch.opened(self)
+            return found
+
+        def connect(self) -> None:
+            super().connect()
+            # A user who allows bad certificates needs no warning about each; what is checked, the context says.
+            self.is_verified = True
+
+        def request(self, *args: Any, **options: Any) -> Any:
+            watch.used(self)
+            return super().request(*args, **options)
+
+        def close(self) -> None:
+            super().close()
+            watch.gone(self)
+            handle, self._handle = self._handle, None
+            if handle is not None:
+                handle.close()
+
+        def cut(self) -> None:
+            handle = self._handle
+            if handle is not None:
+                with suppress(OSError):
+                    handle.shutdown(2)
+
+    return Tracked
+
+
+def _add_certificates(context: ssl.SSLContext, directory: str, *, required: bool) -> None:
+    try:
+        names = sort_certificates(os.listdir(directory), directory)
+    except (FileNotFoundError, NotADirectoryError) as error:
+        if required:
+            raise LayerfsError(f"cannot read certificates in {directory}: {error.strerror}") from error
+        return
+    except OSError as error:
+        raise LayerfsError(f"cannot read certificates in {directory}: {error.strerror}") from error
+    try:
+        for name in names.authorities:
+            context.load_verify_locations(os.path.join(directory, name))
+        for certificate, key in names.pairs:
+            context.load_cert_chain(os.path.join(directory, certificate), os.path.join(directory, key))
+    except (OSError, ssl.SSLError) as error:
+        raise LayerfsError(f"bad certificate in {directory}: {error.strerror or error}") from error
+
+
+def _explain(what: str, error: BaseException) -> RegistryError:
+    """Return the error that an exception of the HTTP library means, in one line and without its objects' names."""
+    cause = _root_cause(error)
+    if isinstance(cause, ssl.SSLCertVerificationError):
+        return Unreachable(
+            f"{what}: certificate is not trusted: {cause.verify_message or cause.reason}",
+            hint="Put its authority into certs.d, or pass --tls-verify=false if you must.",
+        )
+    if isinstance(cause, ssl.SSLError) and cause.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"):
+        return NotTls(f"{what}: speaks plain HTTP, not TLS", hint="Pass --tls-verify=false if that is meant to be so.")
+    if isinstance(cause, ssl.SSLError):
+        return NotTls(f"{what}: TLS failed: {cause.reason or cause}", temporary=True)
+    if isinstance(cause, OSError) and cause.__class__.__name__ == "gaierror":
+        return Unreachable(f"{what}: {cause.strerror}", temporary=cause.errno == -3)
+    if isinstance(cause, OSError) and cause.strerror:
+        return Unreachable(f"{what}: {cause.strerror}", temporary=True)
+    if isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError):
+        return Unreachable(f"{what}: no answer in time", temporary=True)
+    if isinstance(error, urllib3.exceptions.ProtocolError | http.client.IncompleteRead):
+        return Unreachable(f"{what}: the connection broke", temporary=True)
+    text = " ".join(str(cause).split())[:200]
+    return Unreachable(f"{what}: the connection broke: {text or type(cause).__name__}", temporary=True)
+
+
+def _root_cause(error: BaseException) -> BaseException:
+    """Return the operating system's error inside what urllib3 wraps around it, else the exception itself."""
+    seen: BaseException | None = error
+    for _ in range(8):
+        if seen is None or isinstance(seen, ssl.SSLError):
+            break
+        inner = next((arg for arg in seen.args if isinstance(arg, BaseException)), None) or seen.__cause__
+        if isinstance(seen, OSError) and seen.strerror and not isinstance(inner, ssl.SSLError):
+            break
+        if inner is None:
+            break
+        seen = inner
+    return seen or error
+
+
+def _without_user(url: str) -> str:
+    parts = urlsplit(url)
+    return f"{parts.scheme}://{parts.netloc.rpartition('@')[2]}"
+
+
+def _proxy_headers(url: str) -> dict[str, str]:
+    user = urlsplit(url).netloc.rpartition("@")[0]
+    if not user:
+        return {}
+    from urllib.parse import unquote  # noqa: PLC0415 - few have a proxy
+
+    return dict(urllib3.make_headers(proxy_basic_auth=unquote(user)))
+
+
+def resolve(url: str, place: str) -> str:
+    """Return the URL that a place in an answer from another URL means.
+
+    Raises:
+        RegistryError: it means none.
+    """
+    try:
+        return urljoin(url, place)
+    except ValueError as error:
+        raise RegistryError(f"not a URL: {_shown(place)}") from error
+
+
+def _shown(url: str) -> str:
+    """Return a URL without its query, which may hold a signature."""
+    return repr(url.partition("?")[0])[:200]

@@ -1,0 +1,181 @@
+"""Questions to registries that need no store: tags, documents, whether a credential is right."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import replace
+
+from layerfs.errors import FormatError, InvalidReference, LayerfsError, NotFound
+from layerfs.formats.auth_file import HUB_KEY, AuthFile, Credential, normal_key
+from layerfs.formats.oci import Index, Manifest
+from layerfs.formats.platform import Platform
+from layerfs.formats.reference import DEFAULT_DOMAIN, Reference
+from layerfs.linux.durable import write_document
+from layerfs.linux.lock import FileLock
+from layerfs.registry.access import Access
+from layerfs.registry.credential import ask_helper, read_auth_file
+from layerfs.registry.remote import Registries, find_remote, parse_received
+
+__all__ = ["fetch_config", "fetch_manifest", "list_tags", "log_in", "log_out", "registry_domain"]
+
+
+def list_tags(access: Access, repository: str) -> Iterator[str]:
+    """Yield the tags of a repository, in the registry's order.
+
+    Args:
+        access: how registries are reached.
+        repository: its name, without tag and digest.
+
+    Raises:
+        InvalidReference: it is no such name.
+        NotFound: there is no such repository.
+        RegistryError: the registry refuses, or cannot be reached.
+    """
+    with Registries.open(access) as registries:
+        for position, reference in enumerate(names := registries.names(repository)):
+            if reference.digest is not None or Reference.parse(repository).tag is not None:
+                raise InvalidReference(f"a repository is expected, without tag or digest: {repository!r:.120}")
+            try:
+                yield from registries.write_to(reference).tags()
+            except NotFound:
+                if position == len(names) - 1:
+                    raise
+                continue
+            return
+
+
+def fetch_manifest(access: Access, name: str) -> bytes:
+    """Return the manifest or index under a name, byte for byte as the registry has it, verified.
+
+    Raises:
+        NotFound: there is none.
+        FormatError: it is neither.
+        RegistryError: the registry refuses, or cannot be reached.
+    """
+    with Registries.open(access) as registries:
+        _, _, received = find_remote(registries, name)
+        parse_received(received)
+        return received.raw
+
+
+def fetch_config(access: Access, name: str, platform: Platform) -> bytes:
+    """Return the config of an image, byte for byte; of an index, that of the image for a platform.
+
+    Raises:
+        As :func:`fetch_manifest`, and NotFound for a platform that there is not.
+    """
+    with Registries.open(access) as registries:
+        _, places, received = find_remote(registries, name)
+        document = parse_received(received)
+        for _ in range(4):
+            if isinstance(document, Manifest):
+                return places[0].document(document.config, "config")
+            assert isinstance(document, Index)
+            document = parse_received(places[0].manifest(document.select(platform).digest))
+        raise FormatError("indexes are nested more than 4 deep")
+
+
+def registry_domain(text: str) -> str:
+    """Return the registry that a user means by a host, perhaps with a scheme, or with a repository behind it.
+
+    Raises:
+        InvalidReference: it is none.
+    """
+    key = normal_key(text.strip()) if text.strip() else DEFAULT_DOMAIN
+    host, _, path = key.partition("/")
+    if "." not in host and ":" not in host and host != "localhost":
+        raise InvalidReference(f"not a registry: {text!r:.120}", hint="Write its host, such as registry.example:5000.")
+    Reference(host, path or "library/x")
+    return key
+
+
+def log_in(access: Access, key: str, credential: Credential, auth_file: str) -> str:
+    """Check a credential with its registry and keep it.
+
+    Args:
+        access: how registries are reached, but for the credential.
+        key: from :func:`registry_domain`.
+        credential: to keep.
+        auth_file: where; made if it is not there. If it names a helper for the registry, that one keeps it.
+
+    Returns:
+        Who keeps it: the file or the helper.
+
+    Raises:
+        Unauthorized: the registry does not accept it.
+        RegistryError: it cannot be reached.
+        LayerfsError: the file cannot be written.
+    """
+    domain, _, path = key.partition("/")
+    with Registries.open(replace(access, credential=credential, anonymous=False, token=None)) as registries:
+        server = registries.server(domain)
+        scopes = (f"repository:{path}:pull",) if path else ()
+        server.send("GET", "/v2/", what="a login", scopes=scopes, attempts=2).close()
+    with _changing(auth_file) as file:
+        helper = file.helper(domain)
+        if helper is not None:
+            ask_helper(helper, _spelling(domain, helper=True), "store", credential)
+            return f"docker-credential-{helper}"
+        _write(auth_file, file.with_credential(_spelling(key, helper=False), credential))
+    return auth_file
+
+
+def log_out(key: str | None, auth_file: str) -> list[str]:
+    """Forget the credential for a registry, or all of them.
+
+    Args:
+        key: from :func:`registry_domain`; None for all.
+        auth_file: where they are.
+
+    Returns:
+        The registries that were forgotten.
+
+    Raises:
+        NotFound: the file has no such credential.
+        LayerfsError: the file cannot be written.
+    """
+    with _changing(auth_file) as file:
+        if key is None:
+            found = sorted(file.credentials)
+            raw = file.with_credential("", None)
+            for each in found:
+                raw = AuthFile.parse(raw).with_credential(each, None)
+            _write(auth_file, raw)
+            return found
+        helper = file.helper(key.partition("/")[0])
+        if helper is not None:
+            ask_helper(helper, _spelling(key, helper=True), "erase")
+        elif file.find(key) is None:
+            raise NotFound("credential", f"for {key} in {auth_file}")
+        _write(auth_file, file.with_credential(key, None))
+        return [key]
+
+
+@contextmanager
+def _changing(path: str) -> Iterator[AuthFile]:
+    """Yield what an auth file says, while no other layerfs changes it."""
+    directory = os.path.dirname(os.path.abspath(path))
+    try:
+        os.makedirs(directory, mode=0o700, exist_ok=True)
+        lock = FileLock(f"{path}.lock")
+        lock.acquire()
+    except OSError as error:
+        raise LayerfsError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        yield read_auth_file(path) or AuthFile()
+    finally:
+        lock.release(remove=True)
+
+
+def _write(path: str, raw: bytes) -> None:
+    try:
+        write_document(os.path.realpath(path), raw, mode=0o600)
+    except OSError as error:
+        raise LayerfsError(f"cannot write {path}: {error.strerror}") from error
+
+
+def _spelling(key: str, *, helper: bool) -> str:
+    """Return how docker spells a key where it matters: helpers know Hub by its old URL only."""
+    return HUB_KEY if helper and key == DEFAULT_DOMAIN else key

@@ -1,0 +1,307 @@
+"""Images on registries: from what a user wrote to repositories to ask, and from there to what has to be fetched.
+
+Documents that the store has already are not asked for again: their digests name them.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, replace
+
+from layerfs.errors import (
+    FormatError,
+    InvalidReference,
+    LayerfsError,
+    NotFound,
+    StoreError,
+)
+from layerfs.formats.digest import Digest
+from layerfs.formats.media_type import layer_compression
+from layerfs.formats.oci import (
+    Descriptor,
+    ImageConfig,
+    Index,
+    Manifest,
+    check_layer_count,
+    check_media_type,
+    parse_manifest_or_index,
+)
+from layerfs.formats.policy import Policy, reference_scopes
+from layerfs.formats.reference import Reference
+from layerfs.formats.registries_conf import RegistriesConfig
+from layerfs.registry.access import Access
+from layerfs.registry.credential import Credentials
+from layerfs.registry.http import HttpClient
+from layerfs.registry.plan import ImagePlan, LayerPlan, Selection
+from layerfs.registry.repository import ReceivedManifest, Repository
+from layerfs.registry.server import Server
+from layerfs.store.handle import StoreHandle
+
+__all__ = ["Registries", "RemoteImages", "parse_received", "plan_remote"]
+
+#: Indexes inside indexes, and images altogether, as for archives.
+_MAX_NESTING = 4
+_MAX_IMAGES = 1000
+
+
+class Registries:
+    """The registries that one command talks to. Thread-safe; closed by :meth:`open`'s block.
+
+    Attributes:
+        access: how they are reached.
+        http: their connections.
+        config: registries.conf.
+    """
+
+    def __init__(self, access: Access, http: HttpClient, check: Callable[[], None] | None) -> None:
+        """Read the configuration; use :meth:`open`."""
+        self.access = access
+        self.http = http
+        self.config: RegistriesConfig = access.read_registries()
+        self._credentials = Credentials(access, self.config.credential_helpers)
+        self._check = check
+        self._servers: dict[tuple[str, str, bool], Server] = {}
+
+    @classmethod
+    @contextmanager
+    def open(cls, access: Access, check: Callable[[], None] | None = None) -> Iterator[Registries]:
+        """Yield registries whose connections end with the block.
+
+        Args:
+            access: how they are reached.
+            check: polled while waiting to try again.
+
+        Raises:
+            FormatError: a configuration file is broken.
+        """
+        with HttpClient(access) as http:
+            yield cls(access, http, check)
+
+    def names(self, text: str) -> list[Reference]:
+        """Return what a name may mean, in order; see :meth:`RegistriesConfig.expand`."""
+        return self.config.expand(text)
+
+    def read_from(self, reference: Reference) -> list[Repository]:
+        """Return the repositories that an image may be read from: mirrors first.
+
+        Raises:
+            Denied: its registry is blocked.
+        """
+        return [
+            self._repository(endpoint.reference, insecure=endpoint.insecure)
+            for endpoint in self.config.endpoints(reference)
+        ]
+
+    def write_to(self, reference: Reference) -> Repository:
+        """Return the repository itself, which is the only one to write to.
+
+        Raises:
+            Denied: its registry is blocked.
+        """
+        return self.read_from(reference)[-1]
+
+    def server(self, domain: str) -> Server:
+        """Return a registry without a repository."""
+        return self._server(domain, "", insecure=self.config.is_insecure(domain))
+
+    def _repository(self, reference: Reference, *, insecure: bool) -> Repository:
+        return Repository(self._server(reference.domain, reference.path, insecure=insecure), reference.path)
+
+    def _server(self, domain: str, path: str, *, insecure: bool) -> Server:
+        verify = self.access.verify_tls
+        allowed = insecure if verify is None else not verify
+        key = (domain, path, allowed)
+        if key not in self._servers:
+            self._servers[key] = Server(
+                self.http, self.access, domain, self._credentials, path=path, insecure=allowed, check=self._check
+            )
+        return self._servers[key]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteImages:
+    """What a name on a registry means.
+
+    Attributes:
+        reference: its canonical name.
+        repositories: where its blobs may be had, the one that answered first.
+        images: one for each platform that was asked for.
+        received: the document under the name: a manifest or an index.
+    """
+
+    reference: Reference
+    repositories: tuple[Repository, ...]
+    images: tuple[ImagePlan, ...]
+    received: ReceivedManifest
+
+
+def find_remote(
+    registries: Registries, text: str, policy: Policy | None = None
+) -> tuple[Reference, list[Repository], ReceivedManifest]:
+    """Get the document under a name, from the first place that has it.
+
+    Args:
+        registries: what to ask.
+        text: the name, as a user wrote it.
+        policy: what has to let each image in that the name may mean; None lets all in.
+
+    Returns:
+        The canonical name that was found, the repositories with the one that answered first, and the document.
+
+    Raises:
+        NotFound: no place has it.
+        Denied: the policy, or all places, refuse.
+        RegistryError: no place answers; the error is that of the last place, which is the registry itself.
+    """
+    failure: LayerfsError | None = None
+    for reference in registries.names(text):
+        if policy is not None:
+            policy.check("docker", reference_scopes(reference), str(reference))
+        places = registries.read_from(reference)
+        for position, repository in enumerate(places):
+            wanted: str | Digest = reference.digest or reference.tag or "latest"
+            try:
+                received = repository.manifest(wanted)
+            except LayerfsError as error:
+                # A mirror may lack it, be down or broken; what the registry itself says is what counts.
+                failure = error
+                continue
+            return reference, [repository, *places[:position], *places[position + 1 :]], received
+    assert failure is not None
+    raise failure
+
+
+def plan_remote(
+    handle: StoreHandle, registries: Registries, text: str, selection: Selection, policy: Policy | None
+) -> RemoteImages:
+    """Find out what a name means and what has to be fetched for it.
+
+    Args:
+        handle: the store, which may have documents already.
+        registries: what to ask.
+        text: the name.
+        selection: which platforms are wanted.
+        policy: the trust policy, or None.
+
+    Raises:
+        NotFound: there is no such image, or none for the platform.
+        FormatError: a document is broken, or of a kind that cannot be mounted.
+        IntegrityError: a document is not what its digest promises.
+        RegistryError: as :func:`find_remote`.
+    """
+    reference, places, received = find_remote(registries, text, policy)
+    planner = _Planner(handle, places, selection)
+    document = parse_received(received)
+    # A name by digest gives no tag: it must not take one away from another image.
+    names = (reference,) if reference.digest is None else ()
+    images = tuple(planner.expand(document, names, 0))
+    if not images:
+        raise FormatError(f"index {received.digest} lists no image")
+    return RemoteImages(reference, tuple(places), images, received)
+
+
+def parse_received(received: ReceivedManifest) -> Manifest | Index:
+    """Read what a registry sent, and check that it is what it was announced as.
+
+    Raises:
+        FormatError: it is not.
+    """
+    document = parse_manifest_or_index(received.raw, algorithm=received.digest.algorithm)
+    if received.media_type:
+        announced = Descriptor(received.media_type, received.digest, len(received.raw))
+        check_media_type(document, announced, where="Content-Type")
+    return document
+
+
+class _Planner:
+    """Follows a document to its images."""
+
+    def __init__(self, handle: StoreHandle, places: list[Repository], selection: Selection) -> None:
+        self._handle = handle
+        self._places = places
+        self._selection = selection
+        self._count = 0
+
+    def expand(self, document: Manifest | Index, names: tuple[Reference, ...], depth: int) -> Iterator[ImagePlan]:
+        if isinstance(document, Manifest):
+            yield self._image(document, names)
+            return
+        if depth >= _MAX_NESTING:
+            raise FormatError(f"indexes are nested more than {_MAX_NESTING} deep")
+        entries = list(document.images)
+        if not entries:
+            raise FormatError(f"index {document.digest} lists no image")
+        if not self._selection.all_platforms:
+            entries = [entries[self._selection.platform.select([entry.platform for entry in entries])]]
+        for position, entry in enumerate(entries):
+            raw = self._fetch(entry)
+            inner = parse_manifest_or_index(raw, algorithm=entry.digest.algorithm)
+            check_media_type(inner, entry)
+            # Of several images under one name it means the one for this machine, or else the first.
+            own = self._selection.platform
+            chosen = [other.platform is not None and own.matches(other.platform) for other in entries]
+            named = position == (chosen.index(True) if True in chosen else 0)
+            yield from self.expand(inner, names if named else (), depth + 1)
+
+    def _image(self, manifest: Manifest, names: tuple[Reference, ...]) -> ImagePlan:
+        self._count += 1
+        if self._count > _MAX_IMAGES:
+            raise FormatError(f"index has more than {_MAX_IMAGES} images")
+        manifest.check_image()
+        config = ImageConfig.parse(self._blob(manifest.config, "config"), algorithm=manifest.config.digest.algorithm)
+        check_layer_count(manifest, config)
+        wanted = self._selection
+        if wanted.platform_required and not wanted.all_platforms and not wanted.platform.matches(config.platform):
+            raise NotFound("platform of the image", str(wanted.platform), hint=f"There is: {config.platform}.")
+        for position, layer in enumerate(manifest.layers):
+            layer_compression(layer.media_type, where=f"layers[{position}].mediaType")
+        layers = tuple(
+            LayerPlan(str(blob.digest), diff_id, blob)
+            for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
+        )
+        return ImagePlan(config, (manifest.digest, manifest.raw), layers, names)
+
+    def _fetch(self, entry: Descriptor) -> bytes:
+        known = self._known(entry)
+        if known is not None:
+            return known
+        raw = self._first(lambda place: place.manifest(entry.digest).raw)
+        if len(raw) != entry.size:
+            raise FormatError(f"manifest {entry.digest} has {len(raw)} bytes, announced were {entry.size}")
+        return raw
+
+    def _blob(self, descriptor: Descriptor, what: str) -> bytes:
+        known = self._known(descriptor)
+        return known if known is not None else self._first(lambda place: place.document(descriptor, what))
+
+    def _first(self, ask: Callable[[Repository], bytes]) -> bytes:
+        """Return what the first place that can answer does."""
+        failure: LayerfsError | None = None
+        for place in self._places:
+            try:
+                return ask(place)
+            except LayerfsError as error:
+                failure = failure or error
+        assert failure is not None
+        raise failure
+
+    def _known(self, descriptor: Descriptor) -> bytes | None:
+        """Return a document that the store has, verified."""
+        try:
+            raw = self._handle.read_blob(descriptor.digest)
+        except StoreError:
+            return None
+        return raw if len(raw) == descriptor.size else None
+
+
+def with_tag(reference: Reference, tag: str) -> Reference:
+    """Return the name of another tag of a repository.
+
+    Raises:
+        InvalidReference: it is no tag.
+    """
+    try:
+        return replace(reference, tag=tag, digest=None)
+    except InvalidReference as error:
+        raise InvalidReference(f"{reference.name}: {error}") from error

@@ -1,0 +1,266 @@
+"""One repository of a registry: manifests, blobs, tags and referrers, by the distribution protocol.
+
+Sources: OCI distribution-spec v1.1; docker registry HTTP API v2.
+"""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Iterator
+from dataclasses import dataclass
+from urllib.parse import quote
+
+from layerfs.errors import DigestMismatch, FormatError, IntegrityError, InvalidReference, NotFound, RegistryError
+from layerfs.formats.digest import Digest
+from layerfs.formats.document import MAX_DOCUMENT_SIZE, JsonObject, parse_document
+from layerfs.formats.media_type import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, SCHEMA_1_TYPES, document_kind
+from layerfs.formats.oci import Descriptor, Index, check_blob
+from layerfs.registry.http import HttpResponse, origin, resolve
+from layerfs.registry.server import Server
+
+__all__ = ["ReceivedManifest", "Repository"]
+
+_ACCEPT = ", ".join([*sorted(MANIFEST_TYPES), *sorted(INDEX_TYPES), *sorted(SCHEMA_1_TYPES), "application/json"])
+
+#: Tags asked for at a time.
+_PAGE = 1000
+
+#: Pages of a list; a registry that always names another one is broken.
+_MAX_PAGES = 10_000
+
+#: Bytes of one page of tags.
+_MAX_LIST = 16 << 20
+
+_NEXT = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
+
+#: Types that a server says when it says nothing.
+_VAGUE = frozenset({"", "application/json", "application/octet-stream", "text/plain"})
+
+
+@dataclass(frozen=True, slots=True)
+class ReceivedManifest:
+    """A manifest or index as a registry sent it: its bytes, their digest, the type announced ("" for none)."""
+
+    raw: bytes
+    digest: Digest
+    media_type: str
+
+
+class Repository:
+    """One repository. Thread-safe.
+
+    Attributes:
+        server: its registry.
+        path: its name there.
+    """
+
+    def __init__(self, server: Server, path: str) -> None:
+        """Name a repository; nothing is sent."""
+        self.server = server
+        self.path = path
+        self._pull = (f"repository:{path}:pull",)
+        self._push = (f"repository:{path}:pull,push",)
+        self._delete = (f"repository:{path}:pull,push,delete",)
+
+    @property
+    def name(self) -> str:
+        """Its full name."""
+        return f"{self.server.domain}/{self.path}"
+
+    @property
+    def pull_scopes(self) -> tuple[str, ...]:
+        """What a token has to allow for reading."""
+        return self._pull
+
+    @property
+    def push_scopes(self) -> tuple[str, ...]:
+        """What a token has to allow for writing."""
+        return self._push
+
+    def target(self, rest: str) -> str:
+        """Return the path of something in this repository."""
+        return f"/v2/{self.path}/{rest}"
+
+    def manifest(self, reference: str | Digest) -> ReceivedManifest:
+        """Get a manifest or index by tag or digest.
+
+        Raises:
+            NotFound: there is none.
+            DigestMismatch: it is not what the digest, or the registry's own header, promises.
+            LimitExceeded: it is larger than documents may be.
+            RegistryError: the registry answers something else.
+        """
+        what = f"manifest {self._called(reference)}"
+        with self.server.send(
+            "GET", self.target(f"manifests/{reference}"), what=what, scopes=self._pull, headers={"Accept": _ACCEPT}
+        ) as answer:
+            raw = answer.read_all(MAX_DOCUMENT_SIZE, what)
+            media_type = (answer.header("Content-Type") or "").partition(";")[0].strip().lower()
+            promised = answer.header("Docker-Content-Digest")
+        if document_kind(media_type) is None and media_type not in _VAGUE:
+            raise RegistryError(f"{self.server.domain} answers {media_type!r:.80} for {what}")
+        expected = reference if isinstance(reference, Digest) else None
+        if expected is None and promised:
+            try:
+                expected = Digest.parse(promised.strip())
+            except InvalidReference:
+                raise RegistryError(f"{self.server.domain} promises no digest for {what}: {promised!r:.80}") from None
+        digest = Digest.of(raw, expected.algorithm if expected is not None else "sha256")
+        if expected is not None and digest != expected:
+            raise DigestMismatch(what, expected=str(expected), actual=str(digest), size=len(raw))
+        return ReceivedManifest(raw, digest, "" if media_type in _VAGUE else media_type)
+
+    def document(self, descriptor: Descriptor, what: str) -> bytes:
+        """Get a small blob whole, verified.
+
+        Raises:
+            IntegrityError: it is not what the descriptor promises.
+            LimitExceeded: it is larger than documents may be.
+        """
+        if descriptor.size > MAX_DOCUMENT_SIZE:
+            raise FormatError(f"{what} {descriptor.digest} has {descriptor.size} bytes, more than {MAX_DOCUMENT_SIZE}")
+        with self.blob(descriptor.digest) as answer:
+            raw = answer.read_all(MAX_DOCUMENT_SIZE, what)
+        check_blob(raw, descriptor, what)
+        return raw
+
+    def blob(self, digest: Digest, *, start: int = 0, attempts: int | None = None) -> HttpResponse:
+        """Ask for a blob; the caller reads and closes it.
+
+        Args:
+            digest: its digest.
+            start: the first byte wanted. The answer may begin at 0 all the same: status 200, not 206.
+            attempts: how often to try.
+
+        Raises:
+            NotFound: there is none.
+        """
+        headers = {"Range": f"bytes={start}-"} if start else {}
+        return self.server.send(
+            "GET", self.target(f"blobs/{digest}"), what=f"blob {digest} of {self.path}", scopes=self._pull,
+            headers=headers, expect=(200, 206, 416) if start else (200,), attempts=attempts,
+        )  # fmt: skip
+
+    def blob_size(self, digest: Digest, *, push: bool = False) -> int | None:
+        """Return the size of a blob, -1 if the registry does not say it, None if it has no such blob."""
+        scopes = self._push if push else self._pull
+        try:
+            answer = self.server.send("HEAD", self.target(f"blobs/{digest}"), what=f"blob {digest}", scopes=scopes)
+        except NotFound:
+            return None
+        with answer:
+            return -1 if answer.length is None else answer.length
+
+    def has_manifest(self, digest: Digest) -> bool:
+        """Return whether the repository has a manifest."""
+        try:
+            self.server.send(
+                "HEAD", self.target(f"manifests/{digest}"), what=f"manifest {digest}", scopes=self._pull,
+                headers={"Accept": _ACCEPT},
+            ).close()  # fmt: skip
+        except NotFound:
+            return False
+        return True
+
+    def put_manifest(self, reference: str | Digest, raw: bytes, media_type: str) -> Digest:
+        """Put a manifest or index under a tag or its digest; return the digest.
+
+        Raises:
+            IntegrityError: the registry says that it has stored something else.
+        """
+        algorithm = reference.algorithm if isinstance(reference, Digest) else "sha256"
+        digest = Digest.of(raw, algorithm)
+        what = f"manifest {self._called(reference)}"
+        with self.server.send(
+            "PUT", self.target(f"manifests/{reference}"), what=what, scopes=self._push,
+            headers={"Content-Type": media_type}, body=raw, expect=(201, 202, 200),
+        ) as answer:  # fmt: skip
+            self.check_stored(answer, digest, what)
+        return digest
+
+    def delete_manifest(self, reference: str | Digest) -> None:
+        """Delete a manifest by digest, or a tag where the registry can.
+
+        Raises:
+            NotFound: there is none.
+            RegistryError: the registry does not allow it.
+        """
+        self.server.send(
+            "DELETE", self.target(f"manifests/{reference}"), what=f"deleting manifest {self._called(reference)}",
+            scopes=self._delete, expect=(202, 200, 204),
+        ).close()  # fmt: skip
+
+    def delete_blob(self, digest: Digest) -> None:
+        """Delete a blob. Raises as :meth:`delete_manifest`."""
+        self.server.send(
+            "DELETE", self.target(f"blobs/{digest}"), what=f"deleting blob {digest}", scopes=self._delete,
+            expect=(202, 200, 204),
+        ).close()  # fmt: skip
+
+    def tags(self) -> Iterator[str]:
+        """Yield the tags, in the registry's order, page by page.
+
+        Raises:
+            NotFound: there is no such repository.
+            RegistryError: a page is broken, or pages do not end.
+        """
+        for page in self._pages(f"tags/list?n={_PAGE}", f"tags of {self.name}"):
+            yield from page.texts("tags")
+
+    def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
+        """Return what refers to a manifest: signatures, attestations and the like.
+
+        Registries without the API are asked for the tag that stands in for it.
+
+        Args:
+            digest: of the manifest.
+            artifact_type: only those of this type.
+
+        Source: OCI distribution-spec v1.1, "Listing Referrers" and "Referrers Tag Schema".
+        """
+        query = f"?artifactType={quote(artifact_type, safe='')}" if artifact_type else ""
+        found: list[Descriptor] = []
+        try:
+            for page in self._pages(f"referrers/{digest}{query}", f"referrers of {digest}", accept=OCI_INDEX):
+                found += [Descriptor.parse(entry) for entry in page.children("manifests")]
+        except (NotFound, RegistryError) as error:
+            if isinstance(error, RegistryError) and error.status not in (400, 405, 501):
+                raise
+            try:
+                received = self.manifest(f"{digest.algorithm}-{digest.hex[:64]}")
+            except NotFound:
+                return []
+            found = list(Index.parse(received.raw).manifests)
+        return [entry for entry in found if artifact_type is None or entry.artifact_type == artifact_type]
+
+    def check_stored(self, answer: HttpResponse, digest: Digest, what: str) -> None:
+        """Compare what the registry says that it has stored with what it should have.
+
+        Raises:
+            IntegrityError: it says something else.
+        """
+        said = (answer.header("Docker-Content-Digest") or "").strip()
+        if said and said != str(digest) and said.partition(":")[0] == digest.algorithm:
+            raise IntegrityError(f"{self.server.domain} has stored {what} as {said:.140}, not {digest}")
+
+    def _pages(self, rest: str, what: str, accept: str = "application/json") -> Iterator[JsonObject]:
+        target = self.target(rest)
+        for _ in range(_MAX_PAGES):
+            with self.server.send(
+                "GET", target, what=what, scopes=self._pull, headers={"Accept": accept}
+            ) as answer:  # fmt: skip
+                raw = answer.read_all(_MAX_LIST, what)
+                link, url = _NEXT.search(answer.header("Link") or ""), answer.url
+            try:
+                yield JsonObject(parse_document(raw, "list", _MAX_LIST))
+            except FormatError as error:
+                raise RegistryError(f"{self.server.domain} answers nonsense for {what}: {error}") from error
+            if link is None:
+                return
+            target = resolve(url, link[1])
+            if origin(target) != origin(self.server.url("")):
+                raise RegistryError(f"{self.server.domain} continues {what} on another host")
+        raise RegistryError(f"{self.server.domain} sends {what} in more than {_MAX_PAGES} pages")
+
+    def _called(self, reference: str | Digest) -> str:
+        return f"{self.path}{'@' if isinstance(reference, Digest) else ':'}{reference}"

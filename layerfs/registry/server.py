@@ -1,0 +1,226 @@
+"""One registry: sends requests with the right header to the right place, as often as it makes sense.
+
+Redirects are followed for reading only, and ``Authorization`` goes to the registry's own scheme, host and port alone,
+whatever it redirects to: blobs lie on other people's servers.
+"""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable, Iterator, Mapping, Sequence
+
+from layerfs.errors import Denied, LimitExceeded, NotFound, RateLimited, RegistryError, Unreachable
+from layerfs.formats.challenge import parse_challenges
+from layerfs.formats.reference import DEFAULT_DOMAIN
+from layerfs.registry.access import Access
+from layerfs.registry.authorize import Authorizer, refuse_unauthorized
+from layerfs.registry.credential import Credentials
+from layerfs.registry.http import HttpClient, HttpResponse, NotTls, origin, resolve
+from layerfs.registry.retry import Backoff, parse_retry_after
+
+__all__ = ["Body", "Server"]
+
+#: Host behind ``docker.io``.
+_HUB_HOST = "registry-1.docker.io"
+
+#: Redirects followed for one request; registries need one, mirrors behind them another.
+_MAX_REDIRECTS = 5
+
+#: Answers 401 to one request that are taken as a wish for another token.
+_MAX_CHALLENGES = 3
+
+#: Bytes of an error's body that are read, and characters of a message in it that are shown.
+_MAX_ERROR = 64 << 10
+_MAX_MESSAGE = 200
+
+_TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
+
+#: A request's body: bytes, or something that yields them from the start each time.
+Body = bytes | Callable[[], Iterator[bytes]]
+
+
+class Server:
+    """One registry as one user sees it. Thread-safe.
+
+    Attributes:
+        domain: as names have it.
+        authorizer: who answers its challenges.
+    """
+
+    def __init__(
+        self,
+        http: HttpClient,
+        access: Access,
+        domain: str,
+        credentials: Credentials,
+        *,
+        path: str = "",
+        insecure: bool = False,
+        check: Callable[[], None] | None = None,
+    ) -> None:
+        """Prepare; nothing is sent.
+
+        Args:
+            http: the connections.
+            access: how registries are reached.
+            domain: host with optional port.
+            credentials: where to look for one.
+            path: of the repository, to choose a credential by.
+            insecure: whether bad certificates and plain HTTP are allowed.
+            check: polled while waiting to try again.
+        """
+        self.domain = domain
+        self._host = _HUB_HOST if domain == DEFAULT_DOMAIN else domain
+        self._http = http
+        self._access = access
+        self._insecure = insecure
+        self._check = check
+        self._base: str | None = None if insecure else f"https://{self._host}"
+        credential = credentials.find(domain, path)
+        self._has_credential = credential is not None or access.token is not None
+        self.authorizer = Authorizer(http, credential, token=access.token, insecure=insecure)
+
+    def send(
+        self,
+        method: str,
+        target: str,
+        *,
+        what: str,
+        scopes: Sequence[str] = (),
+        headers: Mapping[str, str] | None = None,
+        body: Body | None = None,
+        expect: Sequence[int] = (200,),
+        attempts: int | None = None,
+    ) -> HttpResponse:
+        """Send a request until it is answered as expected; the caller closes the answer.
+
+        Args:
+            method: the HTTP method.
+            target: path with query on this registry, or a whole URL that the registry gave.
+            what: what is asked for, for errors.
+            scopes: what a token has to allow.
+            headers: of the request.
+            body: of the request.
+            expect: statuses to return; others are errors.
+            attempts: how often to try; None for the usual number.
+
+        Raises:
+            NotFound: status 404; ``name`` is ``what``.
+            Unauthorized, Denied, RateLimited, Unreachable, RegistryError: as they say.
+        """
+        tries = Backoff(attempts or self._access.attempts, self._access.retry_delay, self._check)
+        while True:
+            try:
+                answer = self._authorized(method, target, scopes, dict(headers or {}), body, what)
+                if answer.status in expect:
+                    return answer
+                with answer:
+                    raise self._refusal(answer, what)
+            except RegistryError as error:
+                tries.wait(error)
+
+    def url(self, target: str) -> str:
+        """Return the whole URL of a path on this registry, or of a place that it named."""
+        return resolve(f"{self._base or f'https://{self._host}'}/", target)
+
+    def _authorized(
+        self, method: str, target: str, scopes: Sequence[str], headers: dict[str, str], body: Body | None, what: str
+    ) -> HttpResponse:
+        """Send a request, and once more with another header when the registry asks for it."""
+        header = self.authorizer.header(scopes)
+        for _ in range(_MAX_CHALLENGES):
+            answer, own = self._follow(method, target, headers, header, body)
+            if answer.status != 401:
+                return answer
+            with answer:
+                answer.read_all(_MAX_ERROR, "error")
+                challenges = parse_challenges(answer.header("WWW-Authenticate") or "")
+            if not own:
+                raise RegistryError(f"{origin(answer.url)[1]}, where {self.domain} sends us for {what}, answers 401")
+            other = self.authorizer.learn(challenges, scopes, header)
+            if other is None:
+                break
+            header = other
+        raise refuse_unauthorized(self.domain, what, had_credential=self._has_credential)
+
+    def _follow(
+        self, method: str, target: str, headers: dict[str, str], header: str | None, body: Body | None
+    ) -> tuple[HttpResponse, bool]:
+        """Send a request and follow redirects; also return whether the answer is from the registry itself."""
+        answer = self._first(method, target, headers, header, body)
+        home = origin(self.url(""))
+        for _ in range(_MAX_REDIRECTS):
+            place = answer.header("Location")
+            if answer.status not in (301, 302, 303, 307, 308) or not place or method not in ("GET", "HEAD"):
+                return answer, origin(answer.url) == home
+            url = resolve(answer.url, place)
+            answer.close()
+            there = origin(url)
+            if there[0] == "http" and home[0] == "https" and not self._insecure:
+                raise RegistryError(f"{self.domain} redirects to {there[1]} without TLS")
+            sent = {**headers, "Authorization": header} if header and there == home else headers
+            answer = self._http.request(method, url, headers=sent, verify=not self._insecure)
+        answer.close()
+        raise RegistryError(f"{self.domain} redirects more than {_MAX_REDIRECTS} times")
+
+    def _first(
+        self, method: str, target: str, headers: dict[str, str], header: str | None, body: Body | None
+    ) -> HttpResponse:
+        """Send a request to the registry itself; an insecure one may turn out to speak plain HTTP."""
+        if self._base is None:
+            self._base = self._find_out()
+        url = self.url(target)
+        own = origin(url) == origin(self._base)
+        sent = {**headers, "Authorization": header} if header and own else headers
+        return self._http.request(method, url, headers=sent, body=body, verify=not self._insecure)
+
+    def _find_out(self) -> str:
+        """Find out whether a registry that may do without TLS does; return how its URLs begin.
+
+        Raises:
+            Unreachable: it speaks neither.
+        """
+        base = f"https://{self._host}"
+        failure: Unreachable | None = None
+        try:
+            self._http.request("GET", f"{base}/v2/", headers={}, verify=False).close()
+        except Unreachable as error:
+            # Without a port in its name, it may listen on the other one only.
+            if not isinstance(error, NotTls) and ":" in self._host.rpartition("]")[2]:
+                raise
+            failure = error
+        if failure is not None:
+            base = f"http://{self._host}"
+            try:
+                self._http.request("GET", f"{base}/v2/", headers={}).close()
+            except Unreachable:
+                if not isinstance(failure, NotTls):
+                    raise failure from None
+                raise
+        return base
+
+    def _refusal(self, answer: HttpResponse, what: str) -> Exception:
+        """Return the error that a status means, with what the registry says about it."""
+        status = answer.status
+        said = self._message(answer)
+        if status == 404:
+            return NotFound(what, f"on {self.domain}{said}")
+        if status == 403:
+            return Denied(f"{self.domain} denies {what}{said}", status=status)
+        if status == 429:
+            after = parse_retry_after(answer.header("Retry-After"))
+            return RateLimited(f"{self.domain} limits requests for {what}{said}", retry_after=after)
+        return RegistryError(
+            f"{self.domain} answers {status} to {what}{said}", status=status, temporary=status in _TEMPORARY
+        )
+
+    def _message(self, answer: HttpResponse) -> str:
+        """Return what an answer says in people's words, as the end of a message."""
+        try:
+            document = json.loads(answer.read_all(_MAX_ERROR, "error"))
+            first = document["errors"][0]
+            text = " ".join(f"{first.get('code') or ''} {first.get('message') or ''}".split())
+        except (RegistryError, LimitExceeded, ValueError, LookupError, TypeError, AttributeError, RecursionError):
+            return ""
+        shown = "".join(letter for letter in self.authorizer.clean(text) if letter.isprintable())
+        return f": {shown[:_MAX_MESSAGE]}" if shown else ""

@@ -1,0 +1,340 @@
+"""Pull and push with Debian's docker-registry; skopeo, podman and containerd on the other side."""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+import subprocess
+from contextlib import ExitStack
+from dataclasses import replace
+from pathlib import Path
+from tempfile import TemporaryDirectory
+
+import pytest
+
+from bench.peers import containerd, podman
+from layerfs.api import Store
+from layerfs.errors import Denied, NotFound, Unauthorized, Unreachable
+from layerfs.formats.auth_file import Credential
+from layerfs.registry.access import Access
+from layerfs.registry.query import list_tags
+from tests.cli.conftest import Shell
+from tests.image_builder import oci, write_layout
+from tests.integration.conftest import require
+from tests.integration.registry.conftest import IMAGE, PLAIN, put, skopeo
+from tests.registry_server import Certificates, Registry, registry_server, token_server
+from tests.store_audit import assert_whole, read_file
+
+
+class Seen:
+    """Remembers what a transfer tells its progress to."""
+
+    def __init__(self) -> None:
+        self.events: list[tuple[str, str, int, int | None]] = []
+
+    def update(self, key: str, state: str, done: int, total: int | None) -> None:
+        self.events.append((key, state, done, total))
+
+
+def skopeo_manifest(name: str) -> bytes:
+    done = subprocess.run(
+        ["skopeo", "inspect", "--raw", "--tls-verify=false", f"docker://{name}"], check=True, capture_output=True
+    )
+    return done.stdout
+
+
+def test_pull_is_what_skopeo_put(store: Store, registry: Registry, layout: Path) -> None:
+    name = registry.name("team/app:1")
+    put(layout, name)
+    image = store.pull(name, access=PLAIN)[0]
+    assert image.names == (name,)
+    assert store.manifest(image).raw == skopeo_manifest(name)
+    digest = skopeo("inspect", "--tls-verify=false", "--format", "{{.Digest}}", f"docker://{name}").strip()
+    assert str(image.manifest_digest) == digest
+    config = skopeo("inspect", "--config", "--raw", "--tls-verify=false", f"docker://{name}")
+    assert store.config(image).raw.decode() == config
+    assert_whole(store)
+    by_digest = store.pull(f"docker://{registry.name('team/app')}@{digest}", access=PLAIN)[0]
+    assert by_digest.id == image.id
+
+
+def test_docker_manifests_and_zstd(store: Store, registry: Registry, layout: Path, tmp_path: Path) -> None:
+    put(layout, registry.name("docker:1"), "--format", "v2s2")
+    packed = write_layout(tmp_path / "zstd", oci(IMAGE.using(codec="zstd")))
+    put(packed, registry.name("zstd:1"))
+    docker = store.pull(registry.name("docker:1"), access=PLAIN)[0]
+    assert store.manifest(docker).media_type.startswith("application/vnd.docker.")
+    zstd = store.pull(registry.name("zstd:1"), access=PLAIN)[0]
+    assert all(layer.media_type.endswith("zstd") for layer in store.manifest(zstd).layers)
+    assert {layer.diff_id for layer in store.layers(docker)} == {layer.diff_id for layer in store.layers(zstd)}
+    assert_whole(store)
+
+
+def test_tls_with_an_authority_of_its_own(
+    store: Store, certificates: Certificates, layout: Path, tmp_path: Path
+) -> None:
+    with registry_server(tmp_path / "tls", tls=certificates) as registry:
+        name = registry.name("app:1")
+        put(layout, name)
+        with pytest.raises(Unreachable, match="certificate is not trusted"):
+            store.pull(name, access=Access(retry_delay=0.01))
+        trusted = tmp_path / "certs.d" / registry.address
+        trusted.mkdir(parents=True)
+        shutil.copy(certificates.authority, trusted / "ca.crt")
+        assert store.pull(name, access=Access(certificate_roots=(str(tmp_path / "certs.d"),)))
+        elsewhere = Access(certificate_roots=(str(tmp_path / "nothing"),), verify_tls=True)
+        with pytest.raises(Unreachable, match="certificate"):
+            store.pull(name, access=elsewhere)
+        assert store.pull(name, access=Access(certificates=str(trusted)))
+        assert store.pull(name, access=Access(verify_tls=False))
+        pushed = store.push(name, registry.name("copy:1"), access=Access(certificates=str(trusted)))
+        assert pushed.manifest_digest == store.resolve(name).manifest_digest
+
+
+def htpasswd(directory: Path) -> dict[str, object]:
+    file = directory / "htpasswd"
+    file.parent.mkdir(parents=True, exist_ok=True)
+    subprocess.run(["htpasswd", "-Bbc", file, "me", "secret-pass"], check=True, capture_output=True)
+    return {"htpasswd": {"realm": "tests", "path": str(file)}}
+
+
+def test_passwords(store: Store, layout: Path, tmp_path: Path) -> None:
+    with registry_server(tmp_path / "registry", auth=htpasswd(tmp_path / "auth")) as registry:
+        name = registry.name("team/app:1")
+        put(layout, name, "--dest-creds", "me:secret-pass")
+        with pytest.raises(Unauthorized, match="wants credentials"):
+            store.pull(name, access=PLAIN)
+        with pytest.raises(Unauthorized, match="does not accept"):
+            store.pull(name, access=replace(PLAIN, credential=Credential("me", "wrong")))
+        files = (tmp_path / "none.json", tmp_path / "auth.json")
+        entry = {"auth": base64.b64encode(b"me:secret-pass").decode()}
+        files[1].write_text(json.dumps({"auths": {f"{registry.address}/team": entry}}))
+        access = replace(PLAIN, auth_files=tuple(map(str, files)))
+        store.pull(name, access=access)
+        with pytest.raises(Unauthorized):
+            store.push(name, registry.name("other:1"), access=access)
+        store.push(name, registry.name("team/copy:1"), access=access)
+        assert list(list_tags(access, registry.name("team/copy"))) == ["1"]
+
+
+def test_a_credential_helper(store: Store, layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    helper = tmp_path / "bin" / "docker-credential-testing"
+    helper.parent.mkdir()
+    helper.write_text(
+        '#!/bin/sh\nread server; echo "$1 $server" >> ' + f"{tmp_path}/asked\n"
+        'case "$server" in 127.0.0.1:*) echo \'{"Username": "me", "Secret": "secret-pass"}\';;\n'
+        "*) echo credentials not found in native keychain; exit 1;; esac\n"
+    )
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{helper.parent}:{os.environ['PATH']}")
+    with registry_server(tmp_path / "registry", auth=htpasswd(tmp_path / "auth")) as registry:
+        put(layout, registry.name("app:1"), "--dest-creds", "me:secret-pass")
+        (tmp_path / "config.json").write_text('{"credsStore": "testing"}')
+        store.pull(registry.name("app:1"), access=replace(PLAIN, auth_files=(str(tmp_path / "config.json"),)))
+        assert (tmp_path / "asked").read_text() == f"get {registry.address}\n"
+
+
+def test_tokens(store: Store, certificates: Certificates, layout: Path, tmp_path: Path) -> None:
+    with ExitStack() as stack:
+        tokens = stack.enter_context(token_server(tmp_path / "tokens", certificates))
+        registry = stack.enter_context(registry_server(tmp_path / "registry", auth=tokens.auth))
+        known = replace(PLAIN, credential=Credential(tokens.user, tokens.password))
+        put(layout, registry.name("public/app:1"), "--dest-creds", f"{tokens.user}:{tokens.password}")
+        tokens.asked.clear()
+        store.pull(registry.name("public/app:1"), access=PLAIN)
+        assert tokens.asked == [{"service": "tests", "scope": "repository:public/app:pull"}]
+        with pytest.raises((Unauthorized, Denied)):
+            store.push(registry.name("public/app:1"), registry.name("private/app:1"), access=PLAIN)
+        wrong = replace(known, credential=Credential(tokens.user, "wrong"))
+        with pytest.raises(Unauthorized, match="wrong user or password"):
+            store.push(registry.name("public/app:1"), registry.name("private/app:1"), access=wrong)
+        store.push(registry.name("public/app:1"), registry.name("private/app:1"), access=known)
+        with pytest.raises((Unauthorized, Denied)):
+            store.pull(registry.name("private/app:1"), access=PLAIN)
+        refresh = replace(PLAIN, credential=Credential("", "", tokens.refresh))
+        tokens.asked.clear()
+        store.pull(registry.name("private/app:1"), access=refresh)
+        assert tokens.asked[0]["grant_type"] == "refresh_token"
+
+
+def test_a_pull_through_mirror(store: Store, registry: Registry, layout: Path, tmp_path: Path) -> None:
+    put(layout, registry.name("team/app:1"))
+    with registry_server(tmp_path / "mirror", mirror_of=f"http://{registry.address}") as mirror:
+        conf = tmp_path / "registries.conf"
+        conf.write_text(
+            f'[[registry]]\nprefix = "registry.invalid"\nlocation = "registry.invalid"\n'
+            f'[[registry.mirror]]\nlocation = "{mirror.address}"\ninsecure = true\n'
+        )
+        image = store.pull("registry.invalid/team/app:1", access=Access(registries=(str(conf),), retry_delay=0.01))[0]
+    assert image.names == ("registry.invalid/team/app:1",)
+    assert store.manifest(image).raw == skopeo_manifest(registry.name("team/app:1"))
+    assert_whole(store)
+
+
+def test_push_keeps_the_digest_with_kept_blobs(store: Store, registry: Registry, layout: Path, tmp_path: Path) -> None:
+    put(layout, registry.name("app:1"))
+    store.pull(registry.name("app:1"), keep_blobs=True, access=PLAIN)
+    with registry_server(tmp_path / "empty") as empty:
+        pushed = store.push(registry.name("app:1"), empty.name("copy:1"), access=PLAIN)
+        assert skopeo_manifest(empty.name("copy:1")) == skopeo_manifest(registry.name("app:1"))
+        assert pushed.manifest_digest == store.resolve(registry.name("app:1")).manifest_digest
+    assert_whole(store)
+
+
+@pytest.mark.parametrize("compression", [None, "none", "gzip", "zstd"])
+def test_push_is_read_by_skopeo(
+    store: Store, registry: Registry, layout: Path, tmp_path: Path, compression: str | None
+) -> None:
+    image = store.load(layout)[0]
+    name = registry.name(f"team/{compression or 'default'}:1")
+    pushed = store.push(image, name, compression=compression, access=PLAIN)  # type: ignore[arg-type]
+    skopeo("copy", "--quiet", "--src-tls-verify=false", f"docker://{name}", f"dir:{tmp_path}/dir")
+    found = hashlib.sha256((tmp_path / "dir/manifest.json").read_bytes()).hexdigest()
+    assert found == pushed.manifest_digest.hex
+    skopeo("copy", "--quiet", "--src-tls-verify=false", f"docker://{name}", f"oci:{tmp_path}/back:app")
+    with Store.open(tmp_path / "second", sync=False) as second:
+        again = second.load(tmp_path / "back")[0]
+        assert again.id == image.id
+        assert_whole(second)
+
+    # Once more: everything is there, so nothing is sent.
+    seen = Seen()
+    assert store.push(image, name, compression=compression, access=PLAIN, progress=seen) == pushed  # type: ignore[arg-type]
+    assert {state for _, state, _, _ in seen.events} == {"Waiting", "Layer already exists"}
+
+
+def test_blobs_are_mounted_from_other_repositories(store: Store, registry: Registry, layout: Path) -> None:
+    put(layout, registry.name("one/app:1"))
+    store.pull(registry.name("one/app:1"), access=PLAIN)
+    seen = Seen()
+    store.push(registry.name("one/app:1"), registry.name("two/app:1"), access=PLAIN, progress=seen)
+    assert [state for _, state, _, _ in seen.events].count("Mounted from one/app") == 3
+    assert skopeo_manifest(registry.name("two/app:1")) == skopeo_manifest(registry.name("one/app:1"))
+
+
+@pytest.mark.needs_root
+def test_push_is_run_by_podman_and_containerd(
+    store: Store, registry: Registry, layout: Path, tmp_path: Path, request_stack: ExitStack
+) -> None:
+    require("podman", "ctr", "containerd")
+    image = store.load(layout)[0]
+    for compression in ("gzip", "zstd"):
+        store.push(image, registry.name(f"{compression}:1"), compression=compression, access=PLAIN)
+    for compression in ("gzip", "zstd"):
+        # podman wants a short path for its sockets.
+        command = [
+            *podman(Path(request_stack.enter_context(TemporaryDirectory(prefix="p")))),
+            "--storage-driver",
+            "vfs",
+        ]
+        pulled = subprocess.run(
+            [*command, "pull", "--quiet", "--tls-verify=false", registry.name(f"{compression}:1")], check=False,
+            capture_output=True, text=True,
+        )  # fmt: skip
+        assert pulled.returncode == 0, pulled.stderr
+        assert pulled.stdout.strip() == image.id.hex
+    with containerd(tmp_path) as (ctr, _):
+        name = registry.name("gzip:1")
+        pulled = subprocess.run(
+            [*ctr, "image", "pull", "--plain-http", "--snapshotter", "native", name], check=False, capture_output=True,
+            text=True,
+        )  # fmt: skip
+        assert pulled.returncode == 0, pulled.stderr
+        listed = subprocess.run([*ctr, "image", "ls"], check=True, capture_output=True, text=True).stdout
+        assert re.search(rf"{re.escape(name)} .*{hashlib.sha256(skopeo_manifest(name)).hexdigest()}", listed)
+
+
+def test_delete(store: Store, registry: Registry, layout: Path) -> None:
+    from layerfs.formats.reference import Reference
+    from layerfs.registry.remote import Registries
+
+    put(layout, registry.name("app:1"))
+    with Registries.open(PLAIN) as registries:
+        repository = registries.write_to(Reference.parse(registry.name("app")))
+        digest = repository.manifest("1").digest
+        assert repository.has_manifest(digest)
+        repository.delete_manifest(digest)
+        assert not repository.has_manifest(digest)
+        with pytest.raises(NotFound):
+            repository.manifest("1")
+
+
+def test_command_line(shell: Shell, layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Log in, pull, tags, inspect, push, log out: with the files where docker and podman have them."""
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path / "xdg"))
+    monkeypatch.setenv("XDG_CONFIG_HOME", str(tmp_path / "config"))
+    for name in ("REGISTRY_AUTH_FILE", "DOCKER_CONFIG"):
+        monkeypatch.delenv(name, raising=False)
+    conf = tmp_path / "config/containers/registries.conf"
+    conf.parent.mkdir(parents=True)
+    with registry_server(tmp_path / "registry", auth=htpasswd(tmp_path / "auth")) as registry:
+        put(layout, registry.name("team/app:1"), "--dest-creds", "me:secret-pass")
+        put(layout, registry.name("team/app:2"), "--dest-creds", "me:secret-pass")
+        conf.write_text(
+            f'[[registry]]\nlocation = "{registry.address}"\ninsecure = true\n'
+            f'[aliases]\n"app" = "{registry.address}/team/app"\n'
+        )
+        assert "Log in with" in shell.fails(5, "pull", registry.name("team/app:1"))
+        shell.fails(2, "login", "-u", "me", registry.address)
+        process = shell.process(
+            "login", "-u", "me", "--password-stdin", registry.address, stdin=subprocess.PIPE, stdout=subprocess.PIPE
+        )
+        assert process.communicate(b"secret-pass\n")[0] == b"Login Succeeded!\n"
+        file = tmp_path / "xdg/containers/auth.json"
+        assert stat.S_IMODE(file.stat().st_mode) == 0o600
+        process = shell.process(
+            "login", "-u", "me", "--password-stdin", registry.address, stdin=subprocess.PIPE, stderr=subprocess.PIPE
+        )
+        assert b"does not accept" in process.communicate(b"wrong-pass\n")[1]
+        assert process.returncode == 5
+        skopeo("inspect", "--tls-verify=false", "--authfile", file, f"docker://{registry.name('team/app:1')}")
+        pulled = shell("pull", "app:1").splitlines()
+        assert pulled == [f"Loaded image: {registry.name('team/app:1')}", pulled[-1]]
+        assert shell("pull", "-q", "app:1") == f"{pulled[-1]}\n"
+        events = [json.loads(line) for line in shell("pull", "--format", "jsonl", "app:2").splitlines()]
+        assert events[-1] == {"Id": pulled[-1], "RepoTags": [registry.name(f"team/app:{tag}") for tag in "12"]}
+        assert {event["status"] for event in events[:-1]} == {"Already exists"}
+        assert sorted(shell("tags", registry.name("team/app")).split()) == ["1", "2"]
+        assert sorted(shell.json("tags", "app", "--format", "json")) == ["1", "2"]
+        raw = shell("inspect", "--raw", f"docker://{registry.name('team/app:1')}")
+        assert json.loads(raw)["schemaVersion"] == 2
+        assert shell("push", "-q", registry.name("team/app:1"), registry.name("team/new:x")).startswith("sha256:")
+        assert shell("pull", "-q", "-a", registry.name("team/app")).splitlines() == [pulled[-1]] * 2
+        shell("logout", registry.address)
+        shell.fails(5, "tags", registry.name("team/app"))
+        shell.fails(3, "logout", registry.address)
+        policy = tmp_path / "config/containers/policy.json"
+        policy.write_text('{"default": [{"type": "reject"}]}')
+        assert "trust policy rejects" in shell.fails(5, "pull", "app:1")
+        policy.write_text('{"default": [{"type": "reject"}], "defualt": []}')
+        assert "unknown member 'defualt'" in shell.fails(1, "pull", "app:1")
+        shell("pull", "--insecure-policy", "--creds", "me:secret-pass", "app:1")
+
+
+def test_progress_of_a_pull(store: Store, registry: Registry, layout: Path) -> None:
+    put(layout, registry.name("app:1"))
+    progress = Seen()
+    store.pull(registry.name("app:1"), access=PLAIN, progress=progress)
+    seen: dict[str, list[tuple[str, int, int | None]]] = {}
+    for key, state, done, total in progress.events:
+        seen.setdefault(key, []).append((state, done, total))
+    assert set(seen) == {str(layer.digest) for layer in store.manifest(registry.name("app:1")).layers}
+    for states in seen.values():
+        words = [state for state, _, _ in states]
+        assert words[0] == "Waiting"
+        assert words[-1] == "Pull complete"
+        assert set(words) <= {"Waiting", "Downloading", "Download complete", "Extracting", "Pull complete"}
+        assert all(total is None or done <= total for _, done, total in states)
+
+
+def test_files_after_a_pull(store: Store, registry: Registry, layout: Path) -> None:
+    put(layout, registry.name("app:1"))
+    image = store.pull(registry.name("app:1"), access=PLAIN)[0]
+    with store.tree(image) as tree, pytest.raises(FileNotFoundError):
+        tree.resolve(b"/old")
+    assert len(read_file(store, image, b"/top")) == 1_500_000

@@ -1,0 +1,67 @@
+"""AsyncStore has what Store has, under the same names, with the same arguments."""
+
+from __future__ import annotations
+
+import inspect
+from pathlib import Path
+
+import pytest
+import trio
+
+from layerfs.api import Store
+from layerfs.api.async_store import AsyncStore
+from layerfs.errors import NotFound
+from tests.image_builder import TestImage, layer, oci, write_layout
+
+
+def public(cls: type) -> dict[str, inspect.Signature]:
+    return {
+        name: inspect.signature(member)
+        for name, member in inspect.getmembers(cls, callable)
+        if not name.startswith("_")
+    }
+
+
+def test_same_names_and_arguments() -> None:
+    ours, theirs = public(AsyncStore), public(Store)
+    assert set(ours) == set(theirs)
+    for name, signature in theirs.items():
+        assert str(ours[name].replace(return_annotation=None)) == str(signature.replace(return_annotation=None)), name
+        assert getattr(AsyncStore, name).__doc__
+
+
+def test_everything_is_awaited_or_iterated() -> None:
+    for name in public(AsyncStore):
+        method = inspect.unwrap(getattr(AsyncStore, name), stop=lambda found: found.__module__ != Store.__module__)
+        code = getattr(AsyncStore, name)
+        assert inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code), (name, method)
+
+
+def test_use(tmp_path: Path) -> None:
+    layout = write_layout(tmp_path / "oci", oci(TestImage([layer({"f": b"data"})], ["app:1"])))
+
+    async def run() -> None:
+        async with await AsyncStore.open(tmp_path / "store", sync=False) as store:
+            image = (await store.load(layout))[0]
+            assert await store.resolve("app:1") == image
+            pieces = [piece async for piece in store.read_layer((await store.layers(image))[0].diff_id)]
+            assert b"data" in b"".join(pieces)
+            assert [problem async for problem in store.check()] == []
+            with pytest.raises(NotFound):
+                await store.resolve("nothing")
+
+    trio.run(run)
+
+
+def test_a_load_can_be_cancelled(tmp_path: Path) -> None:
+    layout = write_layout(tmp_path / "oci", oci(TestImage([layer({"f": b"data"})], ["app:1"])))
+
+    async def run() -> None:
+        async with await AsyncStore.open(tmp_path / "store", sync=False) as store:
+            with trio.CancelScope() as scope:
+                scope.cancel()
+                await store.load(layout)
+            assert scope.cancelled_caught
+            assert await store.images() == []
+
+    trio.run(run)
