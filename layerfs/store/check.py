@@ -11,7 +11,7 @@ from layerfs.errors import LayerfsError
 from layerfs.formats.digest import Digest
 from layerfs.linux.durable import write_document
 from layerfs.linux.lock import FileLock
-from layerfs.store.derive import LayerKeys, derive_layer_tree, merge_layers, restore_record
+from layerfs.store.derive import LayerKeys, derive_layer_tree, is_tree_later, merge_layers, restore_record
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers, list_images
@@ -103,7 +103,7 @@ def _check_layer(
 def _check_merged(handle: StoreHandle, image: ImageRecord, *, repair: bool) -> Iterator[Problem]:
     keys = LayerKeys(handle)
     path = handle.layout.merged_tree(image.chain_id)
-    if os.path.exists(path) and not os.path.getsize(path):
+    if is_tree_later(path):
         return  # not needed yet, so not made yet
     name = str(image.chain_id)
     try:
