@@ -3,6 +3,9 @@
 from __future__ import annotations
 
 import json
+import os
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
@@ -167,3 +170,28 @@ def test_two_read_only_mounts_without_a_target(shell: Shell, image: Built) -> No
     shell("mount", "--read-only", image.name)
     assert "is mounted at" in shell.fails(6, "mount", "--read-only", image.name)
     shell("umount", image.name)
+
+
+def test_a_mount_of_a_killed_process_is_found(shell: Shell, image: Built, target: Path, tmp_path: Path) -> None:
+    words = ("mount", "--name", "web", image.name, str(target))
+    program = [sys.executable, "-c", "from layerfs_cli.main import main; main()", *words]
+    trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=rename", "-e", "inject=rename:signal=KILL:when=1"]
+    subprocess.run([*trace, *program], env={**os.environ, **shell.env}, check=False, capture_output=True)
+    assert (target / "etc/hostname").exists()
+    assert not list((tmp_path / "run/mounts").glob("*.json"))
+    assert [row["container"] for row in shell.json("mount", "--format", "json")] == ["web"]
+    assert "is mounted at" in shell.fails(6, "rm", "web")
+    shell("umount", "web")
+    shell("rm", "web")
+
+
+def test_the_tables_of_the_kernel_are_no_target(shell: Shell, image: Built) -> None:
+    program = "from layerfs_cli.main import main; main()"
+    for target in ("/proc", "/proc/self", "/sys", "/dev/shm"):
+        ran = subprocess.run(
+            ["unshare", "-m", "--propagation", "private", sys.executable, "-c", program, "mount", image.name, target],
+            env={**os.environ, **shell.env}, check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        assert (ran.returncode, ran.stdout) == (8, "")
+        assert "which mounting itself needs" in ran.stderr
+    assert shell.json("ps", "--format", "json") == []
