@@ -28,6 +28,7 @@ class Image:
         created: nanoseconds since the epoch, by its config; None when that does not say.
         size: bytes of its uncompressed layers.
         layers: how many.
+        damage: what is wrong with its config, which then tells neither platform nor time; None for a whole image.
     """
 
     id: Digest
@@ -38,6 +39,7 @@ class Image:
     created: int | None
     size: int
     layers: int
+    damage: str | None = None
 
 
 @dataclass(frozen=True, slots=True)

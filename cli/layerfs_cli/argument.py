@@ -17,9 +17,14 @@ if TYPE_CHECKING:
     from layerfs.store.handle import StoreHandle
 
 __all__ = [
+    "change_options",
     "complete_containers",
+    "complete_containers_and_images",
     "complete_images",
     "complete_mounts",
+    "compression_option",
+    "epoch_option",
+    "force_name_option",
     "image_argument",
     "images_argument",
     "keep_blobs_option",
@@ -36,10 +41,35 @@ no_trunc_option: Final[Decorator] = click.option("--no-trunc", is_flag=True, hel
 noheading_option: Final[Decorator] = click.option("--noheading", is_flag=True, help="No heads above the table.")
 
 
+compression_option: Final[Decorator] = click.option(
+    "--compression", type=click.Choice(("none", "gzip", "zstd")), default="none", show_default=True,
+    help="How the new layer stands in the image's manifest; a compressed one is kept beside the layer.",
+)  # fmt: skip
+force_name_option: Final[Decorator] = click.option(
+    "--force", is_flag=True, help="Let NAME mean the new image even if it means another one."
+)
+epoch_option: Final[Decorator] = click.option(
+    "--source-date-epoch", "latest", metavar="SECONDS", type=click.IntRange(min=0), envvar="SOURCE_DATE_EPOCH",
+    show_envvar=True, help="Write no time after this one, in seconds since 1970.",
+)  # fmt: skip
 keep_blobs_option: Final[Decorator] = click.option(
     "--keep-blobs", is_flag=True,
     help="Keep the compressed layers too: the image can go out again with the same manifest digest.",
 )  # fmt: skip
+
+
+def change_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options that say something of a new image: ``--message``, ``--author`` and ``--change``."""
+    for option in (
+        click.option(
+            "-c", "--change", "changes", metavar="INSTRUCTION", multiple=True,
+            help="Change a setting as a Dockerfile does, such as 'CMD [\"sh\"]' or 'ENV A=b'.",
+        ),
+        click.option("-a", "--author", help="Author of the image."),
+        click.option("-m", "--message", default="", help="Comment of the step in the image's history."),
+    ):  # fmt: skip
+        function = option(function)
+    return function
 
 
 def complete_images(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:
@@ -68,6 +98,13 @@ def complete_containers(context: click.Context, _parameter: click.Parameter, inc
 
         names = [snapshot.name for snapshot in list_snapshots(handle)]
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
+
+
+def complete_containers_and_images(
+    context: click.Context, parameter: click.Parameter, incomplete: str
+) -> list[CompletionItem]:
+    """Offer names of both."""
+    return complete_containers(context, parameter, incomplete) + complete_images(context, parameter, incomplete)
 
 
 def complete_mounts(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

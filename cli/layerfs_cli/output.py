@@ -12,9 +12,9 @@ import os
 import re
 import sys
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, nullcontext
 from dataclasses import dataclass
-from typing import TYPE_CHECKING, Final
+from typing import TYPE_CHECKING, BinaryIO, Final, cast
 
 import click
 
@@ -33,7 +33,9 @@ __all__ = [
     "format_option",
     "print_document",
     "print_listing",
+    "standard_output",
     "write",
+    "write_to",
 ]
 
 #: What JSON allows but terminals and encoders do not.
@@ -114,6 +116,32 @@ def flush() -> None:
     with _naming_stdout():
         if sys.stdout is not None:
             sys.stdout.flush()
+
+
+class _Output:
+    """Standard output for bulk data: nothing of it is copied into a buffer."""
+
+    def write(self, data: bytes) -> int:
+        write(data)
+        return len(data)
+
+    def flush(self) -> None:
+        flush()
+
+
+@contextmanager
+def standard_output() -> Iterator[BinaryIO]:
+    """Return standard output as a stream to write an archive to."""
+    yield cast("BinaryIO", _Output())
+
+
+def write_to(target: str, pieces: Iterable[bytes], *, sync: bool) -> None:
+    """Write a tar to standard output (``-``), or to a file that appears when it is complete."""
+    from layerfs.registry.target import open_target
+
+    with standard_output() if target == "-" else nullcontext(target) as place, open_target(place, sync=sync) as file:
+        for piece in pieces:
+            file.write(piece)
 
 
 @contextmanager

@@ -73,8 +73,13 @@ class Settings:
 
     def open_store(self) -> Store:
         """Open the store, made if it is not there. Raises as :meth:`layerfs.api.Store.open`."""
+        import logging
+
         from layerfs.api import Store
 
+        handler = logging.Handler()
+        handler.emit = lambda record: self.log(record.levelname.lower(), record.getMessage())  # type: ignore[method-assign]
+        logging.getLogger("layerfs").handlers[:] = [handler]
         root, runroot = self.place()
         self.log("debug", f"store {root}, runroot {runroot or os.path.join(root, 'run')}")
         return Store.open(root, runroot=runroot, sync=self.sync)

@@ -9,6 +9,7 @@ from __future__ import annotations
 from layerfs.api.changes import ChangePart
 from layerfs.api.containers import ContainerPart
 from layerfs.api.images import ImagePart
+from layerfs.api.outgoing import OutgoingPart
 from layerfs.api.transfer import TransferPart
 from layerfs.api.upkeep import UpkeepPart
 from layerfs.values import Container, HistoryRow, Image, Info, Layer, Mount, PushedImage, RemovedImage
@@ -16,5 +17,5 @@ from layerfs.values import Container, HistoryRow, Image, Info, Layer, Mount, Pus
 __all__ = ["Container", "HistoryRow", "Image", "Info", "Layer", "Mount", "PushedImage", "RemovedImage", "Store"]
 
 
-class Store(TransferPart, ImagePart, ContainerPart, ChangePart, UpkeepPart):
+class Store(TransferPart, ImagePart, ContainerPart, ChangePart, OutgoingPart, UpkeepPart):
     """A store of images. A context manager; thread-safe."""

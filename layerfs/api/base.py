@@ -9,6 +9,7 @@ from typing import Self
 
 from layerfs.errors import LayerfsError, NotFound, StoreError
 from layerfs.formats.oci import ImageConfig
+from layerfs.formats.platform import Platform
 from layerfs.store import image as catalog
 from layerfs.store.handle import StoreHandle, open_store
 from layerfs.store.snapshot import Snapshot, find_snapshot
@@ -17,6 +18,9 @@ from layerfs.values import Container, Image
 __all__ = ["StorePart", "StrPath", "refuse_inside_trio"]
 
 StrPath = str | os.PathLike[str]
+
+#: What an image is shown with whose config cannot be read.
+_NO_PLATFORM = Platform("unknown", "unknown")
 
 
 class StorePart:
@@ -62,23 +66,25 @@ class StorePart:
         return catalog.find_image(self._handle, image if isinstance(image, str) else str(image.id))
 
     def _image(self, record: catalog.ImageRecord) -> Image:
-        config = ImageConfig.parse(self._handle.read_blob(record.digest), algorithm=record.digest.algorithm)
         layers = catalog.image_layers(self._handle, record)
+        platform, created, damage = _NO_PLATFORM, None, None
+        try:
+            config = ImageConfig.parse(self._handle.read_blob(record.digest), algorithm=record.digest.algorithm)
+            platform, created = config.platform, config.created
+        except StoreError as error:
+            damage = str(error)
         return Image(
             record.digest, record.manifest, tuple(catalog.image_names(self._handle, record)), record.chain_id,
-            config.platform, config.created, sum(layer.tar_size for layer in layers), len(layers),
+            platform, created, sum(layer.tar_size for layer in layers), len(layers), damage,
         )  # fmt: skip
 
     def _images(self, records: list[catalog.ImageRecord]) -> list[Image]:
-        images = []
-        for record in records:
-            try:
-                images.append(self._image(record))
-            except StoreError:
-                # Another process may have removed it since its record was read.
-                if catalog.has_image(self._handle, record.digest):
-                    raise
-        return images
+        images = [self._image(record) for record in records]
+        # A document may be missing because another process has removed the image since its record was read.
+        return [
+            image for image in images
+            if image.damage is None or catalog.find_record(self._handle, image.id) is not None
+        ]  # fmt: skip
 
     def _container(self, snapshot: Snapshot, target: str | None) -> Container:
         names = catalog.image_names(self._handle, catalog.find_image(self._handle, str(snapshot.image)))
@@ -90,6 +96,9 @@ class StorePart:
             return find_snapshot(self._handle, name)
         except NotFound:
             return None
+
+    def _upper(self, snapshot: Snapshot) -> str:
+        return os.path.join(self._handle.layout.snapshot(snapshot.id), "upper")
 
 
 def refuse_inside_trio() -> None:

@@ -1,21 +1,32 @@
-"""What was changed in containers."""
+"""What differs: between a container and its image, between images, in a layer; and images made of it."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from layerfs.api.base import StorePart
-from layerfs.changeset.change import Change
-from layerfs.changeset.upper import compare_upper
+from layerfs.api.base import StorePart, StrPath
+from layerfs.changeset.apply import apply_tar
+from layerfs.changeset.change import Change, Step
+from layerfs.changeset.commit import commit_container, import_tree, rebase_image, squash_image, uses_userxattr
+from layerfs.changeset.layer_tar import write_layer
+from layerfs.changeset.trees import touched_by, walk_layer, walk_trees
+from layerfs.changeset.upper import compare_upper, walk_upper
+from layerfs.errors import Conflict, NotFound
+from layerfs.formats.digest import Digest
+from layerfs.formats.platform import Platform
+from layerfs.mount.image import container_lock, dressed_upper, refuse_mounted
 from layerfs.store import image as catalog
+from layerfs.store.layer import find_layer, open_tree
 from layerfs.store.snapshot import find_snapshot
+from layerfs.store.view import ImageTree
+from layerfs.values import Image
 
 __all__ = ["ChangePart"]
 
 
 class ChangePart(StorePart):
-    """Comparing."""
+    """Comparing, committing, applying."""
 
     def diff(self, container: str) -> Iterator[Change]:
         """Yield what was changed in a container, a directory before what is in it, in byte order of names.
@@ -27,5 +38,252 @@ class ChangePart(StorePart):
         """
         snapshot = find_snapshot(self._handle, container)
         record = catalog.find_image(self._handle, str(snapshot.image))
-        upper = os.path.join(self._handle.layout.snapshot(snapshot.id), "upper")
-        yield from compare_upper(upper, catalog.merged_tree(self._handle, record))
+        tree = catalog.merged_tree(self._handle, record)
+        yield from compare_upper(self._upper(snapshot), tree, userxattr=uses_userxattr())
+
+    def steps(self, old: str | Image | None, new: str | Image, *, exact: bool = False) -> Iterator[Step]:
+        """Yield the same with both states of every path, of a container or between two images.
+
+        Args:
+            old: an image; None for the image that the container ``new`` was made from.
+            new: a container when it is the name of one, else an image. A container may also be compared with an image
+                that is not its own.
+            exact: also yield what a layer has to repeat but no list shows, see
+                :class:`layerfs.changeset.change.Step`.
+
+        Returns:
+            Steps; each is good until the next one is taken.
+
+        Raises:
+            NotFound: no such container or image.
+            Conflict: two images whose names begin so.
+
+        Blocking: of a container, its writable layer is read; of two images, what their layers touch that they do not
+            share. Files whose attributes are equal are read where they are not the same bytes of the same layer.
+        """
+        snapshot = self._existing(new) if isinstance(new, str) else None
+        if snapshot is None and old is None:
+            raise NotFound("container", str(new), hint="List what there is with: layerfs ps")
+        if snapshot is None:
+            assert old is not None
+            yield from self._between(self._record(old), self._record(new), exact=exact)
+            return
+        record = catalog.find_image(self._handle, str(snapshot.image))
+        with ImageTree(self._handle, record) as tree:
+            upper = self._upper(snapshot)
+            if old is None or self._record(old).chain_id == record.chain_id:
+                yield from walk_upper(upper, tree, userxattr=uses_userxattr(), exact=exact)
+                return
+            with ImageTree(self._handle, self._record(old)) as before:
+                yield from walk_upper(upper, tree, userxattr=uses_userxattr(), exact=exact, before=before)
+
+    def layer_steps(self, diff_id: Digest) -> Iterator[Step]:
+        """Yield what a layer does by itself: what it has as added, what it hides as deleted.
+
+        Raises:
+            NotFound: the store has no such layer.
+        """
+        if find_layer(self._handle, diff_id) is None:
+            raise NotFound("layer", str(diff_id))
+        with ImageTree(self._handle, open_tree(self._handle.layout.layer_tree(diff_id))) as tree:
+            yield from walk_layer(tree)
+
+    def layer_tar(
+        self, old: str | Image | None, new: str | Image, *, latest: int | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> Iterator[bytes]:  # fmt: skip
+        """Yield the same changes as an OCI layer tar, which makes ``new`` of ``old``.
+
+        Args:
+            old: as for :meth:`steps`.
+            new: as for :meth:`steps`.
+            latest: no time in it is after this, in seconds since the epoch.
+            check: polled; what it raises ends the work.
+
+        Raises:
+            Conflict: a file was written to while it was read.
+            UnsafePath: a file has the name of a whiteout.
+        """
+        yield from write_layer(self.steps(old, new, exact=True), latest=latest, check=check)
+
+    def commit(
+        self,
+        container: str,
+        name: str | None = None,
+        *,
+        message: str = "",
+        author: str | None = None,
+        changes: Sequence[str] = (),
+        squash: bool = False,
+        compression: str = "none",
+        latest: int | None = None,
+        force: bool = False,
+        check: Callable[[], None] | None = None,
+    ) -> Image:
+        """Make an image of a container: its image's layers, and one with what was changed.
+
+        Args:
+            container: its name or ID; it may be mounted, see :mod:`layerfs.changeset.commit`.
+            name: of the new image; None for no name.
+            message: comment of the step in the image's history.
+            author: of the image.
+            changes: instructions that change its config, such as ``CMD ["sh"]``.
+            squash: make one layer of all.
+            compression: how the new layer stands in the manifest: ``none``, ``gzip`` or ``zstd``.
+            latest: no time in the new layer is after this, in seconds since the epoch; what SOURCE_DATE_EPOCH says.
+            force: let a name mean the new image that means another one.
+            check: polled; what it raises ends the work.
+
+        Returns:
+            The image. The same change gives the same image, on any day.
+
+        Raises:
+            NotFound: no such container.
+            Conflict: the name is taken, or the container is written to all the time.
+            InvalidReference: a name or an instruction that is none.
+            UnsafePath: a file has the name of a whiteout.
+
+        Atomicity: the image is visible once it is complete and durable; the container is not changed.
+        """
+        snapshot = find_snapshot(self._handle, container)
+        with container_lock(self._handle, snapshot):
+            try:
+                refuse_mounted(self._handle, snapshot)
+                mounted = False
+            except Conflict:
+                mounted = True
+            record = commit_container(
+                self._handle, snapshot, name, message=message, author=author, changes=changes, squash=squash,
+                compression=compression, latest=latest, force=force, mounted=mounted, check=check,
+            )  # fmt: skip
+        return self._image(record)
+
+    def squash(
+        self,
+        image: str | Image,
+        name: str | None = None,
+        *,
+        first: int = 0,
+        message: str = "",
+        compression: str = "none",
+        latest: int | None = None,
+        force: bool = False,
+        check: Callable[[], None] | None = None,
+    ) -> Image:
+        """Make an image of which the layers from ``first`` on, counted from 0, are one.
+
+        Raises:
+            NotFound, InvalidReference: no such image, or layer of it.
+            Conflict: the name is taken.
+        """
+        return self._image(
+            squash_image(
+                self._handle, self._record(image), name, first=first, message=message, compression=compression,
+                latest=latest, force=force, check=check,
+            )
+        )  # fmt: skip
+
+    def rebase(
+        self,
+        image: str | Image,
+        onto: str | Image,
+        name: str | None = None,
+        *,
+        base: str | Image | None = None,
+        force: bool = False,
+        check: Callable[[], None] | None = None,
+    ) -> Image:
+        """Make an image that has the layers of ``onto`` in place of those of its base.
+
+        Args:
+            image: what is rebased.
+            onto: the new base.
+            name: of the new image.
+            base: the old base; None finds the image of the store that shares most of the lowest layers.
+            force: let a name mean the new image that means another one.
+            check: polled; what it raises ends the work.
+
+        Raises:
+            NotFound: no such image, or no base.
+            InvalidReference: ``base`` is not at the bottom of the image.
+            Conflict: the name is taken.
+            FormatError: the layers do not fit on the new base.
+        """
+        old = None if base is None else self._record(base)
+        return self._image(
+            rebase_image(
+                self._handle, self._record(image), self._record(onto), name, base=old, force=force, check=check
+            )
+        )
+
+    def import_tree(
+        self,
+        source: StrPath | Iterable[bytes],
+        name: str | None = None,
+        *,
+        message: str = "",
+        author: str | None = None,
+        changes: Sequence[str] = (),
+        platform: Platform | None = None,
+        compression: str = "none",
+        latest: int | None = None,
+        force: bool = False,
+        check: Callable[[], None] | None = None,
+    ) -> Image:
+        """Make an image of one layer from a plain tree.
+
+        Args:
+            source: a directory of the host, or the pieces of an uncompressed tar, which becomes the layer as it is.
+            name: of the new image.
+            message: comment of the one step in its history.
+            author: of the image.
+            changes: instructions that set its config.
+            platform: what it is for; None means this machine's.
+            compression: how the layer stands in the manifest: ``none``, ``gzip`` or ``zstd``.
+            latest: no time in a layer made of a directory is after this, in seconds since the epoch.
+            force: let a name mean the new image that means another one.
+            check: polled; what it raises ends the work.
+
+        Raises:
+            FormatError: the source is no tar, or not one that a layer can be.
+            Conflict: the name is taken.
+        """
+        tree = os.fspath(source) if isinstance(source, str | os.PathLike) else source
+        return self._image(
+            import_tree(
+                self._handle, tree, name, message=message, author=author, changes=changes, platform=platform,
+                compression=compression, latest=latest, force=force, check=check,
+            )
+        )  # fmt: skip
+
+    def apply(self, container: str, pieces: Iterable[bytes], *, check: Callable[[], None] | None = None) -> None:
+        """Change a container as a layer says.
+
+        Args:
+            container: its name or ID; not mounted.
+            pieces: of the layer's uncompressed tar.
+            check: polled; what it raises ends the work.
+
+        Raises:
+            NotFound: no such container.
+            Conflict: it is mounted.
+            FormatError: the tar is none, or leaves its root; the container is then as it was.
+
+        Atomicity: the tar is read to its end before anything is changed. A crash afterwards may leave a part done.
+        """
+        snapshot = find_snapshot(self._handle, container)
+        record = catalog.find_image(self._handle, str(snapshot.image))
+        with ImageTree(self._handle, record) as tree, dressed_upper(self._handle, snapshot, tree.tree) as upper:
+            apply_tar(self._handle, pieces, upper, tree, userxattr=uses_userxattr(), check=check)
+
+    def _between(self, old: catalog.ImageRecord, new: catalog.ImageRecord, *, exact: bool) -> Iterator[Step]:
+        layers = [[layer.diff_id for layer in catalog.image_layers(self._handle, record)] for record in (old, new)]
+        shared = 0
+        for one, other in zip(*layers, strict=False):
+            if one != other:
+                break
+            shared += 1
+        own = [open_tree(self._handle.layout.layer_tree(each)) for side in layers for each in side[shared:]]
+        with ImageTree(self._handle, old) as before, ImageTree(self._handle, new) as after:
+            touched = touched_by(own, (before, after)) if shared else None
+            yield from walk_trees(before, after, touched, exact=exact)

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from layerfs.api.base import StorePart, StrPath
 from layerfs.errors import Conflict, InvalidReference, MountError, NotFound
 from layerfs.formats.digest import Digest
-from layerfs.mount.image import mount_image, records_of, unmount_record
+from layerfs.mount.image import container_lock, mount_image, records_of, refuse_mounted, unmount_record
 from layerfs.mount.option import MountOptions
 from layerfs.mount.record import MountRecord
 from layerfs.store import image as catalog
@@ -25,6 +25,16 @@ class ContainerPart(StorePart):
         """Return all containers, newest first."""
         targets = {record.container: record.target for record in records_of(self._handle).live()}
         return [self._container(snapshot, targets.get(snapshot.name)) for snapshot in list_snapshots(self._handle)]
+
+    def container(self, name: str) -> Container:
+        """Return the container of a name, an ID or the beginning of an ID.
+
+        Raises:
+            NotFound: there is none.
+        """
+        snapshot = find_snapshot(self._handle, name)
+        targets = {record.container: record.target for record in records_of(self._handle).live()}
+        return self._container(snapshot, targets.get(snapshot.name))
 
     def mount(
         self,
@@ -64,6 +74,8 @@ class ContainerPart(StorePart):
         snapshot, made = None, False
         if name is not None:
             snapshot = self._existing(name)
+            if image is not None and snapshot is not None and snapshot.name != name:
+                snapshot = None  # a name for a new container may look like the beginning of another one's ID
         if image is None:
             if snapshot is None:
                 raise NotFound("container", name or "", hint="Name an image to make it from.")
@@ -122,18 +134,16 @@ class ContainerPart(StorePart):
 
         Raises:
             NotFound: no such container.
-            Conflict: it is mounted.
+            Conflict: it is mounted, or was unmounted lazily and is still in use.
         """
         snapshot = find_snapshot(self._handle, name)
-        for record in records_of(self._handle).live():
-            if record.container == snapshot.name:
-                if not force:
-                    raise Conflict(
-                        f"container {snapshot.name} is mounted at {record.target}", reason="mounted",
-                        hint=f"Unmount it first with: layerfs umount {snapshot.name}",
-                    )  # fmt: skip
-                self.umount(record.id)
-        remove_snapshot(self._handle, snapshot)
+        with container_lock(self._handle, snapshot):
+            if force:
+                for record in records_of(self._handle).live():
+                    if record.container == snapshot.name:
+                        self.umount(record.id)
+            refuse_mounted(self._handle, snapshot)
+            remove_snapshot(self._handle, snapshot)
         return self._container(snapshot, None)
 
     def _targets(self) -> str:
@@ -142,7 +152,10 @@ class ContainerPart(StorePart):
     def _own_target(self, record: catalog.ImageRecord, snapshot: Snapshot | None) -> tuple[str, bool]:
         place = os.path.join(self._targets(), snapshot.name if snapshot is not None else record.digest.short)
         os.makedirs(self._targets(), mode=0o700, exist_ok=True)
-        os.makedirs(place, mode=0o755, exist_ok=True)
+        try:
+            os.mkdir(place, 0o755)
+        except FileExistsError:
+            return place, False
         return place, True
 
     def _mounted_as(self, text: str) -> MountRecord:

@@ -100,6 +100,28 @@ class ImagePart(StorePart):
         ]
         return find_provenance(merged, trees, path)
 
+    def find_layer(self, text: str) -> Digest:
+        """Return the diffID that a digest, or the unique beginning of one, means.
+
+        Raises:
+            NotFound: no layer has it.
+            Conflict: several layers do.
+        """
+        algorithm, _, digits = text.strip().lower().rpartition(":")
+        known = [row[0] for row in self._handle.database.connection.execute("SELECT diff_id FROM layer")]
+        found = [
+            diff_id
+            for diff_id in known
+            if len(digits) >= catalog.MIN_PREFIX
+            and diff_id.partition(":")[2].startswith(digits)
+            and algorithm in ("", diff_id.partition(":")[0])
+        ]
+        if len(found) > 1:
+            raise Conflict(f"{text} is the beginning of {len(found)} layer digests", reason="ambiguous")
+        if not found:
+            raise NotFound("layer", text, hint="List the layers of an image with: layerfs layers --no-trunc")
+        return Digest.parse(found[0])
+
     def read_layer(self, diff_id: Digest) -> Iterator[bytes]:
         """Yield a layer's uncompressed tar, byte for byte as it was received.
 

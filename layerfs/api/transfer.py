@@ -5,14 +5,15 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, BinaryIO
+from errno import EDQUOT, ENOSPC
+from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from layerfs.api.base import StorePart, StrPath, refuse_inside_trio
 from layerfs.errors import InvalidReference, MountError, NotFound, StoreError, UnsupportedFormat
 from layerfs.formats.media_type import Compression
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import DEFAULT_TAG, Reference
-from layerfs.formats.transport import is_registry, parse_source, registry_name
+from layerfs.formats.transport import ImageSource, is_registry, parse_source, registry_name
 from layerfs.registry.access import Access
 from layerfs.registry.load import load_source
 from layerfs.registry.loader import Progress
@@ -41,6 +42,7 @@ class TransferPart(StorePart):
         all_platforms: bool = False,
         reference: str | None = None,
         position: int | None = None,
+        form: Literal["oci", "docker"] | None = None,
         keep_blobs: bool = False,
         progress: Progress | None = None,
         check: Callable[[], None] | None = None,
@@ -54,6 +56,7 @@ class TransferPart(StorePart):
             all_platforms: all of them instead.
             reference: only the image of this name.
             position: only the image at this place in the archive, from 0.
+            form: what the archive has to be; None takes either, and an archive that is both for an OCI one.
             keep_blobs: also keep the compressed layers as they are, for :meth:`save` and pushes with the same manifest
                 digest; takes their size on top. They go with their image.
             progress: told about every layer.
@@ -73,7 +76,7 @@ class TransferPart(StorePart):
         """
         stem = None if hasattr(source, "read") else _stem(os.fspath(source))
         selection = Selection(
-            platform or Platform.host(), platform is not None, all_platforms, reference, position, stem
+            platform or Platform.host(), platform is not None, all_platforms, reference, position, stem, form
         )
         with self._explaining("load"):
             records = load_source(
@@ -122,9 +125,10 @@ class TransferPart(StorePart):
         access = access or Access()
         with self._explaining("pull"):
             if not is_registry(source):
-                path, reference, position = self._archive(source, access)
+                wanted = self._archive(source, access)
                 return self.load(
-                    path, reference=reference, position=position, platform=platform, all_platforms=all_platforms,
+                    wanted.path, platform=platform, all_platforms=all_platforms, reference=wanted.reference,
+                    position=wanted.index, form="docker" if wanted.transport == "docker-archive" else "oci",
                     keep_blobs=keep_blobs, progress=progress, check=check,
                 )  # fmt: skip
             refuse_inside_trio()
@@ -213,8 +217,8 @@ class TransferPart(StorePart):
         policy = registries.access.read_policy()
         return plan_remote(self._handle, registries, registry_name(source), selection, policy)
 
-    def _archive(self, source: str, access: Access) -> tuple[str, str | None, int | None]:
-        """Return path, reference and position of an image in an archive, after asking the policy."""
+    def _archive(self, source: str, access: Access) -> ImageSource:
+        """Return where an image in an archive is, after asking the policy."""
         wanted = parse_source(source)
         if wanted.transport not in ("docker-archive", "oci-archive", "oci"):
             raise UnsupportedFormat(
@@ -231,7 +235,7 @@ class TransferPart(StorePart):
             from layerfs.formats.policy import path_scopes
 
             policy.check(wanted.transport, path_scopes(os.path.abspath(wanted.path), wanted.reference), source)
-        return wanted.path, wanted.reference, wanted.index
+        return wanted
 
     @contextmanager
     def _explaining(self, what: str) -> Iterator[None]:
@@ -241,7 +245,10 @@ class TransferPart(StorePart):
         except OSError as error:
             if isinstance(error, MountError):
                 raise
-            raise StoreError(f"{what} failed: {_explain(error)}", root=self._handle.layout.root) from error
+            root, hint = self._handle.layout.root, None
+            if error.errno in (ENOSPC, EDQUOT):
+                hint = f"Free space on the file system of {root}, with layerfs gc or otherwise, and {what} again."
+            raise StoreError(f"{what} with {root} failed: {_explain(error)}", root=root, hint=hint) from error
 
 
 def _stem(path: str) -> str | None:

@@ -1,11 +1,13 @@
-"""One step of a changeset: what happened to which path."""
+"""One step of a changeset: what happened to which path, for who reads it and for who writes a layer of it."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from typing import Literal
 
-__all__ = ["Change", "ChangeKind"]
+from layerfs.changeset.entry import Entry
+
+__all__ = ["Change", "ChangeKind", "Step"]
 
 #: Added, changed, deleted: the letters that docker and podman print.
 ChangeKind = Literal["A", "C", "D"]
@@ -23,3 +25,24 @@ class Change:
 
     kind: ChangeKind
     path: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Step:
+    """A change with both states of its path, to be looked at before the next step is taken.
+
+    Attributes:
+        kind: as of :class:`Change`; None for what no list of changes shows but a layer has to repeat: a directory whose
+            time alone differs, a name of a file with several names, bytes that differ behind equal attributes.
+        path: as of :class:`Change`; empty for the root.
+        old: the state before, None for what was not there.
+        new: the state after, None for what is gone.
+        opaque: whether the directory shows nothing of what the old one had in it; then everything that it has follows
+            as added.
+    """
+
+    kind: ChangeKind | None
+    path: bytes
+    old: Entry | None
+    new: Entry | None
+    opaque: bool = False

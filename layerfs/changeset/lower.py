@@ -42,6 +42,10 @@ class LowerInode(Protocol):
     def rdev(self) -> int:
         """Device number in the host's numbering."""
 
+    @property
+    def nlink(self) -> int:
+        """How many names it has."""
+
 
 class LowerTree(Protocol):
     """What is asked of the tree below: :class:`layerfs.formats.erofs.reader.Tree` of a merged image."""

@@ -28,22 +28,17 @@ Source: moby pkg/archive (changes of directories); Linux Documentation/filesyste
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
-from layerfs.changeset.change import Change, ChangeKind
-from layerfs.changeset.lower import LowerInode, LowerTree
+from layerfs.changeset.change import Change, ChangeKind, Step
+from layerfs.changeset.entry import Entry, TreeEntry, UpperEntry, attributes_of, read_xattrs, same_content
+from layerfs.changeset.lower import LowerTree
 from layerfs.linux.directory_stack import DirectoryStack
 
-__all__ = ["compare_upper"]
-
-#: Labels of the host's security policy; they say where a file lies, not what it is.
-_IGNORED_XATTRS = frozenset({b"security.selinux", b"security.evm", b"security.ima"})
-#: What listing or reading xattrs answers where there are none to have.
-_NO_XATTRS = frozenset({errno.ENODATA, errno.EOPNOTSUPP, errno.ENOENT})
+__all__ = ["compare_upper", "walk_upper"]
 
 
 def compare_upper(
@@ -66,10 +61,42 @@ def compare_upper(
 
     Blocking: reads directories of the upper and inodes of the lower tree, never the content of files.
     """
+    for step in walk_upper(upper, lower, userxattr=userxattr):
+        assert step.kind is not None
+        yield Change(step.kind, step.path)
+
+
+def walk_upper(
+    upper: str | os.PathLike[str],
+    lower: LowerTree | None,
+    *,
+    userxattr: bool = False,
+    exact: bool = False,
+    whole: bool = False,
+    before: LowerTree | None = None,
+) -> Iterator[Step]:
+    """Yield the same with both states of every path.
+
+    Args:
+        upper: as for :func:`compare_upper`.
+        lower: as for :func:`compare_upper`; with ``exact`` or ``whole`` its files must be readable.
+        userxattr: as for :func:`compare_upper`.
+        exact: also yield what a layer has to repeat to give the very same tree, see :class:`Step`, the root included;
+            and for an opaque directory all that is in it. Reads files whose attributes are as they were.
+        whole: yield all that the container shows as added, as if there were nothing before.
+        before: compare with this tree instead of ``lower``; both are then walked as a whole.
+
+    Returns:
+        Steps in the order of :func:`compare_upper`; each is good until the next one is taken.
+
+    Raises:
+        OSError: as :func:`compare_upper`.
+    """
     fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with DirectoryStack(fd) as stack:
-            yield from _Comparison(lower, stack, b"user.overlay." if userxattr else b"trusted.overlay.").run()
+            prefix = b"user.overlay." if userxattr else b"trusted.overlay."
+            yield from _Comparison(lower, stack, prefix, before, exact=exact, whole=whole).run()
     finally:
         os.close(fd)
 
@@ -86,7 +113,8 @@ class _Frame:
     """A directory under way.
 
     ``base`` is the lower directory at the same path, whose content is the old state; ``origin`` the lower directory
-    that shows through, which is the same one unless the upper is opaque or redirected.
+    that shows through, which is the same one unless the upper is opaque or redirected. ``step`` is what tells of the
+    directory when something below it changed; None once it was told, and for the root.
     """
 
     path: bytes
@@ -95,7 +123,7 @@ class _Frame:
     base: int | None
     origin: int | None
     in_upper: bool
-    announced: bool
+    step: Step | None
 
 
 @dataclass(slots=True)
@@ -108,18 +136,34 @@ class _State:
 
 
 class _Comparison:
-    """One run of :func:`compare_upper`."""
+    """One run of :func:`walk_upper`."""
 
-    def __init__(self, lower: LowerTree | None, stack: DirectoryStack, prefix: bytes) -> None:
+    def __init__(
+        self,
+        lower: LowerTree | None,
+        stack: DirectoryStack,
+        prefix: bytes,
+        before: LowerTree | None,
+        *,
+        exact: bool,
+        whole: bool,
+    ) -> None:
         self._lower = lower
+        self._before = lower if before is None else before
+        self._apart = before is not None
         self._stack = stack
         self._prefix = prefix
+        self._exact = exact
+        self._whole = whole
         self._frames: list[_Frame] = []
 
-    def run(self) -> Iterator[Change]:
+    def run(self) -> Iterator[Step]:
         """Walk both trees."""
         root = None if self._lower is None else self._lower.root
-        self._frames.append(self._open_frame(b"", base=root, origin=root, in_upper=True, announced=True))
+        base = None if self._whole or self._before is None else self._before.root
+        if self._exact or self._whole:
+            yield from self._root(base)
+        self._frames.append(self._open_frame(b"", base=base, origin=root, in_upper=True, step=None))
         while self._frames:
             frame = self._frames[-1]
             name = next(frame.names, None)
@@ -130,88 +174,144 @@ class _Comparison:
                 continue
             yield from self._visit(frame, name)
 
-    def _visit(self, frame: _Frame, name: bytes) -> Iterator[Change]:
+    def _root(self, base: int | None) -> Iterator[Step]:
+        """Yield the root, if it differs."""
+        new = self._current(os.fstat(self._stack.fd))
+        old = None if base is None else self._old_entry(base)
+        if (
+            old is None
+            or attributes_of(old, time=True) != attributes_of(new, time=True)
+            or old.xattrs() != new.xattrs()
+        ):
+            yield Step(None, b"", old, new)
+
+    def _visit(self, frame: _Frame, name: bytes) -> Iterator[Step]:
         """Compare one name, and go down into it if it is a directory that may hold changes."""
         path = frame.path + b"/" + name
-        old = self._child(frame.base, name)
-        new = self._new_state(frame, name)
-        if new is None:
-            if old is not None:
-                yield from self._announce("D", path)
+        before = _child(self._before, frame.base, name)
+        state = self._new_state(frame, name)
+        if state is None:
+            if before is not None:
+                yield from self._announce(Step("D", path, self._old_entry(before), None))
             return
-        mode = new.status.st_mode if new.status is not None else self._mode(new.lower)
-        directory = stat.S_ISDIR(mode)
-        if old is None:
-            yield from self._announce("A", path)
-        elif new.status is None and new.lower == old:
+        if state.status is None and state.lower == before and not self._apart:
             return
-        elif not (directory and stat.S_ISDIR(self._mode(old))) and self._differs(new, old):
-            yield from self._announce("C", path)
-        if directory:
-            yield from self._enter(frame, new, path, old)
+        mode = state.status.st_mode if state.status is not None else self._mode(state.lower)
+        if stat.S_ISDIR(mode):
+            yield from self._enter(frame, state, path, before)
+            return
+        new = self._entry(frame, state)
+        if before is None:
+            yield from self._announce(Step("A", path, None, new))
+            return
+        old = self._old_entry(before)
+        kind: ChangeKind | None = None
+        if attributes_of(old) != attributes_of(new) or old.xattrs() != new.xattrs():
+            kind = "C"
+        elif not self._exact or (old.links == new.links == 1 and same_content(old, new)):
+            return
+        yield from self._announce(Step(kind, path, old, new))
 
-    def _enter(self, frame: _Frame, new: _State, path: bytes, old: int | None) -> Iterator[Change]:
+    def _enter(self, frame: _Frame, state: _State, path: bytes, before: int | None) -> Iterator[Step]:
         """Open the frame of a directory; its own difference is told first."""
-        replaced = old is not None and not stat.S_ISDIR(self._mode(old))
-        base = None if replaced else old
-        in_upper = new.status is not None
-        if in_upper:
+        in_upper = state.status is not None
+        if state.status is not None:
             try:
-                self._stack.push(new.name)
+                self._stack.push(state.name)
             except (FileNotFoundError, NotADirectoryError):
                 return
-        announced = old is None or replaced
-        if not announced and base is not None and self._directory_differs(new, base):
-            yield from self._announce("C", path)
-            announced = True
-        origin = self._origin(frame, new) if in_upper else new.lower
-        self._frames.append(self._open_frame(path, base=base, origin=origin, in_upper=in_upper, announced=announced))
+            new: Entry = self._current(state.status)
+        else:
+            assert state.lower is not None
+            new = self._tree_entry(state.lower)
+        old = None if before is None else self._old_entry(before)
+        base = before if old is not None and stat.S_ISDIR(old.mode) else None
+        origin = self._origin(frame, state) if in_upper else state.lower
+        opaque = self._exact and base is not None and in_upper and origin is None
+        if opaque:
+            base = None  # what it has is added anew, behind the mark that hides the rest
+        kind: ChangeKind | None = None
+        if old is None:
+            kind = "A"
+        elif not stat.S_ISDIR(old.mode) or self._directory_differs(old, new):
+            kind = "C"
+        step: Step | None = Step(kind or "C", path, old, new, opaque)
+        if kind is not None or opaque:
+            assert step is not None
+            yield from self._announce(step)
+            step = None
+        elif self._exact and old is not None and attributes_of(old, time=True) != attributes_of(new, time=True):
+            # Nothing that a list of changes shows; but a change below may still show it.
+            yield from self._announce(Step(None, path, old, new))
+            step = None
+        self._frames.append(self._open_frame(path, base=base, origin=origin, in_upper=in_upper, step=step))
 
     def _open_frame(
-        self, path: bytes, *, base: int | None, origin: int | None, in_upper: bool, announced: bool
+        self, path: bytes, *, base: int | None, origin: int | None, in_upper: bool, step: Step | None
     ) -> _Frame:
         """Read a directory; the current directory of the stack is it, if the upper has it."""
         entries = self._read_upper() if in_upper else {}
         names: Iterable[bytes] = entries
-        if base != origin:
+        if base != origin or self._apart:
             # Something of the lower tree is hidden as a whole, or shows through in another place.
-            names = {*entries, *self._names(base), *self._names(origin)}
-        return _Frame(path, iter(sorted(names)), entries, base, origin, in_upper, announced)
+            names = {*entries, *_names(self._before, base), *_names(self._lower, origin)}
+        return _Frame(path, iter(sorted(names)), entries, base, origin, in_upper, step)
 
-    def _announce(self, kind: ChangeKind, path: bytes) -> Iterator[Change]:
-        """Yield a change, and before it the directories above that were not told yet."""
+    def _announce(self, step: Step) -> Iterator[Step]:
+        """Yield a step, and before it the directories above that were not told yet."""
         for frame in self._frames:
-            if not frame.announced:
-                frame.announced = True
-                yield Change("C", frame.path)
-        yield Change(kind, path)
+            if frame.step is not None:
+                above, frame.step = frame.step, None
+                yield above
+        yield step
 
     def _new_state(self, frame: _Frame, name: bytes) -> _State | None:
         """Return what the container shows under a name, or None if nothing."""
         entry = frame.entries.get(name)
-        through = self._child(frame.origin, name)
+        through = _child(self._lower, frame.origin, name)
         if entry is None:
             return None if through is None else _State(name, None, through)
         if entry.status is None:
             return None
         return _State(name, entry.status, through)
 
-    def _origin(self, frame: _Frame, new: _State) -> int | None:
+    def _entry(self, frame: _Frame, state: _State) -> Entry:
+        """Return the new state of what is no directory."""
+        if state.status is None:
+            assert state.lower is not None
+            return self._tree_entry(state.lower)
+        entry = UpperEntry(self._stack.fd, state.name, state.status, self._prefix, None)
+        if stat.S_ISREG(entry.mode) and (self._exact or self._whole) and self._prefix + b"metacopy" in entry.marks():
+            place = self._redirected(frame, entry.marks(), state.lower)
+            through = None if place is None else self._tree_entry(place)
+            return UpperEntry(self._stack.fd, state.name, state.status, self._prefix, through)
+        return entry
+
+    def _current(self, status: os.stat_result) -> UpperEntry:
+        """Return the current directory of the stack; its xattrs are read now, for it may be told of much later."""
+        entry = UpperEntry(self._stack.fd, b".", status, self._prefix, None)
+        entry.marks()
+        return entry
+
+    def _origin(self, frame: _Frame, state: _State) -> int | None:
         """Return the lower directory that shows through the current directory of the stack."""
-        marks = self._xattrs_of(self._stack.fd)
-        redirect = marks.get(self._prefix + b"redirect")
-        if redirect is not None:
-            start = frame.origin
-            if redirect.startswith(b"/"):
-                start = None if self._lower is None else self._lower.root
-            for part in redirect.split(b"/"):
-                start = self._child(start, part) if part else start
-            found = start
-        elif marks.get(self._prefix + b"opaque") == b"y":
-            found = None
-        else:
-            found = new.lower
+        marks = read_xattrs(self._stack.fd)
+        if marks.get(self._prefix + b"opaque") == b"y" and self._prefix + b"redirect" not in marks:
+            return None
+        found = self._redirected(frame, marks, state.lower)
         return found if found is not None and stat.S_ISDIR(self._mode(found)) else None
+
+    def _redirected(self, frame: _Frame, marks: dict[bytes, bytes], through: int | None) -> int | None:
+        """Return the lower inode that an entry with these marks stands on."""
+        redirect = marks.get(self._prefix + b"redirect")
+        if redirect is None:
+            return through
+        start = frame.origin
+        if redirect.startswith(b"/"):
+            start = None if self._lower is None else self._lower.root
+        for part in redirect.split(b"/"):
+            start = _child(self._lower, start, part) if part else start
+        return start
 
     def _read_upper(self) -> dict[bytes, _Upper]:
         """Read the current directory of the stack."""
@@ -229,107 +329,43 @@ class _Comparison:
             if not hidden and stat.S_ISREG(status.st_mode) and status.st_size == 0:
                 # The other form of a whiteout counts only in a directory that announces it.
                 if marked is None:
-                    marked = self._xattrs_of(fd).get(self._prefix + b"opaque") == b"x"
-                hidden = marked and self._prefix + b"whiteout" in self._xattrs_of(_below(fd, name))
+                    marked = read_xattrs(fd).get(self._prefix + b"opaque") == b"x"
+                hidden = marked and self._prefix + b"whiteout" in read_xattrs(b"/proc/self/fd/%d/%b" % (fd, name))
             entries[name] = _Upper(None if hidden else status)
         return entries
 
-    def _differs(self, new: _State, old: int) -> bool:
-        """Whether something differs from the lower inode at its path; not both are directories."""
-        if self._lower is None:
+    @staticmethod
+    def _directory_differs(old: Entry, new: Entry) -> bool:
+        """Whether a directory differs in what belongs to itself."""
+        if (old.mode, old.uid, old.gid) != (new.mode, new.uid, new.gid):
             return True
-        before = self._lower.inode(old)
-        after = self._attributes(new)
-        if after != _attributes(before):
-            return True
-        return self._content_xattrs(new) != _content_xattrs(self._lower.xattrs(old), None)
+        return old.xattrs() != new.xattrs()
 
-    def _directory_differs(self, new: _State, old: int) -> bool:
-        """Whether a directory differs in what belongs to itself; the upper's is the current one of the stack."""
-        if self._lower is None:
-            return True
-        before = self._lower.inode(old)
-        after = self._attributes(new)
-        if after[:3] != (before.mode, before.uid, before.gid):
-            return True
-        if new.status is None:
-            now = _content_xattrs(self._lower.xattrs(new.lower if new.lower is not None else old), None)
-        else:
-            now = _content_xattrs(self._xattrs_of(self._stack.fd), self._prefix)
-        return now != _content_xattrs(self._lower.xattrs(old), None)
+    def _tree_entry(self, nid: int) -> TreeEntry:
+        assert self._lower is not None
+        return TreeEntry(self._lower, nid)
 
-    def _attributes(self, new: _State) -> tuple[int, ...]:
-        """Return what is compared of the new state."""
-        if new.status is not None:
-            status = new.status
-            device = status.st_rdev if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode) else 0
-            seconds, rest = divmod(status.st_mtime_ns, 1_000_000_000)
-            return status.st_mode, status.st_uid, status.st_gid, device, status.st_size, seconds, rest
-        if self._lower is None or new.lower is None:
-            raise AssertionError("a path that is in neither tree has no state")
-        return _attributes(self._lower.inode(new.lower))
-
-    def _content_xattrs(self, new: _State) -> dict[bytes, bytes]:
-        """Return the xattrs of the new state that are no marks."""
-        if new.status is not None:
-            return _content_xattrs(self._xattrs_of(_below(self._stack.fd, new.name)), self._prefix)
-        if self._lower is None or new.lower is None:
-            return {}
-        return _content_xattrs(self._lower.xattrs(new.lower), None)
-
-    def _xattrs_of(self, where: int | bytes) -> dict[bytes, bytes]:
-        """Read all xattrs of a descriptor or of a path, whose last component is not followed."""
-        found: dict[bytes, bytes] = {}
-        follow = isinstance(where, int)
-        try:
-            names = os.listxattr(where, follow_symlinks=follow)
-        except OSError as err:
-            if err.errno in _NO_XATTRS:
-                return found
-            raise
-        for name in names:
-            try:
-                found[os.fsencode(name)] = os.getxattr(where, name, follow_symlinks=follow)
-            except OSError as err:
-                if err.errno not in _NO_XATTRS:
-                    raise
-        return found
-
-    def _child(self, directory: int | None, name: bytes) -> int | None:
-        """Look up a name in a lower directory; what is none has no entries."""
-        if self._lower is None or directory is None:
-            return None
-        with contextlib.suppress(NotADirectoryError):
-            return self._lower.lookup(directory, name)
-        return None
-
-    def _names(self, directory: int | None) -> Iterator[bytes]:
-        """List a lower directory."""
-        if self._lower is not None and directory is not None:
-            for name, _, _ in self._lower.readdir(directory):
-                if name not in {b".", b".."}:
-                    yield name
+    def _old_entry(self, nid: int) -> TreeEntry:
+        assert self._before is not None
+        return TreeEntry(self._before, nid)
 
     def _mode(self, nid: int | None) -> int:
         """Return type and permission bits of a lower inode."""
         return 0 if self._lower is None or nid is None else self._lower.inode(nid).mode
 
 
-def _attributes(inode: LowerInode) -> tuple[int, ...]:
-    """Return what is compared of a lower inode."""
-    device = inode.rdev if stat.S_ISCHR(inode.mode) or stat.S_ISBLK(inode.mode) else 0
-    return inode.mode, inode.uid, inode.gid, device, inode.size, inode.mtime, inode.mtime_ns
+def _child(tree: LowerTree | None, directory: int | None, name: bytes) -> int | None:
+    """Look up a name in a lower directory; what is none has no entries."""
+    if tree is None or directory is None:
+        return None
+    with contextlib.suppress(NotADirectoryError):
+        return tree.lookup(directory, name)
+    return None
 
 
-def _content_xattrs(xattrs: dict[bytes, bytes], prefix: bytes | None) -> dict[bytes, bytes]:
-    """Return the xattrs that belong to the content: without overlayfs's marks and the host's labels."""
-    return {
-        name: value
-        for name, value in xattrs.items()
-        if name not in _IGNORED_XATTRS and not (prefix is not None and name.startswith(prefix))
-    }
-
-
-def _below(fd: int, name: bytes) -> bytes:
-    """Return a path of an entry of an open directory, for the xattr calls, which take no directory descriptor."""
-    return b"/proc/self/fd/%d/%b" % (fd, name)
+def _names(tree: LowerTree | None, directory: int | None) -> Iterator[bytes]:
+    """List a lower directory."""
+    if tree is not None and directory is not None:
+        for name, _, _ in tree.readdir(directory):
+            if name not in {b".", b".."}:
+                yield name

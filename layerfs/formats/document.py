@@ -24,6 +24,7 @@ __all__ = [
     "MAX_DOCUMENT_SIZE",
     "MAX_INTEGER",
     "JsonObject",
+    "format_timestamp",
     "json_objects",
     "parse_array",
     "parse_document",
@@ -423,3 +424,18 @@ def parse_timestamp(text: str, *, where: str = "") -> int | None:
         seconds += offset if sign == "-" else -offset
     nanoseconds = seconds * 1_000_000_000 + int((fraction or "")[:9].ljust(9, "0"))
     return nanoseconds if -MAX_INTEGER - 1 <= nanoseconds <= MAX_INTEGER else None
+
+
+def format_timestamp(ns: int) -> str:
+    """Return nanoseconds since 1970 as a date and time in UTC, the fraction without zeros at its end.
+
+    Raises:
+        FormatError: a time outside the years 1 to 9999, for which there is no such text.
+    """
+    seconds, fraction = divmod(ns, 1_000_000_000)
+    try:
+        moment = _EPOCH + timedelta(seconds=seconds)
+    except OverflowError as error:
+        raise FormatError(f"{seconds} seconds since 1970 is no time of a calendar") from error
+    digits = f".{fraction:09d}".rstrip("0") if fraction else ""
+    return f"{moment:%Y-%m-%dT%H:%M:%S}".rjust(19, "0") + digits + "Z"

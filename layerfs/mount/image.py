@@ -7,21 +7,23 @@ import os
 from collections.abc import Callable, Iterator, Sequence
 
 from layerfs.errors import Conflict, IntegrityError, MountError
+from layerfs.formats.digest import Digest
 from layerfs.formats.erofs.reader import Tree
 from layerfs.linux.lock import FileLock
+from layerfs.linux.mountinfo import find_mount
 from layerfs.mount.choose import BackendStatus, choose_backend
 from layerfs.mount.directory import apply_attributes, is_stackable, unpack
 from layerfs.mount.option import MountOptions
-from layerfs.mount.overlay import MAX_LOWERS, mount_directories, mount_merged
+from layerfs.mount.overlay import MAX_LOWERS, find_upper_mount, mount_directories, mount_merged
 from layerfs.mount.record import MountRecord, MountRecords
 from layerfs.mount.unmount import unmount
 from layerfs.store.derive import chain_digest
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers, image_names, merged_tree
 from layerfs.store.layer import device_paths, open_tree
-from layerfs.store.snapshot import Snapshot
+from layerfs.store.snapshot import Snapshot, find_snapshot
 
-__all__ = ["mount_image", "records_of", "unmount_record"]
+__all__ = ["container_lock", "dressed_upper", "mount_image", "records_of", "refuse_mounted", "unmount_record"]
 
 StrPath = str | os.PathLike[str]
 
@@ -67,8 +69,11 @@ def mount_image(
     status = choose_backend(backend, lower)
     records = records_of(handle)
     place = os.path.realpath(target)
-    with _mounting(handle, snapshot):
-        _refuse_taken(records, place, snapshot)
+    _refuse_place(handle, place)
+    with _only_one(handle, f"target-{Digest.of(os.fsencode(place)).hex}"), container_lock(handle, snapshot):
+        _refuse_taken(records, place)
+        if snapshot is not None:
+            refuse_mounted(handle, snapshot)
         upper = work = None
         if snapshot is not None:
             directory = handle.layout.snapshot(snapshot.id)
@@ -90,6 +95,25 @@ def mount_image(
         return _record(handle, records, image, place, mount_id, snapshot, status, read_only=read_only)
 
 
+@contextlib.contextmanager
+def dressed_upper(handle: StoreHandle, snapshot: Snapshot, tree: Tree) -> Iterator[str]:
+    """Return the writable layer of a container, to be written to while nobody can mount it.
+
+    Args:
+        handle: the store.
+        snapshot: the container.
+        tree: the merged tree of its image.
+
+    Raises:
+        Conflict: it is mounted, or still in use.
+    """
+    with container_lock(handle, snapshot):
+        refuse_mounted(handle, snapshot)
+        upper = os.path.join(handle.layout.snapshot(snapshot.id), "upper")
+        _dress_root(upper, tree)
+        yield upper
+
+
 def unmount_record(handle: StoreHandle, record: MountRecord, *, lazy: bool = False) -> None:
     """Unmount what a record describes, and drop the record.
 
@@ -97,7 +121,50 @@ def unmount_record(handle: StoreHandle, record: MountRecord, *, lazy: bool = Fal
         MountError: EBUSY with who holds it.
     """
     unmount(record.target, mount_id=record.mount_id, lazy=lazy)
-    records_of(handle).remove(record.id)
+    if lazy and record.container is not None:
+        records_of(handle).detach(record)
+    else:
+        records_of(handle).remove(record.id)
+
+
+@contextlib.contextmanager
+def container_lock(handle: StoreHandle, snapshot: Snapshot | None) -> Iterator[None]:
+    """Let one process at a time look whether a container is mounted, and mount or remove it.
+
+    Raises:
+        NotFound: the container was removed meanwhile.
+    """
+    if snapshot is None:
+        yield
+        return
+    with _only_one(handle, f"snapshot-{snapshot.id}"):
+        find_snapshot(handle, snapshot.id)
+        yield
+
+
+def refuse_mounted(handle: StoreHandle, snapshot: Snapshot) -> None:
+    """Refuse a container whose writable layer is in use; its lock is held.
+
+    Raises:
+        Conflict: it is mounted, or was unmounted lazily and somebody still works in it.
+    """
+    records = records_of(handle)
+    targets = [record.target for record in records.live() if record.container == snapshot.name]
+    # Whoever mounted it with another run root left no record here, but the kernel knows.
+    entry = find_upper_mount(os.path.join(handle.layout.snapshot(snapshot.id), "upper")) if not targets else None
+    if targets or entry is not None:
+        target = targets[0] if targets else entry.target if entry is not None else ""
+        known = snapshot.name if targets else target
+        raise Conflict(
+            f"container {snapshot.name} is mounted at {target}", reason="mounted",
+            hint=f"Unmount it first with: {'layerfs umount' if targets else 'umount'} {known}",
+        )  # fmt: skip
+    users = records.users(snapshot.name)
+    if users:
+        raise Conflict(
+            f"container {snapshot.name} was unmounted lazily and is still in use by {', '.join(map(str, users[:5]))}",
+            reason="mounted", hint="End these processes first.",
+        )  # fmt: skip
 
 
 def _record(
@@ -125,27 +192,39 @@ def _record(
 
 
 @contextlib.contextmanager
-def _mounting(handle: StoreHandle, snapshot: Snapshot | None) -> Iterator[None]:
-    """Let one process at a time look at the records of a container and mount it."""
-    if snapshot is None:
+def _only_one(handle: StoreHandle, name: str) -> Iterator[None]:
+    """Hold a lock whose file goes with it."""
+    lock = FileLock(handle.layout.lock(name))
+    lock.acquire()
+    try:
         yield
-        return
-    with FileLock(handle.layout.lock(f"snapshot-{snapshot.id}")):
-        yield
+    finally:
+        lock.release(remove=True)
 
 
-def _refuse_taken(records: MountRecords, place: str, snapshot: Snapshot | None) -> None:
+def _refuse_place(handle: StoreHandle, place: str) -> None:
+    """Refuse a target that would cover the store, or lie among its files."""
+    own = os.path.join(handle.layout.runroot, "targets", "")
+    for what, root in (("store", handle.layout.root), ("run root", handle.layout.runroot)):
+        kept = os.path.realpath(root)
+        if os.path.commonpath((kept, place)) in (kept, place) and not place.startswith(os.path.realpath(own) + os.sep):
+            relation = "is" if place == kept else "would cover" if kept.startswith(place) else "lies in"
+            raise MountError(f"target {place} {relation} the {what} {kept}", hint="Choose a directory outside of it.")
+
+
+def _refuse_taken(records: MountRecords, place: str) -> None:
     for record in records.live():
-        if snapshot is not None and record.container == snapshot.name:
-            raise Conflict(
-                f"container {snapshot.name} is mounted at {record.target}", reason="mounted",
-                hint=f"Unmount it first with: layerfs umount {snapshot.name}",
-            )  # fmt: skip
         if record.target == place:
             what = record.container or record.image_name or record.image_id
             raise Conflict(
                 f"{what} is mounted at {place}", reason="mounted", hint=f"Unmount it first with: layerfs umount {place}"
             )
+    entry = find_mount(place)
+    if entry is not None and entry.fstype in ("erofs", "overlay"):
+        raise Conflict(
+            f"{entry.fstype} is mounted at {place} already", reason="mounted",
+            hint="Choose another directory, or unmount what is there first.",
+        )  # fmt: skip
 
 
 def _dress_root(upper: str, tree: Tree) -> None:

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 
 from layerfs.errors import MountError
 from layerfs.linux.durable import write_document
-from layerfs.linux.mountinfo import MountEntry, read_mounts
+from layerfs.linux.mountinfo import Holder, MountEntry, find_holders, read_mounts
 
 __all__ = ["MountRecord", "MountRecords"]
 
@@ -50,6 +50,7 @@ class MountRecord:
         read_only: whether nothing can be written through it.
         created: nanoseconds since the epoch.
         pid: the process that serves the mount, or None for a mount of the kernel.
+        detached: whether it was unmounted lazily while in use: it is nowhere to be seen, but still written through.
     """
 
     id: str
@@ -65,6 +66,7 @@ class MountRecord:
     read_only: bool
     created: int
     pid: int | None
+    detached: bool = False
 
 
 class MountRecords:
@@ -127,16 +129,15 @@ class MountRecords:
             created=time.time_ns(),
             pid=pid,
         )
-        os.makedirs(self.directory, mode=0o700, exist_ok=True)
-        data = json.dumps(dataclasses.asdict(record), indent=1).encode() + b"\n"
-        write_document(self._path(record.id), data, sync=False)
+        self._write(record)
         return record
 
     def live(self) -> list[MountRecord]:
         """Return the records of mounts that exist, and remove the others.
 
         Returns:
-            Records, oldest first. One of another mount namespace is kept while any process lives in that namespace.
+            Records, oldest first, without mounts that were unmounted lazily. One of another mount namespace is kept
+            while any process lives in that namespace.
 
         Raises:
             OSError: EACCES for the directory; a missing directory is no error.
@@ -144,22 +145,41 @@ class MountRecords:
         Blocking: reads one small file per mount and the mount table; with a record of another namespace also one link
             per process.
         """
-        try:
-            names = sorted(name for name in os.listdir(self.directory) if name.endswith(_SUFFIX) and name[0] != ".")
-        except FileNotFoundError:
-            return []
-        if not names:
+        known = self._known()
+        if not known:
             return []
         mounts = {entry.mount_id: entry for entry in read_mounts()}
         found: list[MountRecord] = []
-        for name in names:
-            record = self._read(name)
-            current = None if record is None else _current(record, mounts)
-            if current is not None:
+        for record in known:
+            current = record if record.detached and self._holders(record) else _current(record, mounts)
+            if current is None:
+                self.remove(record.id)
+            elif not current.detached:
                 found.append(current)
-            else:
-                self.remove(name.removesuffix(_SUFFIX))
         return sorted(found, key=lambda record: (record.created, record.id))
+
+    def detach(self, record: MountRecord) -> None:
+        """Note that a mount was unmounted lazily; it is forgotten at once when nobody uses it.
+
+        Raises:
+            OSError: ENOSPC, EACCES, EROFS.
+        """
+        if next(find_holders(record.mount_id), None) is None:
+            self.remove(record.id)
+            return
+        self._write(dataclasses.replace(record, detached=True))
+
+    def users(self, container: str) -> list[Holder]:
+        """Return the processes that still use a container through a mount that was unmounted lazily.
+
+        Blocking: looks at all processes, when there is such a mount.
+        """
+        return [
+            holder
+            for record in self._known()
+            if record.detached and record.container == container
+            for holder in self._holders(record)
+        ]
 
     def find(self, name: str) -> MountRecord | None:
         """Return the record of a mount by container, by target or by its ID, in this order.
@@ -199,6 +219,32 @@ class MountRecords:
     def _path(self, record_id: str) -> str:
         """Return the path of a record."""
         return os.path.join(self.directory, record_id + _SUFFIX)
+
+    def _write(self, record: MountRecord) -> None:
+        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        data = json.dumps(dataclasses.asdict(record), indent=1).encode() + b"\n"
+        write_document(self._path(record.id), data, sync=False)
+
+    def _known(self) -> list[MountRecord]:
+        """Return all records, without looking whether they are true; files that are none are removed."""
+        try:
+            names = [name for name in os.listdir(self.directory) if name.endswith(_SUFFIX) and name[0] != "."]
+        except FileNotFoundError:
+            return []
+        records = []
+        for name in names:
+            record = self._read(name)
+            if record is None:
+                self.remove(name.removesuffix(_SUFFIX))
+            else:
+                records.append(record)
+        return records
+
+    def _holders(self, record: MountRecord) -> list[Holder]:
+        """Return who uses a detached mount; nobody after a reboot, or when its number stands for another mount."""
+        if record.boot_id != _boot_id() or any(entry.mount_id == record.mount_id for entry in read_mounts()):
+            return []
+        return list(find_holders(record.mount_id))
 
     def _read(self, name: str) -> MountRecord | None:
         """Read a record; None for what is none, or is gone."""

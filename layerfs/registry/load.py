@@ -142,11 +142,8 @@ def load_archive(
 
     def run(ingest: Ingest) -> list[ImageRecord]:
         wanted = {layer.member: layer for plan in plans for layer in plan.layers}
-        for member in [name for name, layer in wanted.items() if loader.take_present(ingest, layer)]:
+        for member in loader.take_present(ingest, list(wanted.values()), members):
             del wanted[member]
-        missing = [name for name in wanted if not members.has(name)]
-        if missing:
-            raise NotFound("layer in the archive", missing[0], hint="The archive is not complete.")
         backlog = DigestBacklog()
         events = prefetch(_blobs(members, wanted.values(), backlog, ingest.blobs), backlog.work)
         loader.consume(ingest, events, wanted)

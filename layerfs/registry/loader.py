@@ -7,15 +7,17 @@ from collections.abc import Callable, Iterable, Mapping, Sequence
 from io import BytesIO
 from typing import Protocol
 
-from layerfs.errors import DigestMismatch, IntegrityError, LayerfsError, NotFound, UnsafePath
+from layerfs.errors import DigestMismatch, IntegrityError, LayerfsError, NotFound, StoreError, UnsafePath
 from layerfs.formats.digest import Digest, new_hash
+from layerfs.formats.oci import Descriptor
+from layerfs.registry.members import Members
 from layerfs.registry.pipeline import Chunk, LayerBegin, LayerEnd, LayerFailed, read_blob
 from layerfs.registry.plan import ImagePlan, LayerPlan, synthesize_manifest
 from layerfs.registry.stream import ArchiveDocument, ArchiveLink, KnownLayer, StreamEvent
 from layerfs.store.derive import aligned
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
-from layerfs.store.image import ImageRecord, NewImage, commit_images
+from layerfs.store.image import ImageRecord, NewImage, commit_images, find_record
 from layerfs.store.ingest import Ingest, IngestedLayer, Pending
 from layerfs.store.kept_blob import has_blob
 from layerfs.store.layer import find_layer, read_layer
@@ -88,15 +90,37 @@ class Loader:
         """Return a document of a stream that was read to its end, through links."""
         return self._documents.get(self._followed(name))
 
-    def take_present(self, ingest: Ingest, layer: LayerPlan) -> bool:
-        """Note a layer of which nothing has to be read: the store has it whole. Return whether it does."""
-        found = ingest.find_layer(layer.diff_id)
-        if found is None or not self._keeps(layer):
-            self._tell(str(layer.diff_id), "Waiting", 0, None)
-            return False
-        self._layers[layer.member] = found
-        self._tell(str(layer.diff_id), "Already exists", 0, None)
-        return True
+    def take_present(self, ingest: Ingest, layers: Sequence[LayerPlan], members: Members) -> set[str]:
+        """Note the layers that the store has whole; return the members that need not be read.
+
+        A member is read all the same, and verified, when its descriptor names a blob that the store has never seen
+        decompress to that layer.
+
+        Raises:
+            NotFound: a layer is not in the archive.
+            IntegrityError: a member has not the size that its descriptor promises.
+        """
+        known = ingest.find_layers([layer.diff_id for layer in layers])
+        present = set()
+        for layer in layers:
+            if not members.has(layer.member):
+                raise NotFound("layer in the archive", layer.member, hint="The archive is not complete.")
+            found = known.get(layer.diff_id)
+            if layer.blob is not None:
+                reader = members.open(layer.member)
+                reader.close()
+                _check_size(layer.blob, reader.size)
+                if found is not None and not ingest.is_blob_of(layer.blob.digest, layer.blob.size, found):
+                    found = None
+            if not self._keeps(layer):
+                found = None
+            if found is None:
+                self._tell(str(layer.diff_id), "Waiting", 0, None)
+                continue
+            self._layers[layer.member] = found
+            present.add(layer.member)
+            self._tell(str(layer.diff_id), "Already exists", 0, None)
+        return present
 
     def consume(self, ingest: Ingest, events: Iterable[StreamEvent], plans: Mapping[str, LayerPlan] | None) -> None:
         """Take all events: lay layers down, keep documents and links.
@@ -157,12 +181,22 @@ class Loader:
 
     def _image(self, ingest: Ingest, plan: ImagePlan) -> NewImage:
         layers = [self._layer(ingest, layer) for layer in plan.layers]
-        manifest = plan.manifest
+        manifest = plan.manifest or self._received_manifest(plan)
         if manifest is None:
             ingest.flush()
             sizes = [record.tar_size for layer in layers if (record := find_layer(self._handle, layer.diff_id))]
             manifest = synthesize_manifest(plan.config, sizes)
         return NewImage((plan.config.digest, plan.config.raw), manifest, layers, plan.names)
+
+    def _received_manifest(self, plan: ImagePlan) -> tuple[Digest, bytes] | None:
+        """Return the manifest that the store has of an image whose archive brings none: it may be the registry's."""
+        known = find_record(self._handle, plan.config.digest)
+        if known is None:
+            return None
+        try:
+            return known.manifest, self._handle.read_blob(known.manifest)
+        except StoreError:
+            return None
 
     def _begin(self, ingest: Ingest, member: str, diff_id: Digest | None) -> Pending | None:
         begun = ingest.begin_layer(diff_id)
@@ -178,6 +212,8 @@ class Loader:
             _check_blob(plans[event.member], event.blob, event.size)
         if pending is not None:
             self._layers[event.member] = ingest.finish_layer(pending, event.diff_id, (event.blob, event.size))
+        elif plans is not None:
+            ingest.add_blob(self._layers[event.member], event.diff_id, (event.blob, event.size))
         self._blobs[event.member] = (event.blob, event.size)
         if ingest.blobs is not None:
             ingest.blobs.end(event.member, event.blob)
@@ -259,7 +295,11 @@ def _check_blob(plan: LayerPlan, digest: Digest, size: int) -> None:
     """
     if plan.blob is None:
         return
-    if size != plan.blob.size:
-        raise IntegrityError(f"layer {plan.blob.digest}: {size} bytes, expected {plan.blob.size}")
+    _check_size(plan.blob, size)
     if digest != plan.blob.digest:
         raise DigestMismatch("layer", expected=str(plan.blob.digest), actual=str(digest), size=size)
+
+
+def _check_size(promised: Descriptor, size: int) -> None:
+    if size != promised.size:
+        raise IntegrityError(f"layer {promised.digest}: {size} bytes, expected {promised.size}")

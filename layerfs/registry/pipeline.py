@@ -36,10 +36,17 @@ _PATIENCE = 2.0
 #: Bytes read before the compression is known.
 _HEAD = 1 << 18
 
-#: A layer may grow to this before its expansion is looked at, and then to at most this many times its compressed size.
-#: deflate cannot exceed 1032; real layers stay below 100, but for files of zeros.
+#: A layer may grow to this before its expansion is looked at.
 _RATIO_AFTER = 4 << 30
+
+#: Then it may have at most this many times its compressed size in all. Files of zeros, which become holes, reach the
+#: 1032 of deflate; only zstd can exceed it.
 _MAX_RATIO = 1100
+
+#: And at most this many times in bytes that take space on disk, long runs of zeros left out. Real layers have 2 to 20.
+_MAX_FILLED_RATIO = 200
+
+_ZEROS = bytes(PIECE)
 
 
 @dataclass(frozen=True, slots=True)
@@ -178,14 +185,18 @@ def read_blob(
             source.tee = keep(member)
         plain = codec == "none" and blob_algorithm == diff_algorithm
         hasher = source.hasher if plain else new_hash(diff_algorithm)
-        total = 0
+        total = filled = 0
         rest = b""
         for piece in decompress(source.read, codec):
             if not plain:
                 backlog.add(hasher, piece)
             total += len(piece)
-            if total > _RATIO_AFTER and total > source.size * _MAX_RATIO:
-                raise LimitExceeded(f"layer {member} expands to more than {_MAX_RATIO} times its {source.size} bytes")
+            if piece != _ZEROS:
+                filled += len(piece)
+            if total > _RATIO_AFTER and (filled > source.size * _MAX_FILLED_RATIO or total > source.size * _MAX_RATIO):
+                raise LimitExceeded(
+                    f"layer {member} expands {total // source.size} times: {source.size} bytes to more than {total}"
+                )
             whole = rest + piece if rest else piece
             cut = len(whole) & -BLOCK
             rest = whole[cut:]

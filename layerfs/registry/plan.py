@@ -12,6 +12,7 @@ import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from typing import Literal
 
 from layerfs.errors import DigestMismatch, FormatError, InvalidReference, NotFound
 from layerfs.formats.digest import Digest
@@ -91,6 +92,7 @@ class Selection:
         reference: only the image of this name; None means all images.
         position: only the image at this place, from 0.
         stem: what images are called whose archive gives only a tag: the archive's own name, or None.
+        form: ``oci`` or ``docker`` to read the archive as only that; None for what it is.
     """
 
     platform: Platform
@@ -99,6 +101,7 @@ class Selection:
     reference: str | None = None
     position: int | None = None
     stem: str | None = None
+    form: Literal["oci", "docker"] | None = None
 
 
 def plan_images(read: ReadDocument, selection: Selection) -> list[ImagePlan]:
@@ -110,6 +113,12 @@ def plan_images(read: ReadDocument, selection: Selection) -> list[ImagePlan]:
         NotFound: a document is missing, or nothing fits the selection.
     """
     marker, index, manifest = (read(name) for name in TOP_DOCUMENTS)
+    if selection.form == "oci" and index is None:
+        raise FormatError("no OCI archive: it has no index.json", hint="Try the transport docker-archive:")
+    if selection.form == "docker":
+        if manifest is None:
+            raise FormatError("no docker archive: it has no manifest.json", hint="Try the transport oci-archive:")
+        index = None
     if index is not None:
         if marker is None and manifest is None:
             raise FormatError("index.json without oci-layout is no image layout")

@@ -15,6 +15,7 @@ from layerfs.store.derive import LayerKeys, derive_layer_tree, merge_layers, res
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers, list_images
+from layerfs.store.ingest import COLLECTOR
 from layerfs.store.kept_blob import manifest_blobs, verify_blob
 from layerfs.store.layer import LayerRecord, get_layer, is_intact, open_tree
 
@@ -43,7 +44,7 @@ class Problem:
 def check_store(
     handle: StoreHandle, *, repair: bool = False, check: Callable[[], None] | None = None
 ) -> Iterator[Problem]:
-    """Yield every problem of the store; nothing means that it is whole.
+    """Yield every problem of the store; nothing means that all images are whole. Nothing is removed.
 
     Args:
         handle: the store.
@@ -53,11 +54,16 @@ def check_store(
 
     Blocking: reads every layer once.
     """
-    collect(handle)  # one that was interrupted leaves trees and records apart until it is finished
+    # A collection that was interrupted leaves trees and records apart until it is finished. Else looking removes
+    # nothing.
+    row = handle.database.connection.execute("SELECT 1 FROM lease WHERE owner = ?", (COLLECTOR,)).fetchone()
+    if repair or row is not None:
+        collect(handle)
     for problem in handle.database.connection.execute("PRAGMA integrity_check").fetchall():
         if problem[0] != "ok":
             yield Problem("document", "store.db", str(problem[0]), repaired=False, hint="Make the store anew.")
-    rows = handle.database.connection.execute("SELECT id FROM layer ORDER BY id").fetchall()
+    # What no image uses is about to go; half a layer there is what an interrupted removal leaves.
+    rows = handle.database.connection.execute("SELECT DISTINCT layer FROM image_layer ORDER BY layer").fetchall()
     for (identifier,) in rows:
         yield from _check_layer(handle, get_layer(handle, identifier), repair=repair, check=check)
     chains = set()

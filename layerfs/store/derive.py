@@ -138,20 +138,28 @@ def restore_record(handle: StoreHandle, layer: LayerRecord, *, check: Callable[[
         )
 
 
-def merge_layers(layers: Sequence[tuple[Node | Tree, LayerKey]], keys: Callable[[Digest], LayerKey]) -> bytes:
+def merge_layers(
+    layers: Sequence[tuple[Node | Tree, LayerKey]],
+    keys: Callable[[Digest], LayerKey],
+    *,
+    start: Node | None = None,
+    below: Sequence[LayerKey] = (),
+) -> bytes:
     """Return the image of the merged tree of a chain of layers.
 
     Args:
         layers: bottom first: the layer's tree, in memory or on disk, and its key.
         keys: the key for a diffID found in a tree on disk; always the same one, and those of ``layers`` for theirs.
+        start: the merged tree of the layers below these, which is changed; None starts with none.
+        below: the keys of those layers, bottom first.
 
     Raises:
         FormatError: the layers do not fit together (a hard link into nowhere), or a tree is damaged.
     """
-    merged = empty_tree()
+    merged = empty_tree() if start is None else start
     for tree, _ in layers:
         apply_layer(merged, tree if isinstance(tree, Node) else read_nodes(tree, keys))
-    return encode_merged_tree(merged, [key for _, key in layers])
+    return encode_merged_tree(merged, [*below, *(key for _, key in layers)])
 
 
 def encode_merged_tree(merged: Node, chain: Sequence[LayerKey]) -> bytes:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import logging
 import os
 import sqlite3
 import time
@@ -13,24 +14,29 @@ from layerfs.formats.digest import Digest
 from layerfs.formats.erofs.reader import Tree
 from layerfs.formats.oci import Manifest
 from layerfs.formats.reference import Reference
+from layerfs.formats.tree import Node
 from layerfs.linux.durable import fsync_directory, write_document
 from layerfs.linux.lock import FileLock
 from layerfs.store.derive import LayerKeys, chain_digest, merge_layers
 from layerfs.store.handle import StoreHandle
 from layerfs.store.ingest import Ingest, IngestedLayer
 from layerfs.store.layer import LayerRecord, get_layer, open_tree
+from layerfs.store.nodes import read_nodes
 
 __all__ = [
     "ImageRecord",
     "NewImage",
     "commit_images",
     "find_image",
-    "has_image",
+    "find_name",
+    "find_record",
     "image_layers",
     "image_names",
     "list_images",
     "merged_tree",
 ]
+
+_log = logging.getLogger(__name__)
 
 #: Hex digits that a shortened ID needs at least; below, one typed by accident would too often find something.
 MIN_PREFIX = 4
@@ -96,17 +102,32 @@ def _write_files(ingest: Ingest, image: NewImage) -> Digest:
         # Another load may have written it and died before its name was durable.
         fsync_directory(os.path.dirname(path), sync=handle.sync)
     else:
-        pairs = [
-            (layer.root if layer.root is not None else open_tree(handle.layout.layer_tree(layer.diff_id)), layer.key)
-            for layer in image.layers
-        ]
-        write_document(path, merge_layers(pairs, ingest.keys.get), sync=handle.sync)
+        write_document(path, _merge(ingest, image.layers), sync=handle.sync)
     handle.write_blob(*image.config)
     handle.write_blob(*image.manifest)
     if ingest.blobs is not None:
         digest, raw = image.manifest
         ingest.blobs.publish(Manifest.parse(raw, algorithm=digest.algorithm).layers)
     return chain
+
+
+def _merge(ingest: Ingest, layers: Sequence[IngestedLayer]) -> bytes:
+    """Return the merged tree of a chain of layers, starting from that of an image with the first of them, if any."""
+    handle = ingest.handle
+    start: Node | None = None
+    below = 0
+    for count in range(len(layers) - 1, 0, -1):
+        chain = chain_digest([layer.diff_id for layer in layers[:count]])
+        row = handle.database.connection.execute("SELECT 1 FROM image WHERE chain_id = ?", (str(chain),)).fetchone()
+        path = handle.layout.merged_tree(chain)
+        if row is not None and _has_merged_tree(path):
+            start, below = read_nodes(open_tree(path), ingest.keys.get), count
+            break
+    pairs = [
+        (layer.root if layer.root is not None else open_tree(handle.layout.layer_tree(layer.diff_id)), layer.key)
+        for layer in layers[below:]
+    ]
+    return merge_layers(pairs, ingest.keys.get, start=start, below=[layer.key for layer in layers[:below]])
 
 
 def _insert(connection: sqlite3.Connection, image: NewImage, chain: Digest) -> ImageRecord:
@@ -126,6 +147,14 @@ def _insert(connection: sqlite3.Connection, image: NewImage, chain: Digest) -> I
     if known != len(image.layers):
         raise IntegrityError(f"{len(image.layers) - known} layers of image {record.digest.short} are not in the store")
     for name in image.names:
+        row = connection.execute(
+            "SELECT digest FROM name JOIN image ON image.id = name.image WHERE name = ? AND image.id != ?",
+            (str(name), record.id),
+        ).fetchone()
+        if row is not None:
+            _log.warning(
+                "%s now means image %s; until now it was %s", name, record.digest.short, Digest.parse(row[0]).short
+            )
         set_name(connection, name, record.id)
     return record
 
@@ -141,10 +170,12 @@ def list_images(handle: StoreHandle) -> list[ImageRecord]:
     return [_record(row) for row in rows]
 
 
-def has_image(handle: StoreHandle, digest: Digest) -> bool:
-    """Return whether the store has an image of this ID."""
-    row = handle.database.connection.execute("SELECT 1 FROM image WHERE digest = ?", (str(digest),)).fetchone()
-    return row is not None
+def find_record(handle: StoreHandle, digest: Digest) -> ImageRecord | None:
+    """Return the image of exactly this ID, or None."""
+    row = handle.database.connection.execute(
+        f"SELECT {_COLUMNS} FROM image WHERE digest = ?", (str(digest),)
+    ).fetchone()
+    return _record(row) if row else None
 
 
 def image_names(handle: StoreHandle, image: ImageRecord) -> list[str]:
@@ -200,6 +231,11 @@ def find_image(handle: StoreHandle, text: str) -> ImageRecord:
     elif error is not None:
         raise error
     raise NotFound("image", text, hint="List what there is with: layerfs images")
+
+
+def find_name(handle: StoreHandle, name: Reference) -> ImageRecord | None:
+    """Return the image that a canonical name means, or None."""
+    return _by_reference(handle.database.connection, name)
 
 
 def merged_tree(handle: StoreHandle, image: ImageRecord) -> Tree:

@@ -18,7 +18,7 @@ import secrets
 import sqlite3
 import threading
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
@@ -115,7 +115,7 @@ class Ingest:
         self.blobs = KeptBlobs(handle, self._directory) if keep_blobs else None
         self._pending: Pending | None = None
         self._count = 0
-        self._holders = Holders(handle, self.keys, self._lease)
+        self._holders = Holders(handle, self.keys, lambda layer: bool(self._lease(layer)))
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
@@ -154,11 +154,35 @@ class Ingest:
 
     def find_layer(self, diff_id: Digest) -> IngestedLayer | None:
         """Return a layer that needs no bytes: of this load, or in the store and whole. It is leased from now on."""
-        done = self._done.get(diff_id)
-        if done is not None:
-            return done
-        layer = find_layer(self.handle, diff_id)
-        return self._take(layer) if layer is not None and self._usable(layer) else None
+        return self.find_layers([diff_id]).get(diff_id)
+
+    def find_layers(self, diff_ids: Sequence[Digest]) -> dict[Digest, IngestedLayer]:
+        """Return those of many layers that need no bytes, as :meth:`find_layer`, with one commit for all leases."""
+        records = (find_layer(self.handle, diff_id) for diff_id in dict.fromkeys(diff_ids) if diff_id not in self._done)
+        self._take(*(layer for layer in records if layer is not None and self._usable(layer)))
+        return {diff_id: self._done[diff_id] for diff_id in diff_ids if diff_id in self._done}
+
+    def is_blob_of(self, digest: Digest, size: int, layer: IngestedLayer) -> bool:
+        """Return whether a blob of this digest and size is known to decompress to a layer, or is its tar itself."""
+        row = self.handle.database.connection.execute(
+            "SELECT 1 FROM layer LEFT JOIN compressed ON compressed.layer = layer.id AND compressed.digest = ?1"
+            " WHERE diff_id = ?2 AND (compressed.size = ?3 OR (?1 = ?2 AND tar_size = ?3))",
+            (str(digest), str(layer.diff_id), size),
+        ).fetchone()
+        return row is not None
+
+    def add_blob(self, layer: IngestedLayer, diff_id: Digest, compressed: tuple[Digest, int]) -> None:
+        """Record a blob that was read although its layer was there, after comparing what it decompressed to.
+
+        Raises:
+            DigestMismatch: it is another layer.
+        """
+        if diff_id != layer.diff_id:
+            record = find_layer(self.handle, layer.diff_id)
+            size = record.tar_size if record is not None else 0
+            raise DigestMismatch("layer", expected=str(layer.diff_id), actual=str(diff_id), size=size)
+        self.flush()
+        self._record_compressed(diff_id, compressed)
 
     def find_compressed(self, digest: Digest) -> IngestedLayer | None:
         """Return the layer that a blob is known to decompress to, if the store has it whole."""
@@ -262,13 +286,15 @@ class Ingest:
         if layer is None:
             return None
         self.flush()
-        return self._take(layer) if self._usable(layer, locked=True) else None
+        if self._usable(layer, locked=True):
+            self._take(layer)
+        return self._done.get(diff_id)
 
-    def _take(self, layer: LayerRecord) -> IngestedLayer | None:
-        if not self._lease(layer):
-            return None
-        done = self._done[layer.diff_id] = IngestedLayer(layer.diff_id, None, self.keys.get(layer.diff_id))
-        return done
+    def _take(self, *layers: LayerRecord) -> None:
+        leased = self._lease(*layers)
+        for layer in layers:
+            if layer.id in leased:
+                self._done[layer.diff_id] = IngestedLayer(layer.diff_id, None, self.keys.get(layer.diff_id))
 
     def _usable(self, layer: LayerRecord, *, locked: bool = False) -> bool:
         """Return whether a layer and its donors are whole; what was only touched has its record brought up to date.
@@ -297,18 +323,24 @@ class Ingest:
                 lock.release(remove=True)
         return True
 
-    def _lease(self, layer: LayerRecord) -> bool:
-        """Keep a layer from being collected; False when it was collected just before, or is about to be."""
+    def _lease(self, *layers: LayerRecord) -> set[int]:
+        """Keep layers from being collected; return which could be: not one that is gone, or is just being removed."""
+        if not layers:
+            return set()
+        leased = set()
         with self.handle.database.transaction() as connection:
-            connection.execute(
-                "INSERT OR IGNORE INTO lease SELECT ?, id FROM layer WHERE id = ? AND diff_id = ?"
-                " AND NOT EXISTS (SELECT 1 FROM lease WHERE owner = ? AND layer = ?)",
-                (self.owner, layer.id, str(layer.diff_id), COLLECTOR, layer.id),
-            )
-            row = connection.execute(
-                "SELECT 1 FROM lease WHERE owner = ? AND layer = ?", (self.owner, layer.id)
-            ).fetchone()
-        return row is not None
+            for layer in layers:
+                connection.execute(
+                    "INSERT OR IGNORE INTO lease SELECT ?, id FROM layer WHERE id = ? AND diff_id = ?"
+                    " AND NOT EXISTS (SELECT 1 FROM lease WHERE owner = ? AND layer = ?)",
+                    (self.owner, layer.id, str(layer.diff_id), COLLECTOR, layer.id),
+                )
+                row = connection.execute(
+                    "SELECT 1 FROM lease WHERE owner = ? AND layer = ?", (self.owner, layer.id)
+                ).fetchone()
+                if row is not None:
+                    leased.add(layer.id)
+        return leased
 
     def _lock_layer(self, diff_id: Digest) -> FileLock:
         lock = FileLock(self.handle.layout.layer_lock(diff_id), check=self._check)

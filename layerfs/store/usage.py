@@ -50,7 +50,8 @@ class Usage:
         saved_by_layers: bytes not stored because several images have the same layer.
         saved_by_files: bytes not stored because several layers have the same file.
         trees: bytes allocated for merged trees.
-        total: bytes allocated in all: layers, trees, containers, documents.
+        unpacked: bytes allocated for layers that were unpacked to directories; they are made again when needed.
+        total: bytes allocated in all: layers, trees, unpacked layers, containers, documents.
     """
 
     layers: tuple[LayerUsage, ...]
@@ -59,6 +60,7 @@ class Usage:
     saved_by_layers: int
     saved_by_files: int
     trees: int
+    unpacked: int
     total: int
 
 
@@ -95,6 +97,7 @@ def measure(handle: StoreHandle) -> Usage:
     containers = {snapshot.id: _tree_disk(handle.layout.snapshot(snapshot.id)) for snapshot in snapshots}
     trees = _files_disk(os.path.join(handle.layout.root, "images"))
     other = _files_disk(os.path.join(handle.layout.root, "blobs"))
+    unpacked = _tree_disk(os.path.join(handle.layout.root, "unpacked"))
     return Usage(
         tuple(layers),
         tuple(images),
@@ -102,7 +105,8 @@ def measure(handle: StoreHandle) -> Usage:
         saved_by_layers=sum(layer.size * (layer.images - 1) for layer in layers if layer.images > 1),
         saved_by_files=sum(layer.borrowed for layer in layers),
         trees=trees,
-        total=sum(layer.disk for layer in layers) + trees + other + sum(containers.values()),
+        unpacked=unpacked,
+        total=sum(layer.disk for layer in layers) + trees + unpacked + other + sum(containers.values()),
     )
 
 
@@ -122,7 +126,7 @@ def _files_disk(directory: str) -> int:
 
 
 def _tree_disk(directory: str) -> int:
-    """Return the bytes allocated below a writable layer, each inode once. Its depth is no limit."""
+    """Return the bytes allocated below a directory, each inode once. Its depth is no limit."""
     seen: set[int] = set()
     total = 0
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)

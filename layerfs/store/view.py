@@ -29,13 +29,17 @@ class ImageTree:
         tree: the merged tree: names, inodes, links and xattrs.
     """
 
-    def __init__(self, handle: StoreHandle, image: ImageRecord) -> None:
+    def __init__(self, handle: StoreHandle, image: ImageRecord | Tree) -> None:
         """Map the image's merged tree; layers are opened when first read from.
+
+        Args:
+            handle: the store.
+            image: the image, or a merged tree of layers of the store that no image has yet.
 
         Raises:
             IntegrityError: it is missing and cannot be made again.
         """
-        self.tree: Tree = merged_tree(handle, image)
+        self.tree: Tree = image if isinstance(image, Tree) else merged_tree(handle, image)
         self._paths = device_paths(handle, self.tree)
         self._files: dict[int, int] = {}
 
@@ -125,6 +129,11 @@ class ImageTree:
                 raise IntegrityError(f"{self._paths[device]} is cut short at byte {start + offset + len(data)}")
             data += more
         return data
+
+    def place(self, nid: int) -> tuple[str, int] | None:
+        """Return where a regular file's bytes lie: path of a layer file and offset; None for an empty one."""
+        found = self.tree.data(nid)
+        return None if found is None else (self._paths[found[0]], found[1])
 
     def pieces(self, nid: int) -> Iterator[bytes]:
         """Yield a regular file's bytes in pieces of at most a mebibyte. Raises as :meth:`read`."""

@@ -190,3 +190,17 @@ def test_info(shell: Shell, image: Built) -> None:
     assert (document["images"], document["layers"], document["containers"]) == (1, 2, 0)
     assert {backend["backend"] for backend in document["backends"]} == {"overlay", "fuse"}
     assert "fuse: not, because " in shell("info")
+
+
+def test_a_damaged_document_hides_no_other_image(shell: Shell, image: Built, tmp_path: Path) -> None:
+    other = Built(name="docker.io/library/other:1", layers=image.layers[:1])
+    shell("load", "-q", "-i", str(other.docker_archive(tmp_path / "other.tar")))
+    (victim,) = (row["Id"] for row in shell.json("images", "--format", "json") if other.name in row["RepoTags"])
+    document = tmp_path / "store" / "blobs" / victim.replace(":", "/")
+    document.write_bytes(b"damaged")
+    result = shell.try_("images")
+    assert result.exit_code == 0
+    assert len(result.stdout.splitlines()) == 3
+    assert f"layerfs: warning: image {victim[7:19]}: document {victim} is missing or damaged" in result.stderr
+    shell("load", "-q", "-i", str(tmp_path / "other.tar"))
+    assert "warning" not in shell.try_("images").stderr

@@ -125,3 +125,45 @@ def test_a_mount_whose_name_cannot_be_said_is_undone(shell: Shell, image: Built,
     assert process.returncode == 1
     assert shell.json("mount", "--format", "json") == []
     assert shell.json("ps", "--format", "json") == []
+
+
+def test_a_container_in_use_is_neither_removed_nor_mounted_again(
+    shell: Shell, image: Built, target: Path, tmp_path: Path
+) -> None:
+    shell("mount", "--name", "web", image.name, str(target))
+    elsewhere = ("--runroot", str(tmp_path / "elsewhere"))
+    for words in (("rm", "web"), ("mount", "--name", "web", str(target))):
+        assert "mounted at" in shell.fails(6, *elsewhere, *words)
+    with (target / "etc/hostname").open("r+") as file:
+        shell("umount", "--lazy", "web")
+        assert shell.json("mount", "--format", "json") == []
+        for again in (("rm", "web"), ("rm", "--force", "web"), ("mount", "--name", "web", str(target))):
+            assert "still in use by" in shell.fails(6, *again)
+        file.write("later")
+    shell("mount", "--name", "web", str(target))
+    assert (target / "etc/hostname").read_text().startswith("later")
+    shell("umount", "--lazy", "web")
+    shell("rm", "web")
+
+
+def test_targets_in_or_over_the_store(shell: Shell, image: Built, tmp_path: Path) -> None:
+    root = tmp_path / "store"
+    for place in (root, root.parent, root / "layers", root / "locks"):
+        assert "store" in shell.fails(8, "mount", image.name, str(place))
+    assert shell.json("ps", "--format", "json") == []
+
+
+def test_a_name_like_the_beginning_of_an_id(shell: Shell, image: Built, target: Path) -> None:
+    shell("mount", "--name", "first", image.name, str(target))
+    shell("umount", "first")
+    (row,) = shell.json("ps", "--format", "json")
+    name = row["Id"][:6]
+    shell("mount", "--name", name, image.name, str(target))
+    assert sorted(row["Names"][0] for row in shell.json("ps", "--format", "json")) == sorted(["first", name])
+    shell("umount", name)
+
+
+def test_two_read_only_mounts_without_a_target(shell: Shell, image: Built) -> None:
+    shell("mount", "--read-only", image.name)
+    assert "is mounted at" in shell.fails(6, "mount", "--read-only", image.name)
+    shell("umount", image.name)

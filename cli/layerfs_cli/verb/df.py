@@ -78,6 +78,8 @@ def command(context: click.Context, form: Format, *, verbose: bool, no_trunc: bo
                 f"Shared between images: {human_size(usage.saved_by_layers)}, stored once\n"
                 f"Saved by file sharing: {human_size(usage.saved_by_files)}\n"
             )
+            if usage.unpacked:
+                write(f"Unpacked for mounts without EROFS: {human_size(usage.unpacked)}\n")
             if verbose:
                 _print_details(usage, images, containers, no_trunc=no_trunc)
 
@@ -161,6 +163,7 @@ def _document(usage: Usage, images: list[Image], containers: list[Container]) ->
         "saved_by_layers": usage.saved_by_layers,
         "saved_by_files": usage.saved_by_files,
         "trees": usage.trees,
+        "unpacked": usage.unpacked,
         "images": [
             {
                 "Id": str(image.id),

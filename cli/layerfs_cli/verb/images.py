@@ -62,11 +62,15 @@ def command(
     SIZE is that of the uncompressed layers; what they take on disk is shown by df. Fields of templates: .ID
     .Repository .Tag .Digest .CreatedAt .CreatedSince .Size .Layers .Platform
     """
-    with settings_of(context).open_store() as store:
+    settings = settings_of(context)
+    with settings.open_store() as store:
         tests = [_filter(context, store, text) for text in filters]
         if name is not None:
             tests.append(_named(name))
         found = [image for image in store.images() if all(test(image) for test in tests)]
+    for image in found:
+        if image.damage is not None:
+            settings.log("warning", f"image {image.id.short}: {image.damage}; load it again to mend it")
     if sort == "size":
         found.sort(key=lambda image: -image.size)
     elif sort == "id":
@@ -122,11 +126,12 @@ def _named(text: str) -> Callable[[Image], bool]:
     """Return a test for a repository, or for a name with its tag."""
     from layerfs.formats.reference import Reference
 
-    wanted = Reference.parse(text)
-    whole = str(wanted)
+    # As for every other verb, what lives below localhost/ is found without it.
+    forms = [text] if text.startswith("localhost/") else [text, f"localhost/{text}"]
+    wanted = {str(Reference.parse(form)) for form in forms}
 
     def test(image: Image) -> bool:
-        return any(whole in {name, name.rpartition(":")[0]} for name in image.names)
+        return any(not wanted.isdisjoint({name, name.rpartition(":")[0]}) for name in image.names)
 
     return test
 

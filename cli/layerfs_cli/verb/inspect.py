@@ -25,7 +25,7 @@ __all__ = ["command"]
 @click.option("--config", "as_config", is_flag=True, help="Print the image's config instead.")
 @click.option("--raw", is_flag=True, help="Print the manifest, or with --config the config, byte for byte.")
 @click.option(
-    "--format", "form", type=FormatType(), default="json", show_default=True,
+    "-f", "--format", "form", type=FormatType(), default="json", show_default=True,
     help="json, jsonl, or a Go template such as '{{.Config.Env}}'.",
 )  # fmt: skip
 @registry_options

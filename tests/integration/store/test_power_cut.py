@@ -169,6 +169,8 @@ def test_a_cut_in_the_middle_of_a_load(disk: Disk, tmp_path: Path, number: int) 
         names = [image.names for image in store.images()]
         assert ("docker.io/library/base:1",) in names
         assert not done or len(names) == 2
+        assert not list(store.check())
+        store.gc()
         assert_clean(store)
         assert contents(store, "base:1")[b"/base"] == noise(300_000, "base")
         store.load(archive)

@@ -17,6 +17,7 @@ class HostInode:
     mtime_ns: int
     size: int
     rdev: int
+    nlink: int = 1
 
 
 class HostTree:

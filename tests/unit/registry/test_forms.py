@@ -258,3 +258,31 @@ def test_130_layers(store: Store) -> None:
         assert found[b"/top"] == b"129"
         assert all(found[b"/dir/f%d" % number] == noise(5000, number) for number in range(130))
     assert_whole(store)
+
+
+def test_a_transport_means_the_form_that_it_names(store: Store, tmp_path: Path) -> None:
+    image = TestImage([layer({"a": b"a"})], ["both:1"])
+    (tmp_path / "oci.tar").write_bytes(outer(oci(image)))
+    (tmp_path / "docker.tar").write_bytes(outer(docker_old(image)))
+    with pytest.raises(FormatError, match="no docker archive"):
+        store.pull(f"docker-archive:{tmp_path}/oci.tar")
+    with pytest.raises(FormatError, match="no OCI archive"):
+        store.pull(f"oci-archive:{tmp_path}/docker.tar")
+    assert store.images() == []
+    assert store.pull(f"oci-archive:{tmp_path}/oci.tar") == store.pull(f"docker-archive:{tmp_path}/docker.tar")
+
+
+def test_a_received_manifest_outlives_a_docker_archive(store: Store) -> None:
+    image = TestImage([layer({"a": b"a"})], ["kept:1"])
+    (received,) = store.load(pipe(outer(oci(image))))
+    (again,) = store.load(pipe(outer(docker_old(image))))
+    assert again.manifest_digest == received.manifest_digest
+    assert store.manifest(again).raw == image.manifest
+
+
+def test_a_name_that_moves_is_said(store: Store, caplog: pytest.LogCaptureFixture) -> None:
+    store.load(pipe(outer(oci(TestImage([layer({"a": b"a"})], ["moves:1"])))))
+    assert not caplog.records
+    store.load(pipe(outer(oci(TestImage([layer({"b": b"b"})], ["moves:1"])))))
+    (record,) = caplog.records
+    assert "docker.io/library/moves:1 now means image" in record.getMessage()

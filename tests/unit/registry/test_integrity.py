@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import io
 import json
+import shutil
 from collections.abc import Callable
+from dataclasses import replace
 from pathlib import Path
 from typing import Any, BinaryIO
 
 import pytest
 
 from layerfs.api import Store
-from layerfs.errors import FormatError, IntegrityError, LayerfsError, NotFound
+from layerfs.errors import DigestMismatch, FormatError, IntegrityError, LayerfsError, NotFound
 from tests.image_builder import (
     Members,
     TestImage,
@@ -296,8 +299,38 @@ def test_loading_again_does_not_read_the_layers(store: Store, tmp_path: Path) ->
     layout = write_layout(tmp_path / "layout", oci(IMAGE))
     store.load(layout)
     for blob in IMAGE.blobs:
-        (layout / blob_path(digest(blob))).write_bytes(b"not read")
+        (layout / blob_path(digest(blob))).write_bytes(bytes(len(blob)))
     store.load(layout)
+    assert_whole(store)
+
+
+@pytest.mark.parametrize("archive", [False, True])
+def test_layers_that_are_there_are_held_against_their_descriptors(store: Store, tmp_path: Path, archive: bool) -> None:
+    """The manifest of the second image may not promise what its archive does not hold."""
+    store.load(io.BytesIO(outer(oci(IMAGE))))
+    listed = [(image.id, image.manifest_digest) for image in store.images()]
+    members = oci(replace(IMAGE, codec="zstd"))  # blobs that the store has never seen
+    last = blob_path(digest(replace(IMAGE, codec="zstd").blobs[-1]))
+    blob = members[last]
+    assert isinstance(blob, bytes)
+
+    def load(changed: Members) -> None:
+        if archive:
+            (tmp_path / "image.tar").write_bytes(outer(changed))
+            store.load(tmp_path / "image.tar")
+        else:
+            shutil.rmtree(tmp_path / "layout", ignore_errors=True)
+            store.load(write_layout(tmp_path / "layout", changed))
+
+    with pytest.raises(NotFound):
+        load({name: data for name, data in members.items() if name != last})
+    with pytest.raises(IntegrityError, match="bytes, expected"):
+        load({**members, last: blob + b"x"})
+    with pytest.raises((DigestMismatch, FormatError)):
+        load({**members, last: bytes(len(blob))})
+    assert [(image.id, image.manifest_digest) for image in store.images()] == listed
+    load(members)
+    assert store.images()[0].manifest_digest != listed[0][1]
     assert_whole(store)
 
 

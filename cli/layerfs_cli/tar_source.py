@@ -1,0 +1,51 @@
+"""A plain tar to read, from a file or standard input, whatever it is compressed with."""
+
+from __future__ import annotations
+
+import os
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack
+
+import click
+
+from layerfs_cli.standard_input import standard_input
+
+__all__ = ["tar_pieces"]
+
+
+def tar_pieces(context: click.Context, source: str, stack: ExitStack) -> Iterator[bytes]:
+    """Return the pieces of a tar in a file or on standard input, decompressed.
+
+    Args:
+        context: for usage errors.
+        source: path, or ``-``.
+        stack: closes the file.
+    """
+    from layerfs.formats.codec import decompress, detect
+
+    if source == "-":
+        if sys.stdin is None or os.isatty(sys.stdin.fileno()):
+            raise click.UsageError("standard input is a terminal: redirect a tar into it, or name one", context)
+        file = stack.enter_context(standard_input())
+    else:
+        file = stack.enter_context(open(source, "rb", buffering=0))  # noqa: SIM115 - the stack closes it
+    head = file.read(1 << 16)
+    while len(head) < 512 and (more := file.read(512)):
+        head += more
+    return decompress(_joined(head, file.read), detect(head))
+
+
+def _joined(head: bytes, read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """Return a read function that gives what was read already first."""
+    rest = [head] if head else []
+
+    def joined(size: int) -> bytes:
+        if rest:
+            data = rest.pop()
+            if len(data) > size:
+                rest.append(data[size:])
+            return data[:size]
+        return read(size)
+
+    return joined

@@ -1,0 +1,47 @@
+"""``layerfs save``: images out, into an archive, a layout or a pipe."""
+
+from __future__ import annotations
+
+import sys
+from contextlib import nullcontext
+
+import click
+
+from layerfs_cli.argument import images_argument
+from layerfs_cli.output import standard_output
+from layerfs_cli.program import verb
+from layerfs_cli.settings import settings_of
+
+__all__ = ["command"]
+
+
+@verb("save", short_help="Write images into an archive that other tools load.")
+@images_argument()
+@click.option("-o", "--output", metavar="PATH", type=click.Path(allow_dash=True), default="-",
+              help="Archive, or directory of an OCI layout.  [default: standard output]")  # fmt: skip
+@click.option("--format", "form", type=click.Choice(("docker-archive", "oci-archive", "oci")),
+              default="docker-archive", show_default=True, help="oci is a layout in a directory.")  # fmt: skip
+@click.option("--compression", type=click.Choice(("none", "gzip", "zstd")),
+              help="Of the layers in an OCI form.  [default: as they were kept, else none]")  # fmt: skip
+@click.option("-q", "--quiet", is_flag=True, help="Do not say what was written.")
+@click.pass_context
+def command(
+    context: click.Context, names: tuple[str, ...], output: str, form: str, compression: str | None, *, quiet: bool
+) -> None:
+    """Write images into one archive for docker load, podman, skopeo, containerd, umoci, or layerfs load.
+
+    Layers leave as they came: the image IDs stay, and after load --keep-blobs the manifest digests of OCI forms, too.
+    A pipe is written in one pass: layerfs save debian | ssh host docker load. A file appears when it is complete.
+    """
+    if form == "docker-archive" and compression not in (None, "none"):
+        raise click.UsageError("layers of a docker archive are not compressed: use --format oci-archive", context)
+    if output == "-" and form == "oci":
+        raise click.UsageError("an OCI layout is a directory: name it with -o", context)
+    if output == "-" and (sys.stdout is None or sys.stdout.isatty()):
+        raise click.UsageError("standard output is a terminal: redirect it, or name a file with -o", context)
+    settings = settings_of(context)
+    with settings.open_store() as store, standard_output() if output == "-" else nullcontext(output) as target:
+        saved = store.save(names, target, form=form, compression=compression)
+    if not quiet:
+        for image in saved:
+            settings.log("info", f"saved {', '.join(image.names) or image.id} as {image.manifest}")

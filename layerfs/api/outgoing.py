@@ -1,0 +1,142 @@
+"""How images and trees go out: archives and layouts, plain tars, directories."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from typing import BinaryIO
+
+from layerfs.api.base import StorePart, StrPath
+from layerfs.changeset.commit import uses_userxattr
+from layerfs.changeset.extract import Skipped, extract_tree
+from layerfs.changeset.layer_tar import write_layer
+from layerfs.changeset.trees import walk_tree
+from layerfs.changeset.upper import walk_upper
+from layerfs.errors import InvalidReference, LayerfsError, StoreError
+from layerfs.formats.reference import Reference
+from layerfs.registry.save import FORMATS, SavedImage, save_archive, save_layout
+from layerfs.registry.target import open_target
+from layerfs.store import image as catalog
+from layerfs.store.view import ImageTree
+from layerfs.values import Image
+
+__all__ = ["OutgoingPart"]
+
+
+class OutgoingPart(StorePart):
+    """Saving, exporting, extracting."""
+
+    def save(
+        self,
+        images: Sequence[str | Image],
+        target: StrPath | BinaryIO,
+        *,
+        form: str = "docker-archive",
+        compression: str | None = None,
+        check: Callable[[], None] | None = None,
+    ) -> list[SavedImage]:
+        """Write images into an archive or a layout that other tools accept. Nothing is kept in between.
+
+        Args:
+            images: which ones; one that is named by a name keeps that name, one by ID keeps all of its names.
+            target: path of the archive, or of the layout's directory, which is added to if it is one; or a stream.
+            form: ``docker-archive``, ``oci-archive`` or ``oci``. The first has uncompressed layers and manifest.json.
+            compression: of the layers of an OCI form: ``none``, ``gzip`` or ``zstd``. None takes the compressed blobs
+                where they were kept, so that the manifest stays as it was, and else does not compress.
+            check: polled; what it raises ends the work.
+
+        Returns:
+            What was written, in order.
+
+        Raises:
+            NotFound: no such image.
+            IntegrityError: a layer is damaged; an archive at a path is then not there.
+            LayerfsError: the target cannot be written.
+
+        Blocking: reads every layer once, twice where a stream that cannot seek gets compressed layers: their size and
+            digest stand before them.
+        Atomicity: an archive at a path appears complete or not at all; so does an image in a layout.
+        """
+        if form not in FORMATS:
+            raise LayerfsError(f"no such form: {form}", hint=f"Use one of {', '.join(FORMATS)}.")
+        wanted = []
+        for image in images:
+            record = self._record(image)
+            names = catalog.image_names(self._handle, record)
+            named = [name for name in names if isinstance(image, str) and _means(image, name)]
+            wanted.append((record, named or names))
+        if form == "oci":
+            if not isinstance(target, str | bytes) and hasattr(target, "write"):
+                raise LayerfsError("an OCI layout is a directory, not a stream", hint="Use --format oci-archive.")
+            return save_layout(self._handle, wanted, target, compression=compression, check=check)
+        with open_target(target, sync=self._handle.sync) as file:
+            docker = form == "docker-archive"
+            return save_archive(self._handle, wanted, file, docker=docker, compression=compression, check=check)
+
+    def export(
+        self, name: str | Image, *, latest: int | None = None, check: Callable[[], None] | None = None
+    ) -> Iterator[bytes]:
+        """Yield all that a container or an image shows, as one plain tar.
+
+        Args:
+            name: a container when it is the name of one, else an image.
+            latest: no time in it is after this, in seconds since the epoch.
+            check: polled; what it raises ends the work.
+
+        Raises:
+            NotFound: there is neither.
+            IntegrityError: a layer is missing or cut short.
+            Conflict: a file of the container was written to while it was read.
+        """
+        snapshot = self._existing(name) if isinstance(name, str) else None
+        if snapshot is None:
+            with ImageTree(self._handle, self._record(name)) as tree:
+                yield from write_layer(walk_tree(tree), latest=latest, check=check)
+            return
+        record = catalog.find_image(self._handle, str(snapshot.image))
+        with ImageTree(self._handle, record) as tree:
+            steps = walk_upper(self._upper(snapshot), tree, userxattr=uses_userxattr(), whole=True)
+            yield from write_layer(steps, latest=latest, check=check)
+
+    def extract(
+        self,
+        image: str | Image,
+        target: StrPath,
+        *,
+        path: bytes = b"/",
+        check: Callable[[], None] | None = None,
+    ) -> Skipped:
+        """Write the files of an image, or of one of its directories, into a directory; as any user.
+
+        Args:
+            image: which one.
+            target: the directory, made if it is not there; it has to be empty.
+            path: what to extract: a directory of the image, or a single file; symlinks on the way are followed.
+            check: polled; what it raises ends the work.
+
+        Returns:
+            What could not be kept, because only root can: owners, devices, some xattrs.
+
+        Raises:
+            NotFound: no such image.
+            OSError: ENOENT for the path in the image.
+            Conflict: the target has something in it.
+            StoreError: ENOSPC and the like.
+        """
+        with ImageTree(self._handle, self._record(image)) as tree:
+            nid = tree.resolve(path)
+            try:
+                return extract_tree(tree, nid, target, leaf=path.rstrip(b"/").rpartition(b"/")[2], check=check)
+            except OSError as error:
+                where = f"{error.filename}: " if error.filename else ""
+                raise StoreError(f"cannot extract: {where}{error.strerror}", root=self._handle.layout.root) from error
+
+
+def _means(text: str, name: str) -> bool:
+    """Return whether a user who writes this means that canonical name."""
+    for familiar in (text, f"localhost/{text}"):
+        try:
+            if str(Reference.parse(familiar).with_default_tag()) == name:
+                return True
+        except InvalidReference:
+            continue
+    return False

@@ -1,0 +1,367 @@
+"""Writes images out as archives and layouts, in one pass and without temporary copies.
+
+All forms are OCI layouts. A docker archive has ``manifest.json`` beside ``index.json``, as docker itself writes it, and
+uncompressed layers; so whatever reads either form reads it. The layers stand first and the documents last, for the
+digests of layers that are compressed on the way are known only then. Everything has mode 0644, owner 0 and time 0: the
+same images give the same archive.
+
+Each layer is digested on its way out and compared with its diffID: what is damaged does not leave the store unnoticed.
+
+Sources: OCI image-spec v1.1 image-layout.md; docker image specification v1.2; containerd images/archive for the
+annotations with names.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from itertools import chain
+from typing import Any
+
+from layerfs.errors import DigestMismatch, FormatError, LayerfsError
+from layerfs.formats.amend import layer_type, make_manifest
+from layerfs.formats.compress import Compressor
+from layerfs.formats.digest import Digest, new_hash
+from layerfs.formats.document import parse_document
+from layerfs.formats.media_type import OCI_INDEX, layer_compression
+from layerfs.formats.oci import LAYOUT_VERSION, Descriptor, ImageConfig, Manifest
+from layerfs.formats.tar import END, Member, encode_member, padding
+from layerfs.linux.durable import fsync_directory, write_document
+from layerfs.registry.pipeline import prefetch
+from layerfs.registry.target import Target
+from layerfs.store.handle import StoreHandle
+from layerfs.store.image import ImageRecord, image_layers
+from layerfs.store.kept_blob import has_blob
+from layerfs.store.layer import LayerRecord, read_layer
+
+__all__ = ["FORMATS", "SavedImage", "save_archive", "save_layout"]
+
+FORMATS = ("docker-archive", "oci-archive", "oci")
+
+_READ = 1 << 20
+_LAYOUT = json.dumps({"imageLayoutVersion": LAYOUT_VERSION}).encode()
+_REF_NAME = "org.opencontainers.image.ref.name"
+_IMAGE_NAME = "io.containerd.image.name"
+
+#: Images to save, each with the names that it is to have there.
+Wanted = Sequence[tuple[ImageRecord, Sequence[str]]]
+
+
+@dataclass(frozen=True, slots=True)
+class SavedImage:
+    """An image as it was written: its ID, and the digest of its manifest there."""
+
+    id: Digest
+    manifest: Digest
+    names: tuple[str, ...]
+
+
+@dataclass(frozen=True, slots=True)
+class _Layer:
+    """A layer on its way out: ``blob`` when digest and size are known beforehand, else compressed on the way."""
+
+    record: LayerRecord
+    compression: str
+    blob: Descriptor | None
+    kept: bool
+
+
+def save_archive(
+    handle: StoreHandle,
+    images: Wanted,
+    target: Target,
+    *,
+    docker: bool,
+    compression: str | None = None,
+    check: Callable[[], None] | None = None,
+) -> list[SavedImage]:
+    """Write an archive.
+
+    Args:
+        handle: the store.
+        images: what is saved; a layer that several have is written once.
+        target: where to.
+        docker: whether it is a docker archive.
+        compression: of the layers; None keeps what was kept, and compresses nothing. A docker archive never does.
+        check: polled once per piece.
+
+    Raises:
+        IntegrityError: a layer is damaged.
+        OSError: what the target raises.
+    """
+    written: dict[str, Descriptor] = {}
+
+    def put(layer: _Layer) -> Descriptor:
+        return _put_layer(handle, layer, target, written, check)
+
+    def put_document(digest: Digest, raw: bytes) -> None:
+        name = _blob_name(digest)
+        if name not in written:
+            written[name] = Descriptor("", digest, len(raw))
+            _put_member(target, name, raw)
+
+    saved = [
+        _save_image(handle, record, names, "none" if docker else compression, put, put_document)
+        for record, names in images
+    ]
+    _put_member(target, "index.json", _index([entry for _, entries, _ in saved for entry in entries]))
+    if docker:
+        _put_member(target, "manifest.json", json.dumps([listed for _, _, listed in saved]).encode())
+    _put_member(target, "oci-layout", _LAYOUT)
+    target.write(END)
+    return [image for image, _, _ in saved]
+
+
+def save_layout(
+    handle: StoreHandle,
+    images: Wanted,
+    directory: str | os.PathLike[str],
+    *,
+    compression: str | None = None,
+    check: Callable[[], None] | None = None,
+) -> list[SavedImage]:
+    """Write images into the directory of an OCI layout, made if it is not there; names there move to the new images.
+
+    Raises:
+        FormatError: the directory has something else in it, or a damaged index.
+        LayerfsError: it cannot be written.
+
+    Atomicity: ``index.json`` is replaced at the end, at once; a crash before leaves blobs that nothing names.
+    """
+    place = os.path.abspath(directory)
+    try:
+        return _save_layout(handle, images, place, compression, check)
+    except OSError as error:
+        where = error.filename or place
+        raise LayerfsError(f"cannot write {os.fsdecode(where)}: {error.strerror}") from error
+
+
+def _save_layout(
+    handle: StoreHandle, images: Wanted, place: str, compression: str | None, check: Callable[[], None] | None
+) -> list[SavedImage]:
+    index = os.path.join(place, "index.json")
+    present: list[Any] = []
+    if os.path.exists(index):
+        with open(index, "rb") as file:
+            listed = parse_document(file.read(), "index.json").get("manifests")
+        present = list(listed) if isinstance(listed, list) else []
+    elif os.path.isdir(place) and os.listdir(place):
+        raise FormatError(f"{place} is not empty, and no OCI layout", hint="Name another directory.")
+    for algorithm in ("sha256", "sha512"):
+        os.makedirs(os.path.join(place, "blobs", algorithm), exist_ok=True)
+
+    def put(layer: _Layer) -> Descriptor:
+        if layer.blob is not None and _is_there(place, layer.blob):
+            return layer.blob
+        return _write_blob(handle, place, layer, check)
+
+    def put_document(digest: Digest, raw: bytes) -> None:
+        write_document(os.path.join(place, _blob_name(digest)), raw, mode=0o644, sync=handle.sync)
+
+    saved = [_save_image(handle, record, names, compression, put, put_document) for record, names in images]
+    new = [entry for _, entries, _ in saved for entry in entries]
+    names = {_name_in(entry) for entry in new} - {None}
+    kept = [entry for entry in present if entry not in new and _name_in(entry) not in names]
+    write_document(os.path.join(place, "oci-layout"), _LAYOUT, mode=0o644, sync=handle.sync)
+    write_document(index, _index([*kept, *new]), mode=0o644, sync=handle.sync)
+    return [image for image, _, _ in saved]
+
+
+def _save_image(
+    handle: StoreHandle,
+    record: ImageRecord,
+    names: Sequence[str],
+    compression: str | None,
+    put: Callable[[_Layer], Descriptor],
+    put_document: Callable[[Digest, bytes], None],
+) -> tuple[SavedImage, list[dict[str, Any]], dict[str, Any]]:
+    """Write one image; return it with its entries for ``index.json`` and ``manifest.json``."""
+    config = ImageConfig.parse(handle.read_blob(record.digest), algorithm=record.digest.algorithm)
+    raw = handle.read_blob(record.manifest)
+    old = Manifest.parse(raw, algorithm=record.manifest.algorithm)
+    layers = image_layers(handle, record)
+    descriptors = list(old.layers) if len(old.layers) == len(layers) else [None] * len(layers)
+    plans = [_plan(handle, *pair, compression) for pair in zip(layers, descriptors, strict=True)]
+    blobs = [put(plan) for plan in plans]
+    put_document(config.digest, config.raw)
+    if [(blob.digest, blob.size) for blob in blobs] == [(blob.digest, blob.size) for blob in old.layers]:
+        digest, media_type = old.digest, old.media_type
+    else:
+        digest, raw = make_manifest(config, blobs, old.annotations)
+        media_type = Manifest.parse(raw).media_type
+    put_document(digest, raw)
+    entry: dict[str, Any] = {"mediaType": media_type, "digest": str(digest), "size": len(raw)}
+    platform = {"architecture": config.platform.architecture, "os": config.platform.os}
+    if config.platform.variant:
+        platform["variant"] = config.platform.variant
+    entry["platform"] = platform
+    entries = [entry | {"annotations": {_IMAGE_NAME: name, _REF_NAME: name}} for name in names] or [entry]
+    listed = {
+        "Config": _blob_name(config.digest),
+        "RepoTags": list(names) or None,
+        "Layers": [_blob_name(blob.digest) for blob in blobs],
+    }
+    return SavedImage(config.digest, digest, tuple(names)), entries, listed
+
+
+def _plan(handle: StoreHandle, layer: LayerRecord, blob: Descriptor | None, compression: str | None) -> _Layer:
+    """Decide how a layer goes out."""
+    plain = Descriptor(layer_type("none"), layer.diff_id, layer.tar_size)
+    if blob is not None and blob.digest == layer.diff_id and compression in (None, "none"):
+        return _Layer(layer, "none", blob, kept=False)
+    if blob is not None and blob.digest != layer.diff_id and has_blob(handle, blob):
+        kept = layer_compression(blob.media_type)
+        if compression in (None, kept):
+            return _Layer(layer, kept, blob, kept=True)
+    if compression in (None, "none"):
+        return _Layer(layer, "none", plain, kept=False)
+    return _Layer(layer, compression, None, kept=False)
+
+
+def _put_layer(
+    handle: StoreHandle,
+    layer: _Layer,
+    target: Target,
+    written: dict[str, Descriptor],
+    check: Callable[[], None] | None,
+) -> Descriptor:
+    """Write a layer as a member of an archive."""
+    known = f"{layer.record.diff_id} {layer.compression}"
+    if layer.blob is None and known in written:
+        return written[known]
+    blob = layer.blob
+    if blob is None and not target.patchable:
+        # The size and digest stand before the bytes, and the bytes cannot wait anywhere.
+        blob = _measure(handle, layer, check)
+    start = target.position
+    name = _blob_name(blob.digest if blob is not None else layer.record.diff_id)
+    if blob is not None and name in written:
+        return blob
+    target.write(_header(name, blob.size if blob is not None else 0))
+    hasher, size = new_hash("sha256" if blob is None else blob.digest.algorithm), 0
+    for piece, digested in prefetch(_digested(_bytes(handle, layer, check), hasher)):
+        size = digested
+        target.write(piece)
+    target.write(padding(size))
+    found = Digest(blob.digest.algorithm if blob is not None else "sha256", hasher.hexdigest())
+    if blob is None:
+        blob = Descriptor(layer_type(layer.compression), found, size)
+        # Names of digests are equally long, and a size up to 8 GiB fits its field: the header only changes.
+        header = _header(_blob_name(found), size)
+        if len(header) != len(_header(name, 0)):
+            raise FormatError(f"compressed layer of {size} bytes is too large to be written in one pass")
+        target.patch(start, header)
+        written[known] = blob
+    elif (found, size) != (blob.digest, blob.size):
+        what = "kept blob" if layer.kept else "layer in the store"
+        raise DigestMismatch(what, expected=str(blob.digest), actual=str(found), size=size)
+    written[_blob_name(blob.digest)] = blob
+    return blob
+
+
+def _write_blob(
+    handle: StoreHandle, place: str, layer: _Layer, check: Callable[[], None] | None
+) -> Descriptor:  # fmt: skip
+    """Write a layer as a file of a layout."""
+    algorithm = layer.blob.digest.algorithm if layer.blob is not None else "sha256"
+    directory = os.path.join(place, "blobs", algorithm)
+    temporary = os.path.join(directory, f".{secrets.token_hex(8)}")
+    hasher, size = new_hash(algorithm), 0
+    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
+    try:
+        try:
+            for piece, digested in prefetch(_digested(_bytes(handle, layer, check), hasher)):
+                size = digested
+                view = memoryview(piece)
+                while view:
+                    view = view[os.write(fd, view) :]
+            if handle.sync:
+                os.fsync(fd)
+        finally:
+            os.close(fd)
+        found = Digest(algorithm, hasher.hexdigest())
+        blob = layer.blob or Descriptor(layer_type(layer.compression), found, size)
+        if (found, size) != (blob.digest, blob.size):
+            what = "kept blob" if layer.kept else "layer in the store"
+            raise DigestMismatch(what, expected=str(blob.digest), actual=str(found), size=size)
+        os.rename(temporary, os.path.join(directory, found.hex))
+    except BaseException:
+        os.unlink(temporary)
+        raise
+    fsync_directory(directory, sync=handle.sync)
+    return blob
+
+
+def _measure(handle: StoreHandle, layer: _Layer, check: Callable[[], None] | None) -> Descriptor:
+    """Compress a layer for its digest and size alone."""
+    hasher, size = new_hash("sha256"), 0
+    for _, digested in _digested(_bytes(handle, layer, check), hasher):
+        size = digested
+    return Descriptor(layer_type(layer.compression), Digest("sha256", hasher.hexdigest()), size)
+
+
+def _bytes(handle: StoreHandle, layer: _Layer, check: Callable[[], None] | None) -> Iterator[bytes]:
+    """Yield a layer as it goes out."""
+    if layer.kept:
+        assert layer.blob is not None
+        with open(handle.layout.blob(layer.blob.digest), "rb", buffering=0) as file:
+            while data := file.read(_READ):
+                yield data
+        return
+    pieces = read_layer(handle, layer.record, check=check)
+    if layer.compression == "none":
+        yield from pieces
+        return
+    stream = Compressor(layer.compression)
+    hasher = new_hash(layer.record.diff_id.algorithm)
+    for piece in pieces:
+        hasher.update(piece)
+        if data := stream.compress(piece):
+            yield data
+    actual = Digest(layer.record.diff_id.algorithm, hasher.hexdigest())
+    if actual != layer.record.diff_id:
+        raise DigestMismatch(
+            "layer in the store", expected=str(layer.record.diff_id), actual=str(actual), size=layer.record.tar_size
+        )
+    yield stream.flush()
+
+
+def _digested(pieces: Iterable[bytes], hasher: Any) -> Iterator[tuple[bytes, int]]:
+    """Yield pieces with the bytes so far, digested on the way: in the thread that reads them."""
+    size = 0
+    for piece in pieces:
+        hasher.update(piece)
+        size += len(piece)
+        yield piece, size
+
+
+def _put_member(target: Target, name: str, raw: bytes) -> None:
+    target.write(b"".join(chain((_header(name, len(raw)), raw, padding(len(raw))))))
+
+
+def _header(name: str, size: int) -> bytes:
+    return encode_member(Member(name.encode(), b"0", 0o644, 0, 0, 0, 0, size, b"", 0, 0, None, 0, 0, 0, None))
+
+
+def _blob_name(digest: Digest) -> str:
+    return f"blobs/{digest.algorithm}/{digest.hex}"
+
+
+def _index(entries: Sequence[Any]) -> bytes:
+    return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(entries)}).encode()
+
+
+def _name_in(entry: Any) -> str | None:
+    annotations = entry.get("annotations") if isinstance(entry, dict) else None
+    name = annotations.get(_REF_NAME) if isinstance(annotations, dict) else None
+    return name if isinstance(name, str) else None
+
+
+def _is_there(place: str, blob: Descriptor) -> bool:
+    try:
+        return os.stat(os.path.join(place, _blob_name(blob.digest))).st_size == blob.size
+    except FileNotFoundError:
+        return False

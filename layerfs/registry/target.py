@@ -1,0 +1,94 @@
+"""Where an archive goes: a file that appears when it is complete, or a stream."""
+
+from __future__ import annotations
+
+import contextlib
+import os
+import secrets
+import stat
+from collections.abc import Iterator
+from contextlib import contextmanager
+from typing import BinaryIO, cast
+
+from layerfs.errors import LayerfsError
+from layerfs.linux.durable import fsync_directory
+
+__all__ = ["Target", "open_target"]
+
+StrPath = str | os.PathLike[str]
+
+
+class Target:
+    """Takes the bytes of an archive in order; a header may be written late where the target is a file of ours."""
+
+    def __init__(self, file: BinaryIO, *, patchable: bool) -> None:
+        """Wrap a binary stream; ``patchable`` says that :meth:`patch` works."""
+        self._file = file
+        self.patchable = patchable
+        self.position = 0
+
+    def write(self, data: bytes) -> None:
+        """Write all of it.
+
+        Raises:
+            OSError: ENOSPC, EPIPE, EIO.
+        """
+        done = self._file.write(data)
+        while done < len(data):
+            done += self._file.write(memoryview(data)[done:])
+        self.position += len(data)
+
+    def patch(self, position: int, data: bytes) -> None:
+        """Write over what is already there."""
+        os.pwrite(self._file.fileno(), data, position)
+
+    def flush(self) -> None:
+        """Hand on what is still in a buffer."""
+        self._file.flush()
+
+
+@contextmanager
+def open_target(target: StrPath | BinaryIO, *, sync: bool = True) -> Iterator[Target]:
+    """Open a target for one archive.
+
+    Args:
+        target: a path; or a stream, which the caller closes.
+        sync: whether a file is durable when this ends.
+
+    Raises:
+        LayerfsError: the path cannot be written.
+        OSError: what a stream raises.
+
+    Atomicity: a regular file appears under its name when the block has ended without an exception, replacing what was
+        there. What is there and no regular file, such as a fifo or /dev/stdout, is written to as it is.
+    """
+    if not isinstance(target, str | os.PathLike):
+        wrapped = Target(target, patchable=False)
+        yield wrapped
+        wrapped.flush()
+        return
+    path = os.fspath(target)
+    try:
+        mode = os.stat(path).st_mode if os.path.exists(path) else stat.S_IFREG
+        if not stat.S_ISREG(mode):
+            with open(path, "wb", buffering=0) as special:
+                yield Target(cast("BinaryIO", special), patchable=False)
+            return
+        place = os.path.realpath(path)
+        directory, name = os.path.split(place)
+        temporary = os.path.join(directory, f".{name}.{secrets.token_hex(6)}")
+        file = open(temporary, "xb", buffering=0)  # noqa: SIM115 - closed below
+    except OSError as error:
+        raise LayerfsError(f"cannot write {path}: {error.strerror}") from error
+    try:
+        with file:
+            yield Target(cast("BinaryIO", file), patchable=True)
+            if sync:
+                os.fsync(file.fileno())
+        os.rename(temporary, place)
+    except OSError as error:
+        raise LayerfsError(f"cannot write {path}: {error.strerror}") from error
+    finally:
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(temporary)
+    fsync_directory(directory, sync=sync)
