@@ -17,7 +17,7 @@ BENCHES := bench-load bench-pull bench-mount bench-resolve bench-storm
 
 # What makes the images of demo, tests and bench; and what tests and measurements compare with.
 IMAGE_TOOLS := mmdebstrap umoci skopeo
-TEST_TOOLS  := $(IMAGE_TOOLS) buildah podman containerd runc mkfs.erofs mkfs.ext4 mkfs.xfs getfattr getfacl setcap strace igzip openssl docker-registry htpasswd
+TEST_TOOLS  := $(IMAGE_TOOLS) buildah podman containerd runc mkfs.erofs mkfs.ext4 mkfs.xfs getfattr getfacl setcap strace igzip openssl fusermount3 fuse-overlayfs docker-registry htpasswd
 
 .DEFAULT_GOAL := help
 .PHONY: help setup demo test lint format bench $(BENCHES) clean

@@ -6,11 +6,14 @@ Digests are full, times are nanoseconds since the epoch.
 from __future__ import annotations
 
 from dataclasses import dataclass
+from typing import TYPE_CHECKING
 
 from layerfs.formats.digest import Digest
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import Reference
-from layerfs.mount.choose import BackendStatus
+
+if TYPE_CHECKING:
+    from layerfs.mount.choose import BackendStatus
 
 __all__ = ["Container", "HistoryRow", "Image", "Info", "Layer", "Mount", "PushedImage", "RemovedImage"]
 

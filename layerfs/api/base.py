@@ -5,7 +5,7 @@ from __future__ import annotations
 import os
 import sys
 from types import TracebackType
-from typing import Self
+from typing import TYPE_CHECKING, Self
 
 from layerfs.errors import LayerfsError, NotFound, StoreError
 from layerfs.formats.oci import ImageConfig
@@ -14,6 +14,9 @@ from layerfs.store import image as catalog
 from layerfs.store.handle import StoreHandle, open_store
 from layerfs.store.snapshot import Snapshot, find_snapshot
 from layerfs.values import Container, Image
+
+if TYPE_CHECKING:
+    from layerfs.mount.record import MountRecords
 
 __all__ = ["StorePart", "StrPath", "refuse_inside_trio"]
 
@@ -96,6 +99,12 @@ class StorePart:
             return find_snapshot(self._handle, name)
         except NotFound:
             return None
+
+    def _records(self) -> MountRecords:
+        # Mounting is imported where it is used: loads and lists do without, and start a fifth sooner.
+        from layerfs.mount.image import records_of
+
+        return records_of(self._handle)
 
     def _upper(self, snapshot: Snapshot) -> str:
         return os.path.join(self._handle.layout.snapshot(snapshot.id), "upper")

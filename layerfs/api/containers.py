@@ -4,16 +4,18 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart, StrPath
 from layerfs.errors import Conflict, InvalidReference, MountError, NotFound
 from layerfs.formats.digest import Digest
-from layerfs.mount.image import container_lock, mount_image, records_of, refuse_mounted, unmount_record
-from layerfs.mount.option import MountOptions
-from layerfs.mount.record import MountRecord
 from layerfs.store import image as catalog
 from layerfs.store.snapshot import Snapshot, create_snapshot, find_snapshot, list_snapshots, remove_snapshot
 from layerfs.values import Container, Image, Mount
+
+if TYPE_CHECKING:
+    from layerfs.mount.option import MountOptions
+    from layerfs.mount.record import MountRecord
 
 __all__ = ["ContainerPart"]
 
@@ -23,7 +25,7 @@ class ContainerPart(StorePart):
 
     def containers(self) -> list[Container]:
         """Return all containers, newest first."""
-        targets = {record.container: record.target for record in records_of(self._handle).live()}
+        targets = {record.container: record.target for record in self._records().live()}
         return [self._container(snapshot, targets.get(snapshot.name)) for snapshot in list_snapshots(self._handle)]
 
     def container(self, name: str) -> Container:
@@ -33,7 +35,7 @@ class ContainerPart(StorePart):
             NotFound: there is none.
         """
         snapshot = find_snapshot(self._handle, name)
-        targets = {record.container: record.target for record in records_of(self._handle).live()}
+        targets = {record.container: record.target for record in self._records().live()}
         return self._container(snapshot, targets.get(snapshot.name))
 
     def mount(
@@ -87,6 +89,11 @@ class ContainerPart(StorePart):
                     f"container {snapshot.name} belongs to image {snapshot.image.short}, not {record.digest.short}",
                     reason="exists", hint="Choose another name, or remove it with: layerfs rm " + snapshot.name,
                 )  # fmt: skip
+        from layerfs.mount.fuse.start import clear_dead
+        from layerfs.mount.image import mount_image
+
+        if target is not None:
+            clear_dead(target)
         if target is not None and not os.path.isdir(target):
             problem = "is not a directory" if os.path.lexists(target) else "does not exist"
             raise MountError(f"target {os.fspath(target)} {problem}", hint="Make it first with: mkdir -p")
@@ -113,9 +120,11 @@ class ContainerPart(StorePart):
             NotFound: nothing of layerfs is mounted there.
             MountError: it is in use; the message says by whom.
         """
-        record = records_of(self._handle).find(target_or_name)
+        record = self._records().find(target_or_name)
         if record is None:
             record = self._mounted_as(target_or_name)
+        from layerfs.mount.image import unmount_record
+
         unmount_record(self._handle, record, lazy=lazy)
         if os.path.dirname(record.target) == self._targets():
             os.rmdir(record.target)
@@ -123,7 +132,7 @@ class ContainerPart(StorePart):
 
     def mounts(self) -> list[Mount]:
         """Return the mounts that exist, oldest first; records of mounts that are gone are dropped on the way."""
-        return [_mount(record) for record in records_of(self._handle).live()]
+        return [_mount(record) for record in self._records().live()]
 
     def remove_container(self, name: str, *, force: bool = False) -> Container:
         """Remove a container and all that was written in it.
@@ -136,10 +145,12 @@ class ContainerPart(StorePart):
             NotFound: no such container.
             Conflict: it is mounted, or was unmounted lazily and is still in use.
         """
+        from layerfs.mount.image import container_lock, refuse_mounted
+
         snapshot = find_snapshot(self._handle, name)
         with container_lock(self._handle, snapshot):
             if force:
-                for record in records_of(self._handle).live():
+                for record in self._records().live():
                     if record.container == snapshot.name:
                         self.umount(record.id)
             refuse_mounted(self._handle, snapshot)
@@ -160,7 +171,7 @@ class ContainerPart(StorePart):
 
     def _mounted_as(self, text: str) -> MountRecord:
         """Find a mount by the container or image that a shorter or familiar name means."""
-        live = records_of(self._handle).live()[::-1]
+        live = self._records().live()[::-1]
         snapshot = self._existing(text)
         if snapshot is not None:
             for record in live:

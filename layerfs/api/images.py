@@ -3,21 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart
 from layerfs.errors import Conflict, InvalidReference, NotFound
 from layerfs.formats.digest import Digest
 from layerfs.formats.oci import ImageConfig, Manifest
 from layerfs.formats.reference import Reference
-from layerfs.mount.image import records_of
 from layerfs.store import image as catalog
 from layerfs.store.gc import collect
 from layerfs.store.layer import LayerRecord, find_layer, open_tree, read_layer, verify_layer
-from layerfs.store.provenance import Provenance, find_provenance
 from layerfs.store.snapshot import list_snapshots
-from layerfs.store.usage import shared_bytes
 from layerfs.store.view import ImageTree
 from layerfs.values import HistoryRow, Image, Layer, RemovedImage
+
+if TYPE_CHECKING:
+    from layerfs.store.provenance import Provenance
 
 __all__ = ["ImagePart"]
 
@@ -51,6 +52,8 @@ class ImagePart(StorePart):
 
     def layers(self, image: str | Image) -> list[Layer]:
         """Return an image's layers, bottom first."""
+        from layerfs.store.usage import shared_bytes
+
         record = self._record(image)
         steps = self.config(image).layer_history()
         found = []
@@ -92,6 +95,8 @@ class ImagePart(StorePart):
         Raises:
             OSError: ENOTDIR when a file stands where the path needs a directory.
         """
+        from layerfs.store.provenance import find_provenance
+
         record = self._record(image)
         merged = catalog.merged_tree(self._handle, record)
         trees = [
@@ -201,7 +206,7 @@ class ImagePart(StorePart):
                 f"image {record.digest.short} is used by container {', '.join(users)}", reason="in-use",
                 hint=f"Remove it first with: layerfs rm {users[0]}",
             )  # fmt: skip
-        mounted = [row.target for row in records_of(self._handle).live() if row.image_id == str(record.digest)]
+        mounted = [row.target for row in self._records().live() if row.image_id == str(record.digest)]
         if mounted:
             raise Conflict(
                 f"image {record.digest.short} is mounted at {', '.join(mounted)}", reason="mounted",

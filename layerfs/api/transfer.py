@@ -26,9 +26,11 @@ if TYPE_CHECKING:
 
 # The HTTP library takes longer to import than most verbs take altogether, and trio as long again: what reaches for
 # registries is imported where it is used.
-# ruff: noqa: PLC0415
 
-__all__ = ["TransferPart"]
+__all__ = ["Form", "TransferPart"]
+
+#: What an archive is: an OCI one (or a layout), or one of docker.
+Form = Literal["oci", "docker"]
 
 
 class TransferPart(StorePart):
@@ -42,7 +44,7 @@ class TransferPart(StorePart):
         all_platforms: bool = False,
         reference: str | None = None,
         position: int | None = None,
-        form: Literal["oci", "docker"] | None = None,
+        form: Form | None = None,
         keep_blobs: bool = False,
         progress: Progress | None = None,
         check: Callable[[], None] | None = None,
@@ -271,10 +273,11 @@ class TransferPart(StorePart):
         except OSError as error:
             if isinstance(error, MountError):
                 raise
-            root, hint = self._handle.layout.root, None
+            root = self._handle.layout.root
+            hint = None
             if error.errno in (ENOSPC, EDQUOT):
-                hint = f"Free space on the file system of {root}, with layerfs gc or otherwise, and {what} again."
-            raise StoreError(f"{what} with {root} failed: {_explain(error)}", root=root, hint=hint) from error
+                hint = f"Free space on the file system of {root}, with layerfs gc or otherwise, and try again."
+            raise StoreError(f"{what} failed in the store {root}: {_explain(error)}", root=root, hint=hint) from error
 
 
 def _stem(path: str) -> str | None:

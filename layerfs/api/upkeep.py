@@ -4,16 +4,18 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart
-from layerfs.mount.choose import explain_backends
-from layerfs.store.check import Problem, check_store
 from layerfs.store.gc import Reclaimed, collect
 from layerfs.store.handle import FORMAT_VERSION
 from layerfs.store.part import sweep_parts
 from layerfs.store.snapshot import sweep_snapshots
-from layerfs.store.usage import Usage, measure
 from layerfs.values import Info
+
+if TYPE_CHECKING:
+    from layerfs.store.check import Problem
+    from layerfs.store.usage import Usage
 
 __all__ = ["UpkeepPart"]
 
@@ -23,10 +25,14 @@ class UpkeepPart(StorePart):
 
     def usage(self) -> Usage:
         """Measure the store: sizes on disk, what is shared, what sharing saves."""
+        from layerfs.store.usage import measure
+
         return measure(self._handle)
 
     def info(self) -> Info:
         """Return what this store and machine are."""
+        from layerfs.mount.choose import explain_backends
+
         connection = self._handle.database.connection
 
         def count(table: str) -> int:
@@ -40,6 +46,8 @@ class UpkeepPart(StorePart):
 
     def check(self, *, repair: bool = False, check: Callable[[], None] | None = None) -> Iterator[Problem]:
         """Yield what is wrong with the store, after reading all of it; see :func:`layerfs.store.check.check_store`."""
+        from layerfs.store.check import check_store
+
         yield from check_store(self._handle, repair=repair, check=check)
 
     def gc(self) -> Reclaimed:

@@ -11,7 +11,6 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from typing import IO, cast
 
-import zstandard
 from isal import igzip_lib
 
 from layerfs.errors import FormatError, UnsupportedFormat
@@ -134,6 +133,9 @@ class _Source:
 
 
 def _unzstd(read: Callable[[int], bytes]) -> Iterator[bytes]:
+    # Here, because most layers are gzip and it takes as long to import as a load with nothing new.
+    import zstandard  # noqa: PLC0415
+
     decoder = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
     reader = decoder.stream_reader(cast("IO[bytes]", _Source(read)), read_size=_INPUT, read_across_frames=True)
     try:

@@ -1,35 +1,40 @@
-"""Compression of layers, the same bytes every time: no name and no time in a header.
+"""Compression of layers on their way out: gzip, zstd or none, the same bytes every time.
 
-gzip is zlib's own, of the level that other builders use. What comes out depends on the zlib at hand all the same: the
-digest that is stable is the one of the uncompressed layer.
+Nothing of the machine or the time goes into them. They depend on the library and its version all the same, so the
+digest of a compressed layer is no name for its content; the diffID is.
 """
 
 from __future__ import annotations
 
 import zlib
 from collections.abc import Iterable, Iterator
-from typing import Any
-
-import zstandard
-from isal import isal_zlib
+from typing import Protocol, cast
 
 from layerfs.errors import InvalidReference
+from layerfs.formats.media_type import Compression
 
-__all__ = ["COMPRESSIONS", "Compressor", "check_level", "compress"]
-
-#: What a layer may be compressed with.
-COMPRESSIONS = ("none", "gzip", "zstd")
-
-_GZIP_LEVEL = 6
-#: Tells zlib to write the gzip header, with time 0.
-_GZIP_WINDOW = 16 + zlib.MAX_WBITS
-_ZSTD_LEVEL = 3
+__all__ = ["COMPRESSIONS", "LEVELS", "Compressor", "check_level", "compress"]
 
 #: The levels that each compression has.
-_LEVELS = {"none": range(0), "gzip": range(1, 10), "zstd": range(1, 23)}
+LEVELS = {"none": range(0), "gzip": range(1, 10), "zstd": range(1, 23)}
 
-#: isal's best: eleven times as fast as zlib's usual level, and a tenth larger.
-_FAST_LEVEL = 2
+#: What a layer may be compressed with.
+COMPRESSIONS = tuple(LEVELS)
+
+#: What other builders use.
+_GZIP_LEVEL = 6
+#: isal's own best: eleven times as fast as zlib's level 6, and a tenth larger.
+_ISAL_LEVEL = 2
+_ZSTD_LEVEL = 3
+
+#: zlib's words for the largest window and a gzip header, with time 0.
+_GZIP_WINDOW = 16 + zlib.MAX_WBITS
+
+
+class _Stream(Protocol):
+    def compress(self, data: bytes, /) -> bytes: ...
+
+    def flush(self) -> bytes: ...
 
 
 class Compressor:
@@ -39,51 +44,62 @@ class Compressor:
         """Start a stream.
 
         Args:
-            compression: one of :data:`COMPRESSIONS`.
-            level: of it; None takes the usual one.
-            fast: without a level, take time for more important than size.
+            compression: one of :data:`COMPRESSIONS`; ``none`` passes everything through.
+            level: of the compression; None takes 6 for gzip and 3 for zstd.
+            fast: without a level, compress gzip with isal: for transfers, where time counts more than size.
 
         Raises:
-            InvalidReference: there is no such compression, or it has no such level.
+            InvalidReference: there is no such compression, or no such level of it.
         """
-        check_level(compression, level)
-        self._stream: Any = None
-        if compression == "gzip":
-            if level is None and fast:
-                self._stream = isal_zlib.compressobj(_FAST_LEVEL, wbits=_GZIP_WINDOW)
-            else:
-                self._stream = zlib.compressobj(level or _GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)
-        elif compression == "zstd":
-            self._stream = zstandard.ZstdCompressor(level=level or _ZSTD_LEVEL, write_checksum=True).compressobj()
+        if compression not in COMPRESSIONS:
+            hint = f"Use one of {', '.join(COMPRESSIONS)}."
+            raise InvalidReference(f"no such compression: {compression}", hint=hint)
+        check_level(cast("Compression", compression), level)
+        self._stream = _stream(compression, level, fast=fast)
 
     def compress(self, data: bytes) -> bytes:
         """Take bytes and return those that are ready, maybe none."""
-        return data if self._stream is None else bytes(self._stream.compress(data))
+        return data if self._stream is None else self._stream.compress(data)
 
     def flush(self) -> bytes:
         """End the stream and return the rest."""
-        return b"" if self._stream is None else bytes(self._stream.flush())
+        return b"" if self._stream is None else self._stream.flush()
 
 
-def check_level(compression: str, level: int | None) -> None:
-    """Refuse a compression that there is not, or a level that it does not have.
+def check_level(compression: Compression, level: int | None) -> None:
+    """Refuse a level that a compression does not have.
 
     Raises:
-        InvalidReference: it is so.
+        InvalidReference: it is none of its levels.
     """
-    if compression not in COMPRESSIONS:
-        hint = f"Use one of {', '.join(COMPRESSIONS)}."
-        raise InvalidReference(f"no such compression: {compression}", hint=hint)
-    levels = _LEVELS[compression]
+    levels = LEVELS[compression]
     if level is not None and level not in levels:
-        known = f"levels {levels[0]} to {levels[-1]}" if levels else "no levels"
+        known = f"{levels[0]} to {levels[-1]}" if levels else "no levels"
         raise InvalidReference(f"{compression} has {known}, not {level}")
 
 
-def compress(pieces: Iterable[bytes], compressor: Compressor) -> Iterator[bytes]:
-    """Yield a stream compressed, in pieces none of which is empty."""
+def compress(
+    pieces: Iterable[bytes], compression: Compression, level: int | None = None, *, fast: bool = True
+) -> Iterator[bytes]:
+    """Yield a stream compressed, for a transfer; arguments and errors are those of :class:`Compressor`."""
+    stream = Compressor(compression, level, fast=fast)
     for piece in pieces:
-        if packed := compressor.compress(piece):
+        if packed := stream.compress(piece):
             yield packed
-    if packed := compressor.flush():
+    if packed := stream.flush():
         yield packed
+
+
+def _stream(compression: str, level: int | None, *, fast: bool) -> _Stream | None:
+    # Each library is imported where it is used: few commands compress, and all need a quick start.
+    if compression == "none":
+        return None
+    if compression == "zstd":
+        import zstandard  # noqa: PLC0415
+
+        return zstandard.ZstdCompressor(level=level or _ZSTD_LEVEL, write_checksum=True).compressobj()
+    if fast and level is None:
+        from isal import isal_zlib  # noqa: PLC0415
+
+        return cast("_Stream", isal_zlib.compressobj(_ISAL_LEVEL, wbits=_GZIP_WINDOW))
+    return zlib.compressobj(level or _GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)

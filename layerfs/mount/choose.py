@@ -6,18 +6,17 @@ explained by itself. Everything is found out by probing, when it is asked for.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+import importlib.util
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from layerfs.errors import BackendUnavailable
 from layerfs.linux.probe import Feature, feature
 
-__all__ = ["BackendStatus", "Lower", "choose_backend", "explain_backends"]
+__all__ = ["BackendStatus", "Lower", "choose_backend", "explain_backends", "fuse_status"]
 
 #: What the overlay backend puts below: the merged EROFS image, or layers unpacked to directories.
 Lower = Literal["erofs", "dirs"]
-
-_FUSE_REASON = "this version of layerfs has no FUSE backend yet"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +53,19 @@ def explain_backends() -> list[BackendStatus]:
 
     Blocking: probes the kernel the first time, about 2 ms.
     """
-    return [_overlay("erofs"), _overlay("dirs"), BackendStatus("fuse", None, usable=False, reason=_FUSE_REASON)]
+    return [_overlay("erofs"), _overlay("dirs"), fuse_status()]
+
+
+def fuse_status() -> BackendStatus:
+    """Explain the FUSE backend."""
+    found = feature("fuse")
+    if not found.usable:
+        return BackendStatus("fuse", None, usable=False, reason=found.reason)
+    # Only looked for: importing it would load libfuse into every process that asks.
+    if importlib.util.find_spec("pyfuse3") is None:
+        reason = "pyfuse3 is not installed (apt install libfuse3-dev pkg-config gcc; pip install 'layerfs[fuse]')"
+        return BackendStatus("fuse", None, usable=False, reason=reason)
+    return BackendStatus("fuse", None, usable=True, reason="a process per mount serves the image through /dev/fuse")
 
 
 def choose_backend(backend: str = "auto", lower: str = "auto") -> BackendStatus:
@@ -87,7 +98,12 @@ def choose_backend(backend: str = "auto", lower: str = "auto") -> BackendStatus:
                 return status
             refused.append(status)
     if backend != "overlay":
-        refused.append(BackendStatus("fuse", None, usable=False, reason=_FUSE_REASON))
+        status = fuse_status()
+        if status.usable and lower != "dirs":
+            return status
+        if status.usable:
+            status = replace(status, usable=False, reason="it reads the image as it is stored, not directories")
+        refused.append(status)
     what = "no backend works here" if backend == "auto" else f"backend {refused[0].name} does not work here"
     raise BackendUnavailable(
         # One line: the others' reasons are in the attribute.
@@ -117,7 +133,10 @@ def _overlay(lower: Lower) -> BackendStatus:
 def _way_out(refused: list[BackendStatus]) -> str | None:
     """Say what would work instead."""
     names = {status.name for status in refused}
-    ways = ((_overlay("erofs"), "--backend overlay"), (_overlay("dirs"), "--backend overlay --lower dirs"))
+    ways = (
+        (_overlay("erofs"), "--backend overlay"), (_overlay("dirs"), "--backend overlay --lower dirs"),
+        (fuse_status(), "--backend fuse"),
+    )  # fmt: skip
     for status, flags in ways:
         if status.name not in names and status.usable:
             return f"use {flags}"

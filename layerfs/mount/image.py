@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
+import stat
 from collections.abc import Callable, Iterator, Sequence
 
 from layerfs.errors import Conflict, IntegrityError, MountError
@@ -11,8 +13,11 @@ from layerfs.formats.digest import Digest
 from layerfs.formats.erofs.reader import Tree
 from layerfs.linux.lock import FileLock
 from layerfs.linux.mountinfo import find_mount
+from layerfs.linux.probe import feature
 from layerfs.mount.choose import BackendStatus, choose_backend
 from layerfs.mount.directory import apply_attributes, is_stackable, unpack
+from layerfs.mount.fuse.specification import FuseSpecification
+from layerfs.mount.fuse.start import clear_dead, is_dead, start_fuse, wait_for_end
 from layerfs.mount.option import MountOptions
 from layerfs.mount.overlay import MAX_LOWERS, find_upper_mount, mount_directories, mount_merged
 from layerfs.mount.record import MountRecord, MountRecords
@@ -22,10 +27,14 @@ from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers, image_names, merged_tree
 from layerfs.store.layer import device_paths, open_tree
 from layerfs.store.snapshot import Snapshot, find_snapshot
+from layerfs.union.mark import OVERRIDE_XATTR
 
 __all__ = ["container_lock", "dressed_upper", "mount_image", "records_of", "refuse_mounted", "unmount_record"]
 
 StrPath = str | os.PathLike[str]
+
+#: Seconds that an unmounted FUSE process gets to close its files.
+_PATIENCE = 10.0
 
 
 def records_of(handle: StoreHandle) -> MountRecords:
@@ -69,6 +78,8 @@ def mount_image(
     status = choose_backend(backend, lower)
     records = records_of(handle)
     place = os.path.realpath(target)
+    # What a killed process left there would be in the way, whatever mounts now.
+    clear_dead(place)
     _refuse_place(handle, place)
     with _only_one(handle, f"target-{Digest.of(os.fsencode(place)).hex}"), container_lock(handle, snapshot):
         _refuse_taken(records, place)
@@ -82,7 +93,15 @@ def mount_image(
         if upper is not None:
             _dress_root(upper, tree)
         chosen = options or MountOptions()
-        if status.lower == "erofs":
+        pid = None
+        if status.backend == "fuse":
+            devices = device_paths(handle, tree)
+            _check_devices(tree, devices)
+            mount_id, pid = start_fuse(
+                _specification(handle, image, devices, place, upper, work, chosen, read_only=read_only),
+                log=_log(handle),
+            )
+        elif status.lower == "erofs":
             devices = device_paths(handle, tree)
             _check_devices(tree, devices)
             mount_id = mount_merged(
@@ -92,7 +111,7 @@ def mount_image(
         else:
             lowers = _unpacked(handle, image, tree, check)
             mount_id = mount_directories(lowers, place, upper=upper, work=work, read_only=read_only, options=chosen)
-        return _record(handle, records, image, place, mount_id, snapshot, status, read_only=read_only)
+        return _record(handle, records, image, place, mount_id, snapshot, status, pid, read_only=read_only)
 
 
 @contextlib.contextmanager
@@ -119,12 +138,21 @@ def unmount_record(handle: StoreHandle, record: MountRecord, *, lazy: bool = Fal
 
     Raises:
         MountError: EBUSY with who holds it.
+
+    Blocking: waits for the process of a FUSE mount to close its files.
     """
-    unmount(record.target, mount_id=record.mount_id, lazy=lazy)
+    if is_dead(record.target):
+        clear_dead(record.target)
+    else:
+        unmount(record.target, mount_id=record.mount_id, lazy=lazy)
     if lazy and record.container is not None:
         records_of(handle).detach(record)
     else:
         records_of(handle).remove(record.id)
+    if record.pid is not None and not lazy and not wait_for_end(record.pid, _PATIENCE):
+        raise MountError(
+            f"{record.target} is unmounted, but process {record.pid} that served it goes on", backend=record.backend
+        )
 
 
 @contextlib.contextmanager
@@ -167,6 +195,32 @@ def refuse_mounted(handle: StoreHandle, snapshot: Snapshot) -> None:
         )  # fmt: skip
 
 
+def _specification(
+    handle: StoreHandle,
+    image: ImageRecord,
+    devices: Sequence[str],
+    place: str,
+    upper: str | None,
+    work: str | None,
+    options: MountOptions,
+    *,
+    read_only: bool,
+) -> FuseSpecification:
+    """Say what the FUSE process is to serve."""
+    return FuseSpecification(
+        target=place, source=options.source, tree=handle.layout.merged_tree(image.chain_id), devices=tuple(devices),
+        upper=upper, work=work, read_only=read_only, nosuid=options.nosuid, nodev=options.nodev, noexec=options.noexec,
+        # As a mount of the kernel; for users, fuse.conf decides what they may share.
+        allow_other=feature("privilege").usable, userxattr=options.userxattr or None,
+    )  # fmt: skip
+
+
+def _log(handle: StoreHandle) -> str:
+    """Return the file that FUSE processes write to when something is wrong."""
+    os.makedirs(handle.layout.runroot, mode=0o700, exist_ok=True)
+    return os.path.join(handle.layout.runroot, "fuse.log")
+
+
 def _record(
     handle: StoreHandle,
     records: MountRecords,
@@ -175,6 +229,7 @@ def _record(
     mount_id: int,
     snapshot: Snapshot | None,
     status: BackendStatus,
+    pid: int | None,
     *,
     read_only: bool,
 ) -> MountRecord:
@@ -183,6 +238,7 @@ def _record(
         return records.add(
             target=place, mount_id=mount_id, image_id=str(image.digest), image_name=names[0] if names else None,
             container=snapshot.name if snapshot is not None else None, backend=status.backend, read_only=read_only,
+            pid=pid,
         )  # fmt: skip
     except BaseException:
         # A mount that nobody knows of could not be found again.
@@ -234,7 +290,15 @@ def _dress_root(upper: str, tree: Tree) -> None:
         return
     fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        apply_attributes(fd, tree, tree.root)
+        try:
+            apply_attributes(fd, tree, tree.root)
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EINVAL} or os.geteuid() == 0:
+                raise
+            # The union of an ordinary user keeps owner and mode beside the file.
+            inode = tree.inode(tree.root)
+            text = b"%d:%d:%o" % (inode.uid, inode.gid, stat.S_IMODE(inode.mode))
+            os.setxattr(fd, OVERRIDE_XATTR, text)
     finally:
         os.close(fd)
     os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))

@@ -164,7 +164,7 @@ class MountRecords:
         Raises:
             OSError: ENOSPC, EACCES, EROFS.
         """
-        if next(find_holders(record.mount_id), None) is None:
+        if not self._holders(record):
             self.remove(record.id)
             return
         self._write(dataclasses.replace(record, detached=True))
@@ -244,7 +244,11 @@ class MountRecords:
         """Return who uses a detached mount; nobody after a reboot, or when its number stands for another mount."""
         if record.boot_id != _boot_id() or any(entry.mount_id == record.mount_id for entry in read_mounts()):
             return []
-        return list(find_holders(record.mount_id))
+        holders = list(find_holders(record.mount_id))
+        # The process that serves it ends with its last user, also with one that cannot be seen from here.
+        if not holders and record.pid is not None and os.path.exists(f"/proc/{record.pid}"):
+            holders.append(Holder(record.pid, "layerfs", "file system"))
+        return holders
 
     def _read(self, name: str) -> MountRecord | None:
         """Read a record; None for what is none, or is gone."""

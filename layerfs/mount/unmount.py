@@ -9,6 +9,7 @@ from itertools import islice
 from layerfs.errors import MountError
 from layerfs.linux.mount_api import umount
 from layerfs.linux.mountinfo import MountEntry, find_holders, find_mount, read_mounts
+from layerfs.mount.fuse.start import unmount_by_helper
 
 __all__ = ["unmount"]
 
@@ -42,6 +43,11 @@ def unmount(target: str | os.PathLike[str], *, mount_id: int | None = None, lazy
     try:
         umount(path, lazy=lazy)
     except OSError as err:
+        if err.errno == errno.EPERM:
+            mounted = entry or find_mount(path)
+            if mounted is not None and mounted.fstype.startswith("fuse"):
+                unmount_by_helper(mounted.target, lazy=lazy)
+                return
         if err.errno == errno.EBUSY:
             raise _busy(path, entry or find_mount(path), err) from err
         text = {

@@ -16,7 +16,7 @@ from functools import partial
 
 from layerfs.errors import NotFound, RegistryError
 from layerfs.formats.codec import detect
-from layerfs.formats.compress import Compressor, check_level, compress
+from layerfs.formats.compress import check_level, compress
 from layerfs.formats.digest import Digest
 from layerfs.formats.media_type import (
     DOCKER_LAYER,
@@ -262,7 +262,7 @@ class Push:
                 self._tell(layer, "Pushing", done, total)
                 yield piece
 
-        packed = compress(counted(), Compressor(compression, self._level, fast=True))
+        packed = compress(counted(), compression, self._level)
         digest, size = self._uploader.put_stream(packed, lambda _: None)
         with self._handle.database.transaction() as connection:
             connection.execute(

@@ -14,7 +14,6 @@ from layerfs_cli.output import as_json, write
 from layerfs_cli.program import verb
 from layerfs_cli.progress import show_progress
 from layerfs_cli.settings import settings_of
-from layerfs_cli.standard_input import standard_input
 
 if TYPE_CHECKING:
     from layerfs.api import Image
@@ -52,6 +51,8 @@ def command(
     if source == "-" and (sys.stdin is None or os.isatty(sys.stdin.fileno())):
         what = "closed" if sys.stdin is None else "a terminal"
         raise click.UsageError(f"standard input is {what}: redirect an archive into it, or name one with -i", context)
+    from layerfs_cli.standard_input import standard_input
+
     settings = settings_of(context)
     with ExitStack() as stack:
         stream = stack.enter_context(standard_input()) if source == "-" else source

@@ -151,6 +151,27 @@ class Tree:
         rdev = value if kind in (stat.S_IFCHR, stat.S_IFBLK) else 0
         return Inode(nid, mode, uid, gid, mtime, mtime_ns, size, nlink, rdev, layout, value, start, end)
 
+    def fields(self, nid: int) -> tuple[int, int, int, int, int, int, int]:
+        """Return (mode, links, owner, group, device, size, mtime in nanoseconds): a quicker :meth:`inode` for stat.
+
+        Raises:
+            FormatError: ``nid`` lies outside the image, or is of a form that layerfs does not write.
+        """
+        try:
+            (form, _, mode, _, size, value, _, uid, gid, mtime, mtime_ns, nlink) = INODE.unpack_from(
+                self._buffer, self._meta + nid * SLOT
+            )
+        except (struct.error, OverflowError) as error:
+            raise FormatError(f"inode {nid} lies outside the image") from error
+        if not form & 1:
+            raise FormatError(f"inode {nid} is of a form that layerfs does not write")
+        return mode, nlink, uid, gid, value if mode & 0xB000 == 0x2000 else 0, size, mtime * 1_000_000_000 + mtime_ns
+
+    @property
+    def limit(self) -> int:
+        """A number above that of every inode."""
+        return int((len(self._buffer) - self._meta) // SLOT + 1)
+
     def names(self, nid: int) -> dict[bytes, tuple[int, int]]:
         """Return a directory as a dictionary of name to (inode number, file type), without ``.`` and ``..``.
 

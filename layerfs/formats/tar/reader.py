@@ -12,7 +12,6 @@ from __future__ import annotations
 
 import base64
 import binascii
-from urllib.parse import unquote_to_bytes
 
 from layerfs.errors import FormatError, LimitExceeded, UnsupportedFormat
 from layerfs.formats.tar.header import BLOCK, HEADER, NUL_BLOCK, checksum_matches, parse_number
@@ -372,6 +371,8 @@ def _apply_sparse(member: Member, records: list[tuple[bytes, bytes]], values: di
 
 def _libarchive_xattr(name: bytes, value: bytes) -> tuple[bytes, bytes]:
     """Decode libarchive's spelling: the name URL-encoded, the value base64 without padding."""
+    from urllib.parse import unquote_to_bytes  # noqa: PLC0415 - few archives have such names, and all need a quick start
+
     try:
         return unquote_to_bytes(name), base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
     except binascii.Error as error:

@@ -1,0 +1,263 @@
+"""Entry point of ``layerfs-fuse``: stacks directories through FUSE, with the options that fuse-overlayfs takes.
+
+    layerfs-fuse -o lowerdir=A:B,upperdir=U,workdir=W[,OPTION...] TARGET
+
+It is what podman and buildah call as ``mount_program``. It returns when the mount works, and leaves a process behind
+that serves it; ``-f`` stays in the foreground instead. What an option of fuse-overlayfs cannot mean here is ignored
+with one warning, as fuse-overlayfs does.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from typing import TYPE_CHECKING, Any, NoReturn
+
+import click
+
+if TYPE_CHECKING:
+    from layerfs.mount.fuse.specification import FuseSpecification
+    from layerfs.union.owner import Range
+
+__all__ = ["main"]
+
+#: Options that ask for what holds anyway, or that are the kernel's.
+_SILENT = frozenset({
+    "async", "atime", "auto", "default_permissions", "defaults", "diratime", "fast_ino", "max_idle_threads",
+    "noatime", "nodiratime", "noxattrs", "plugins", "relatime", "rw", "sync", "strictatime", "suid", "threaded",
+    "writeback", "xattr_permissions", "dev", "exec", "nofail", "user", "users", "lazytime", "index", "metacopy",
+    "redirect_dir", "userxattr",
+})  # fmt: skip
+_HELP = """Stack directories through FUSE, as overlayfs in the kernel would.
+
+LOWERDIR is a list of directories with colons between them, the topmost first; upperdir takes the changes, workdir is an
+empty directory beside it. Without these two the mount is read-only.
+
+Further options: ro, nosuid, nodev, noexec, allow_other, uidmapping=SHOWN:STORED:COUNT, gidmapping=..., squash_to_uid=N,
+squash_to_gid=N, squash_to_root, static_nlink, noacl, volatile, fsync=0, timeout=SECONDS, fsname=TEXT. Others are
+ignored with a warning."""
+
+
+@click.command("layerfs-fuse", help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
+@click.argument("places", metavar="[SOURCE] TARGET", nargs=-1, type=click.Path())
+@click.option("-o", "words", metavar="OPTION[=VALUE],...", multiple=True, help="What to mount, and how.")
+@click.option("-f", "--foreground", is_flag=True, help="Stay in the foreground.")
+@click.option("-d", "--debug", is_flag=True, help="Stay in the foreground and say more.")
+@click.version_option(package_name="layerfs", message="layerfs-fuse %(version)s")
+def _program(places: tuple[str, ...], words: tuple[str, ...], *, foreground: bool, debug: bool) -> None:
+    import logging
+
+    level = logging.DEBUG if debug else logging.WARNING
+    logging.basicConfig(format="layerfs-fuse: %(levelname)s: %(message)s", level=level)
+    # mount(8) puts the source in front: mount -t fuse.layerfs-fuse SOURCE TARGET -o ...
+    if not 1 <= len(places) <= 2:
+        raise click.UsageError("one TARGET is needed")
+    target = places[-1]
+    if not os.path.isdir(target):
+        from layerfs.mount.fuse.start import clear_dead
+
+        clear_dead(target)
+    if not os.path.isdir(target):
+        raise click.UsageError(f"{target} is not a directory")
+    wanted = _specification(os.path.realpath(target), _options(words))
+    if foreground or debug:
+        _serve(wanted, lambda: None)
+    else:
+        _background(wanted)
+
+
+def main() -> NoReturn:
+    """Mount, and leave with an exit code: 0 when the mount works, 1 with one line when it does not, 2 for usage."""
+    from layerfs.errors import LayerfsError
+    from layerfs_cli.text import printable
+
+    try:
+        _program.main(args=sys.argv[1:], prog_name="layerfs-fuse", standalone_mode=False)
+        code = 0
+    except click.exceptions.Exit as leaving:
+        code = leaving.exit_code
+    except click.ClickException as error:
+        click.echo(f"layerfs-fuse: error: {printable(error.format_message())}", err=True)
+        code = 2
+    except (KeyboardInterrupt, click.Abort):
+        code = 130
+    except ImportError as error:
+        click.echo(f"layerfs-fuse: error: {printable(str(error))}: install layerfs[fuse]", err=True)
+        code = 1
+    except (OSError, LayerfsError) as error:
+        _report(error)
+        code = 1
+    raise SystemExit(code)
+
+
+def _options(words: tuple[str, ...]) -> dict[str, str | None]:
+    """Split what stands behind ``-o``; a backslash protects a comma or a colon."""
+    found: dict[str, str | None] = {}
+    for word in words:
+        for item in _split(word, ","):
+            if item:
+                key, equals, value = item.partition("=")
+                found[key] = value if equals else None
+    return found
+
+
+def _split(text: str, separator: str) -> list[str]:
+    """Split at a separator that no backslash protects; the backslashes stay for the next level."""
+    parts = [""]
+    escaped = False
+    for letter in text:
+        if letter == separator and not escaped:
+            parts.append("")
+        else:
+            parts[-1] += letter
+        escaped = letter == "\\" and not escaped
+    return parts
+
+
+def _plain(text: str) -> str:
+    """Take the protecting backslashes away."""
+    result, escaped = "", False
+    for letter in text:
+        if letter == "\\" and not escaped:
+            escaped = True
+        else:
+            result += letter
+            escaped = False
+    return result
+
+
+def _specification(target: str, given: dict[str, str | None]) -> FuseSpecification:
+    from layerfs.mount.fuse.specification import FuseSpecification
+    from layerfs.union.owner import OwnerMap
+
+    def path(key: str) -> str | None:
+        value = given.pop(key, None)
+        return os.path.abspath(_plain(value)) if value else None
+
+    lowers = tuple(os.path.abspath(_plain(part)) for part in _split(given.pop("lowerdir", None) or "", ":") if part)
+    if not lowers:
+        raise click.UsageError("option lowerdir is missing")
+    upper, work = path("upperdir"), path("workdir")
+    if (upper is None) != (work is None):
+        raise click.UsageError("upperdir and workdir go together")
+    users, groups = _ranges(given.pop("uidmapping", None)), _ranges(given.pop("gidmapping", None))
+    root = _flag(given, "squash_to_root")
+    uid, gid = _number(given, "squash_to_uid"), _number(given, "squash_to_gid")
+    owners = OwnerMap(users, groups, 0 if root and uid is None else uid, 0 if root and gid is None else gid)
+    sync = not _flag(given, "volatile")
+    if _number(given, "fsync") == 0:
+        sync = False
+    fields: dict[str, Any] = {
+        "read_only": _flag(given, "ro") or upper is None,
+        "nosuid": _flag(given, "nosuid"),
+        "nodev": _flag(given, "nodev"),
+        "noexec": _flag(given, "noexec"),
+        "static_nlink": _flag(given, "static_nlink"),
+        "allow_other": _flag(given, "allow_other") or os.geteuid() == 0,
+        "acl": not _flag(given, "noacl"),
+    }
+    timeout = given.pop("timeout", None)
+    if timeout:
+        try:
+            fields["timeout"] = float(timeout)
+        except ValueError:
+            raise click.UsageError(f"timeout is no number: {timeout}") from None
+    source = given.pop("fsname", None) or "layerfs"
+    _warn(sorted(key for key in given if key not in _SILENT and not key.startswith(("x-", "context"))))
+    return FuseSpecification(
+        target=target, source=source, lowers=lowers, upper=upper, work=work, sync=sync,
+        owners=owners if owners != OwnerMap() else None, **fields,
+    )  # fmt: skip
+
+
+def _flag(given: dict[str, str | None], key: str) -> bool:
+    """Take a word that is there or not; ``=0`` says not."""
+    if key not in given:
+        return False
+    return given.pop(key) not in {"0", "false", "no"}
+
+
+def _number(given: dict[str, str | None], key: str) -> int | None:
+    """Take a number."""
+    if key not in given:
+        return None
+    value = given.pop(key)
+    if value is None or not value.isdecimal():
+        raise click.UsageError(f"{key} needs a number")
+    return int(value)
+
+
+def _ranges(text: str | None) -> tuple[Range, ...]:
+    """Parse ``SHOWN:STORED:COUNT``, repeated with colons between."""
+    from layerfs.union.owner import Range
+
+    if not text:
+        return ()
+    numbers = text.split(":")
+    if len(numbers) % 3 or not all(number.isdecimal() for number in numbers):
+        raise click.UsageError(f"a mapping is SHOWN:STORED:COUNT, not {text}")
+    values = [int(number) for number in numbers]
+    return tuple(Range(*values[at : at + 3]) for at in range(0, len(values), 3))
+
+
+def _warn(keys: list[str]) -> None:
+    if keys:
+        click.echo(f"layerfs-fuse: warning: ignored: {', '.join(keys)}", err=True)
+
+
+def _serve(wanted: FuseSpecification, ready: Any) -> None:
+    from layerfs.mount.fuse.serve import serve
+
+    serve(wanted, ready, notify_socket=os.environ.get("NOTIFY_SOCKET"))
+
+
+def _background(wanted: FuseSpecification) -> None:
+    """Serve in a child; return when it says that the mount works."""
+    from layerfs.errors import LayerfsError
+    from layerfs.mount.fuse.daemon import detach
+
+    answer, ready = os.pipe()
+    pid = os.fork()
+    if pid:
+        os.close(ready)
+        with os.fdopen(answer, "rb") as pipe:
+            said = pipe.read()
+        if said == b"ready":
+            return
+        raise SystemExit(_exit_of(pid))
+    os.close(answer)
+    os.setsid()
+
+    def tell() -> None:
+        detach(None)
+        os.write(ready, b"ready")
+        os.close(ready)
+
+    # The child reports its failure by itself, on the streams that it still has.
+    code = 0
+    try:
+        _serve(wanted, tell)
+    except (OSError, LayerfsError) as error:
+        _report(error)
+        code = 1
+    except ImportError as error:
+        click.echo(f"layerfs-fuse: error: {error}: install layerfs[fuse]", err=True)
+        code = 1
+    os._exit(code)
+
+
+def _report(error: Exception) -> None:
+    """Say in one line what went wrong."""
+    from layerfs.errors import LayerfsError
+    from layerfs_cli.text import printable
+
+    text = str(error)
+    if isinstance(error, OSError) and not isinstance(error, LayerfsError):
+        where = [os.fsdecode(error.filename)] if isinstance(error.filename, str | bytes) else []
+        text = ": ".join([*where, error.strerror or text])
+    click.echo(f"layerfs-fuse: error: {printable(text)}", err=True)
+
+
+def _exit_of(pid: int) -> int:
+    """Return the exit code of a child that reported nothing."""
+    return os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) or 1

@@ -1,0 +1,76 @@
+"""The program that :mod:`layerfs.mount.fuse.start` runs: ``python -m layerfs.mount.fuse.daemon IN OUT [LOG]``.
+
+It reads a specification from descriptor IN, leaves its parent, and writes one line of JSON to descriptor OUT: its pid
+when the mount works, or why there is none. LOG takes what it has to say later.
+"""
+
+from __future__ import annotations
+
+import json
+import logging
+import os
+import sys
+
+from layerfs.errors import LayerfsError
+
+__all__ = ["detach", "main"]
+
+
+def main(arguments: list[str]) -> int:
+    """Serve the mount; return an exit code."""
+    source, answer = int(arguments[0]), int(arguments[1])
+    if os.fork():
+        # Whoever waits for this process has waited long enough: the mount is not its child.
+        os._exit(0)
+    os.setsid()
+    with os.fdopen(source, "rb") as file:
+        text = file.read()
+    answered = False
+
+    def say(**fields: object) -> None:
+        nonlocal answered
+        if not answered:
+            answered = True
+            os.write(answer, json.dumps(fields).encode() + b"\n")
+            os.close(answer)
+
+    def ready() -> None:
+        detach(arguments[2] if len(arguments) > 2 else None)
+        say(pid=os.getpid())
+
+    try:
+        from layerfs.mount.fuse.serve import serve  # noqa: PLC0415 - what is missing is to be reported
+        from layerfs.mount.fuse.specification import FuseSpecification  # noqa: PLC0415
+
+        serve(FuseSpecification.from_json(text), ready)
+    except OSError as error:
+        name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
+        say(error=f"{name}{error.strerror or error}", errno=error.errno)
+        return 1
+    except (LayerfsError, ImportError) as error:
+        say(error=str(error), errno=None)
+        return 1
+    except BaseException as error:
+        say(error=f"{type(error).__name__}: {error}", errno=None)
+        raise
+    return 0
+
+
+def detach(log: str | None) -> None:
+    """Let go of the working directory and the streams of whoever started this process.
+
+    Args:
+        log: file that takes what would go to standard error, made if it is missing; None drops it.
+    """
+    os.chdir("/")
+    null = os.open(os.devnull, os.O_RDWR)
+    target = null if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+    for number, fd in ((0, null), (1, target), (2, target)):
+        os.dup2(fd, number)
+    for fd in {null, target}:
+        os.close(fd)
+
+
+if __name__ == "__main__":
+    logging.basicConfig(format="%(asctime)s %(name)s: %(levelname)s: %(message)s", level=logging.WARNING)
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,357 @@
+"""What all parts of the union stand on: its inodes, what a name means, and copying up.
+
+Invariant: what a name means is looked up each time, in the upper directory and then in the lower tree; only inodes that
+are in use are kept.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import EIO, ENAMETOOLONG, ENOENT, EROFS
+from typing import Any, Protocol
+
+from layerfs.union.attribute import Attributes
+from layerfs.union.copy_up import copy_inode
+from layerfs.union.lower import Lower, Reference
+from layerfs.union.mark import open_inode
+from layerfs.union.node import ROOT, Node, NodeTable
+from layerfs.union.owner import OwnerMap
+from layerfs.union.upper import Upper
+
+__all__ = ["Caller", "OpenFile", "UnionPart"]
+
+_NAME_MAX = 255
+
+
+class Caller(Protocol):
+    """Who asks."""
+
+    @property
+    def uid(self) -> int:
+        """Its user."""
+
+    @property
+    def gid(self) -> int:
+        """Its group."""
+
+    @property
+    def umask(self) -> int:
+        """The bits that new files do not get."""
+
+
+class OpenFile:
+    """An open regular file.
+
+    Attributes:
+        node: what is open.
+        fd: descriptor of the bytes; -1 for an empty file of the lower tree.
+        offset: where they begin in it.
+        size: how many the lower tree has; None for a file of the upper, which the kernel knows.
+        owned: whether the descriptor is this file's own.
+        writable: whether it was opened for writing.
+        strips: whether writing through it takes the set-ID bits away.
+    """
+
+    __slots__ = ("fd", "node", "offset", "owned", "size", "strips", "writable")
+
+    def __init__(
+        self, node: Node, fd: int, offset: int, size: int | None, *, owned: bool, writable: bool, strips: bool
+    ) -> None:
+        """Take all of it."""
+        self.node = node
+        self.fd = fd
+        self.offset = offset
+        self.size = size
+        self.owned = owned
+        self.writable = writable
+        self.strips = strips
+
+
+class UnionPart:
+    """A lower tree with an upper directory on top; a part of :class:`layerfs.union.union.Union`.
+
+    Not thread-safe: whoever serves requests does it one after the other.
+    """
+
+    def __init__(
+        self,
+        lower: Lower,
+        upper: Upper | None,
+        *,
+        owners: OwnerMap | None = None,
+        raw_umask: bool = False,
+        static_nlink: bool = False,
+        prefix: bytes | None = None,
+        sync: bool = True,
+    ) -> None:
+        """Put the two together.
+
+        Args:
+            lower: the tree below.
+            upper: what takes the changes; None makes the union read-only.
+            owners: how owners are mapped.
+            raw_umask: whether modes of new files come without the umask applied.
+            static_nlink: show one link for every directory.
+            prefix: of the xattrs that are marks; None is the upper's.
+            sync: False answers every fsync at once.
+        """
+        self._lower = lower
+        self._upper = upper
+        self._owners = owners
+        self._raw_umask = raw_umask
+        self._sync = sync
+        self._static_nlink = static_nlink
+        self._prefix = prefix or (upper.prefix if upper is not None else b"trusted.overlay.")
+        self._name_max = upper.name_max if upper is not None else _NAME_MAX
+        self._base = lower.limit
+        #: Numbers of files of the upper that are known by another one: those that were copied up.
+        self._born: dict[int, int] = {}
+        self._files: dict[int, OpenFile] = {}
+        self._open_lower: dict[int, set[int]] = {}
+        self._serial = 0
+        self._directories: dict[int, Any] = {}
+        root = Node(ROOT, stat.S_IFDIR, lower.root, upper=upper is not None)
+        self._nodes = NodeTable(root)
+        if upper is not None:
+            root.marked = upper.opaque_mark(b".", upper.root) == b"x"
+
+    def close(self) -> None:
+        """Close everything that is open."""
+        for file in self._files.values():
+            if file.owned and file.fd >= 0:
+                os.close(file.fd)
+        self._files.clear()
+        self._lower.close()
+        if self._upper is not None:
+            self._upper.close()
+
+    @property
+    def living(self) -> int:
+        """How many inodes are in use."""
+        return len(self._nodes)
+
+    def _find(self, parent: Node, name: bytes) -> Node | None:
+        """Return the inode that a name means, or None. It lives only if the caller keeps it."""
+        if len(name) > self._name_max:
+            raise OSError(ENAMETOOLONG, os.strerror(ENAMETOOLONG))
+        below = None
+        if parent.upper and self._upper is not None:
+            status, hidden = self._upper.find(parent, name)
+            if hidden:
+                return None
+            if status is not None:
+                return self._find_upper(parent, name, status)
+        if parent.lower is not None:
+            below = self._lower.lookup(parent.lower, name)
+        return None if below is None else self._lower_node(parent, name, below)
+
+    def _lower_node(self, parent: Node, name: bytes, reference: Reference) -> Node:
+        """Return the node of a name that only the lower tree has."""
+        number = self._lower.number(reference)
+        node = self._nodes.get(number)
+        if node is None:
+            node = Node(number, self._lower.kind(reference), reference, upper=False)
+            self._nodes.add(node, parent, name)
+        elif node.upper and not node.is_directory:
+            self._relink(node, parent, name)
+        elif not node.is_gone:
+            self._nodes.name(node, parent, name)
+        return node
+
+    def _relink(self, node: Node, parent: Node, name: bytes) -> None:
+        """Give a file that was copied up a name that the lower tree has for it and nobody had met."""
+        if self._upper is None or node.is_gone:
+            return
+        self._copy_up(parent)
+        place, first = self._upper.place(node)
+        above = self._upper.directory(parent)
+        times = os.fstat(above)
+        os.link(first, name, src_dir_fd=place, dst_dir_fd=above, follow_symlinks=False)
+        os.utime(b".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=above)
+        self._nodes.name(node, parent, name)
+
+    def _find_upper(self, parent: Node, name: bytes, status: os.stat_result) -> Node:
+        """Return the node of a name that the upper has."""
+        kind = stat.S_IFMT(status.st_mode)
+        below, mark = None, b""
+        if kind == stat.S_IFDIR and parent.lower is not None:
+            below = self._lower.lookup(parent.lower, name)
+            if below is not None and self._lower.kind(below) != stat.S_IFDIR:
+                below = None
+        if kind == stat.S_IFDIR and (below is not None or parent.marked) and self._upper is not None:
+            mark = self._upper.opaque_mark(name, self._upper.directory(parent))
+            if mark == b"y":
+                below = None
+        number = self._number(status) if below is None else self._lower.number(below)
+        node = self._nodes.get(number)
+        if node is not None and node.is_gone:
+            if node.fd >= 0 and os.fstat(node.fd).st_ino == status.st_ino:
+                # The names of it that were known are gone, and this is another one.
+                os.close(node.fd)
+                node.fd = -1
+            else:
+                # A file that is gone still has this number: its place on disk was used again.
+                number = self._born[status.st_ino] = self._nodes.spare_number()
+                node = None
+        if node is None:
+            node = Node(number, kind, below, upper=True)
+            node.marked = mark == b"x"
+            self._nodes.add(node, parent, name)
+        else:
+            self._nodes.name(node, parent, name)
+        return node
+
+    def _number(self, status: os.stat_result) -> int:
+        """Return the number of an inode of the upper."""
+        number = self._born.get(status.st_ino) if self._born else None
+        if number is not None:
+            return number
+        number = self._base + status.st_ino
+        return number if number > ROOT else 1 << 61
+
+    def _lookup(self, parent: Node, name: bytes) -> Node:
+        """As :meth:`_find`, but a name that means nothing is ENOENT."""
+        node = self._find(parent, name)
+        if node is None:
+            raise FileNotFoundError(ENOENT, os.strerror(ENOENT))
+        return node
+
+    def _attributes(self, node: Node) -> Attributes:
+        """Return what stat says of a node."""
+        if node.upper and self._upper is not None:
+            found = self._upper.attributes(node)
+            if node.lower is not None:
+                found = found._replace(nlink=0 if node.is_gone else 1)
+        else:
+            found = self._lower.attributes(node.lower)
+            if node.ino == ROOT:
+                found = found._replace(ino=ROOT)
+            if node.is_gone:
+                found = found._replace(nlink=0)
+            elif node.is_directory and self._lower.is_merged(node.lower):
+                found = found._replace(nlink=1)
+        return self._show(found)
+
+    def _show(self, found: Attributes) -> Attributes:
+        """Return attributes as the mount shows them."""
+        if self._owners is not None:
+            uid, gid = self._owners.shown(found.uid, found.gid)
+            found = found._replace(uid=uid, gid=gid)
+        if self._static_nlink and stat.S_ISDIR(found.mode):
+            found = found._replace(nlink=1)
+        return found
+
+    def _writable(self) -> Upper:
+        """Return the upper.
+
+        Raises:
+            OSError: EROFS.
+        """
+        if self._upper is None:
+            raise OSError(EROFS, os.strerror(EROFS))
+        return self._upper
+
+    def _lower_has(self, parent: Node, name: bytes) -> bool:
+        """Whether the lower tree has something that a name of the upper must hide."""
+        return parent.lower is not None and self._lower.lookup(parent.lower, name) is not None
+
+    def _copy_up(self, node: Node, *, data: bool = True) -> None:
+        """Bring an inode into the upper, and every directory above it first.
+
+        Args:
+            node: the inode; nothing happens if it is there.
+            data: False leaves a regular file empty.
+
+        Raises:
+            OSError: EROFS, ENOSPC, EIO; the inode is where it was then.
+        """
+        upper = self._writable()
+        if node.upper:
+            return
+        above = []
+        parent = node.parent
+        while parent is not None and not parent.upper:
+            above.append(parent)
+            parent = parent.parent
+        for directory in reversed(above):
+            self._copy_one(directory, upper, data=True)
+        self._copy_one(node, upper, data=data)
+
+    def _copy_one(self, node: Node, upper: Upper, *, data: bool) -> None:
+        """Copy one inode up; the directory above it is there."""
+        temporary = copy_inode(self._lower, node.lower, upper, data=data)
+        if node.parent is None:
+            # Its name is gone: the copy needs none.
+            node.fd = open_inode(temporary, upper.work)
+            (os.rmdir if node.is_directory else os.unlink)(temporary, dir_fd=upper.work)
+            self._copied(node, upper)
+            return
+        try:
+            above = upper.directory(node.parent)
+            times = os.fstat(above)
+            os.rename(temporary, node.name, src_dir_fd=upper.work, dst_dir_fd=above)
+        except BaseException:
+            (os.rmdir if node.is_directory else os.unlink)(temporary, dir_fd=upper.work)
+            raise
+        # Nothing in the directory has changed for those who look through the union.
+        os.utime(b".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=above)
+        self._copied(node, upper)
+
+    def _copied(self, node: Node, upper: Upper) -> None:
+        """Note that an inode lies in the upper now."""
+        reference = node.lower
+        node.upper = True
+        if node.is_directory:
+            return
+        node.lower = None
+        status = upper.status(node)
+        self._born[status.st_ino] = node.ino
+        self._reopen(node)
+        if node.parent is not None:
+            self._link_others(node, reference)
+
+    def _link_others(self, node: Node, reference: Reference) -> None:
+        """Let the other names of a file follow it into the upper, so that it stays one file."""
+        if self._lower.attributes(reference).nlink < 2:
+            return
+        for path in self._lower.paths(reference):
+            directory: Node | None = self._nodes[ROOT]
+            for name in path[:-1]:
+                directory = self._find(directory, name) if directory is not None else None
+                if directory is None or not directory.is_directory:
+                    directory = None
+                    break
+            if directory is None or directory.lower is None:
+                continue
+            below = self._lower.lookup(directory.lower, path[-1])
+            if below is None or self._lower.number(below) != node.ino:
+                continue
+            if directory.upper and self._upper is not None and self._upper.find(directory, path[-1])[0] is not None:
+                continue
+            self._relink(node, directory, path[-1])
+
+    def _reopen(self, node: Node) -> None:
+        """Let files that are open on the lower tree read what the upper has from now on."""
+        for handle in self._open_lower.pop(node.ino, ()):
+            file = self._files.get(handle)
+            if file is None:
+                continue
+            fd = self._open_upper(node, os.O_RDONLY)
+            if file.owned and file.fd >= 0:
+                os.close(file.fd)
+            file.fd, file.offset, file.size, file.owned = fd, 0, None, True
+
+    def _open_upper(self, node: Node, flags: int) -> int:
+        """Open a regular file of the upper."""
+        upper = self._writable()
+        flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+        if node.fd >= 0:
+            return os.open(b"/proc/self/fd/%d" % node.fd, flags & ~os.O_NOFOLLOW)
+        fd, name = upper.place(node)
+        return os.open(name, flags, dir_fd=fd)
+
+    def _regular(self, node: Node) -> None:
+        """Refuse what has no bytes."""
+        if node.kind != stat.S_IFREG:
+            raise OSError(EIO, "no regular file")

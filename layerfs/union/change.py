@@ -1,0 +1,333 @@
+"""Making new inodes and changing the attributes of old ones.
+
+A new inode is made in its place when nothing lies there. Where a whiteout does, it is made in the work directory and
+put over the whiteout by one rename, so that the lower file that the whiteout hides never shows.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+from collections.abc import Callable
+from dataclasses import dataclass
+
+from layerfs.linux.rename import EXCHANGE, rename
+from layerfs.union.attribute import Attributes
+from layerfs.union.base import Caller, OpenFile
+from layerfs.union.file import FilePart
+from layerfs.union.mark import descriptor_path, get_xattr
+from layerfs.union.node import Node
+from layerfs.union.upper import Upper
+from layerfs.union.view import ViewPart
+
+__all__ = ["ChangePart", "Changes"]
+
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_DEFAULT_ACL = b"system.posix_acl_default"
+#: Makes an inode of a name in a directory.
+_Make = Callable[[bytes, int], None]
+
+
+@dataclass(slots=True)
+class Changes:
+    """What is to change of an inode; None leaves it. Times in nanoseconds."""
+
+    mode: int | None = None
+    uid: int | None = None
+    gid: int | None = None
+    size: int | None = None
+    atime_ns: int | None = None
+    mtime_ns: int | None = None
+
+
+class ChangePart(ViewPart, FilePart):
+    """New files, directories, links and devices; chmod, chown, truncate, utimens; xattrs."""
+
+    _umask: int | None = None
+
+    def create(self, parent: int, name: bytes, mode: int, caller: Caller) -> tuple[int, Attributes]:
+        """Make a regular file and open it for reading and writing.
+
+        Returns:
+            Its handle and attributes; counts as a lookup.
+
+        Raises:
+            OSError: EEXIST, EROFS, ENOSPC, ENOENT for a directory that was removed.
+
+        Atomicity: the name is there, complete, or not.
+        """
+        opened: list[int] = []
+
+        def make(at: bytes, dir_fd: int) -> None:
+            opened.append(os.open(at, _NEW, stat.S_IMODE(mode), dir_fd=dir_fd))
+
+        try:
+            node = self._make(parent, name, stat.S_IFREG | mode, caller, make)
+        except BaseException:
+            for fd in opened:
+                os.close(fd)
+            raise
+        file = OpenFile(node, opened[0], 0, None, owned=True, writable=True, strips=caller.uid != 0)
+        return self._opened(file), self._entered(node)
+
+    def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attributes:
+        """Make a file, device, fifo or socket; counts as a lookup.
+
+        Raises:
+            OSError: EPERM for the device that is a whiteout, else as :meth:`create`.
+        """
+        if stat.S_ISCHR(mode) and rdev == 0:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+
+        def make(at: bytes, dir_fd: int) -> None:
+            os.mknod(at, mode, rdev, dir_fd=dir_fd)
+
+        return self._entered(self._make(parent, name, mode, caller, make))
+
+    def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attributes:
+        """Make a directory; counts as a lookup. Raises as :meth:`create`."""
+
+        def make(at: bytes, dir_fd: int) -> None:
+            os.mkdir(at, stat.S_IMODE(mode), dir_fd=dir_fd)
+
+        return self._entered(self._make(parent, name, stat.S_IFDIR | mode, caller, make))
+
+    def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Attributes:
+        """Make a symbolic link; counts as a lookup. Raises as :meth:`create`."""
+
+        def make(at: bytes, dir_fd: int) -> None:
+            os.symlink(target, at, dir_fd=dir_fd)
+
+        return self._entered(self._make(parent, name, stat.S_IFLNK | 0o777, caller, make))
+
+    def link(self, ino: int, parent: int, name: bytes) -> Attributes:
+        """Give a file another name; counts as a lookup.
+
+        Raises:
+            OSError: EEXIST, EPERM for a directory, ENOENT for a file without a name, EMLINK, EROFS, ENOSPC.
+        """
+        node = self._nodes[ino]
+        directory = self._nodes[parent]
+        if node.is_directory:
+            raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+        upper, covered = self._prepare(directory, name)
+        if node.is_gone:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        self._copy_up(node)
+        source, first = upper.place(node)
+        fd = upper.directory(directory)
+        if covered:
+            temporary = upper.temporary()
+            os.link(first, temporary, src_dir_fd=source, dst_dir_fd=upper.work, follow_symlinks=False)
+            try:
+                os.rename(temporary, name, src_dir_fd=upper.work, dst_dir_fd=fd)
+            except BaseException:
+                os.unlink(temporary, dir_fd=upper.work)
+                raise
+        else:
+            os.link(first, name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
+        self._nodes.name(node, directory, name)
+        return self._entered(node)
+
+    def setattr(self, ino: int, changes: Changes, handle: int | None, caller: Caller) -> Attributes:
+        """Change attributes and return the new ones; the inode is copied up first.
+
+        Args:
+            ino: the inode.
+            changes: what is to change.
+            handle: an open file whose size is to change, or None.
+            caller: whoever is not root takes a file's set-ID bits away by truncating it.
+
+        Raises:
+            OSError: EROFS, ENOSPC, EIO, EPERM, EINVAL, EFBIG.
+        """
+        node = self._nodes[ino]
+        upper = self._writable()
+        self._copy_up(node, data=changes.size != 0)
+        if changes.size is not None:
+            self._regular(node)
+            file = None if handle is None else self._files.get(handle)
+            if file is not None and file.writable:
+                os.ftruncate(file.fd, changes.size)
+            else:
+                fd = self._open_upper(node, os.O_WRONLY)
+                try:
+                    os.ftruncate(fd, changes.size)
+                finally:
+                    os.close(fd)
+            if caller.uid != 0 and changes.mode is None:
+                self._strip_mode(node, self._attributes(node).mode)
+        if changes.mode is not None or changes.uid is not None or changes.gid is not None:
+            uid, gid = changes.uid, changes.gid
+            if self._owners is not None:
+                stored = self._owners.stored(-1 if uid is None else uid, -1 if gid is None else gid)
+                uid, gid = None if uid is None else stored[0], None if gid is None else stored[1]
+            upper.change(node, mode=changes.mode, uid=uid, gid=gid)
+        if changes.atime_ns is not None or changes.mtime_ns is not None:
+            self._set_times(node, upper, changes)
+        return self._attributes(node)
+
+    def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
+        """Set an xattr; the inode is copied up first.
+
+        Raises:
+            OSError: EOPNOTSUPP, EPERM, ENOSPC, EROFS, ERANGE, E2BIG.
+        """
+        node = self._nodes[ino]
+        upper = self._writable()
+        stored = self._stored_name(name)
+        self._copy_up(node)
+        node.bare = False
+        with upper.inode(node) as fd:
+            os.setxattr(descriptor_path(fd), stored, value)
+
+    def removexattr(self, ino: int, name: bytes) -> None:
+        """Remove an xattr; the inode is copied up first if it has one of that name.
+
+        Raises:
+            OSError: ENODATA, EPERM, EROFS.
+        """
+        node = self._nodes[ino]
+        upper = self._writable()
+        stored = self._stored_name(name)
+        if not node.upper and stored not in self._lower.xattrs(node.lower):
+            raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
+        self._copy_up(node)
+        with upper.inode(node) as fd:
+            os.removexattr(descriptor_path(fd), stored)
+
+    def _entered(self, node: Node) -> Attributes:
+        """Return the attributes of an inode that the kernel is told of."""
+        node.lookups += 1
+        return self._attributes(node)
+
+    def _prepare(self, parent: Node, name: bytes) -> tuple[Upper, bool]:
+        """Make sure that a name is free in a directory of the upper.
+
+        Returns:
+            The upper, and whether a whiteout lies there.
+
+        Raises:
+            OSError: EEXIST, ENAMETOOLONG, EROFS, ENOENT.
+        """
+        upper = self._writable()
+        if len(name) > self._name_max:
+            raise OSError(errno.ENAMETOOLONG, os.strerror(errno.ENAMETOOLONG))
+        if parent.is_gone:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        below = self._lower_has(parent, name)
+        if not parent.upper:
+            if below:
+                raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+            self._copy_up(parent)
+            return upper, False
+        if not below and not parent.marked:
+            return upper, False  # if something is there after all, the call itself says so
+        status, hidden = upper.find(parent, name)
+        if hidden:
+            return upper, True
+        if status is not None or below:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
+        return upper, False
+
+    def _make(self, parent: int, name: bytes, mode: int, caller: Caller, make: _Make) -> Node:
+        """Make an inode, give it its owner, and put it in its place."""
+        directory = self._nodes[parent]
+        upper, covered = self._prepare(directory, name)
+        fd = upper.directory(directory)
+        if not covered:
+            self._set_umask(caller)
+            try:
+                make(name, fd)
+            except FileExistsError:
+                # A whiteout that hides nothing: the lower tree has lost the name since it was made.
+                if not upper.find(directory, name)[1]:
+                    raise
+            else:
+                try:
+                    self._own(upper, directory, fd, name, mode, caller, in_place=True)
+                except BaseException:
+                    (os.rmdir if stat.S_ISDIR(mode) else os.unlink)(name, dir_fd=fd)
+                    raise
+                return self._find_upper(directory, name, os.stat(name, dir_fd=fd, follow_symlinks=False))
+        self._make_over(upper, directory, fd, name, mode, caller, make)
+        return self._find_upper(directory, name, os.stat(name, dir_fd=fd, follow_symlinks=False))
+
+    def _make_over(
+        self, upper: Upper, directory: Node, fd: int, name: bytes, mode: int, caller: Caller, make: _Make
+    ) -> None:
+        """Make an inode in the work directory and put it over a whiteout."""
+        temporary = upper.temporary()
+        is_directory = stat.S_ISDIR(mode)
+        remove = os.rmdir if is_directory else os.unlink
+        with upper.inode(directory) as top:
+            acl = get_xattr(top, _DEFAULT_ACL)
+        self._set_umask(caller)
+        work, nest = upper.work, None
+        if acl is not None:
+            # The kernel applies a default ACL to what is made in a directory that has it: make one such directory.
+            nest = upper.temporary()
+            os.mkdir(nest, 0o700, dir_fd=upper.work)
+            work = os.open(nest, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=upper.work)
+        try:
+            if acl is not None:
+                os.setxattr(descriptor_path(work), _DEFAULT_ACL, acl)
+            make(temporary, work)
+            try:
+                self._own(upper, directory, work, temporary, mode, caller, in_place=False)
+                if is_directory:
+                    upper.make_opaque(temporary, work)
+                    rename(work, temporary, fd, name, EXCHANGE)
+                    os.unlink(temporary, dir_fd=work)
+                else:
+                    os.rename(temporary, name, src_dir_fd=work, dst_dir_fd=fd)
+            except BaseException:
+                remove(temporary, dir_fd=work)
+                raise
+        finally:
+            if nest is not None:
+                if work != upper.work:
+                    os.close(work)
+                os.rmdir(nest, dir_fd=upper.work)
+
+    def _set_umask(self, caller: Caller) -> None:
+        """Let the upper's file system apply the caller's umask, or a default ACL instead of it."""
+        mask = caller.umask if self._raw_umask else 0
+        if mask != self._umask:
+            os.umask(mask)
+            self._umask = mask
+
+    def _own(
+        self, upper: Upper, parent: Node, fd: int, name: bytes, mode: int, caller: Caller, *, in_place: bool
+    ) -> None:
+        """Give a new inode the owner that it would have got from the kernel."""
+        uid, gid = caller.uid, caller.gid
+        if self._owners is not None:
+            uid, gid = self._owners.stored(uid, gid)
+        plain = in_place and not upper.override
+        if plain and uid == 0 and gid == 0:
+            return
+        above = upper.attributes(parent)
+        if above.mode & stat.S_ISGID:
+            gid = above.gid
+            if stat.S_ISDIR(mode):
+                mode |= stat.S_ISGID
+        if self._raw_umask and not stat.S_ISLNK(mode):
+            # The file system applied the umask or the ACL; only the bits that chown takes away matter here.
+            found = os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode
+            mode = found | mode & (stat.S_ISUID | stat.S_ISGID | stat.S_ISVTX)
+        upper.dress(name, fd, mode, uid, gid)
+
+    def _set_times(self, node: Node, upper: Upper, changes: Changes) -> None:
+        """Set atime and mtime; the one that is not given stays."""
+        atime, mtime = changes.atime_ns, changes.mtime_ns
+        if atime is None or mtime is None:
+            old = upper.status(node)
+            atime = old.st_atime_ns if atime is None else atime
+            mtime = old.st_mtime_ns if mtime is None else mtime
+        if node.fd >= 0:
+            os.utime(descriptor_path(node.fd), ns=(atime, mtime))
+        else:
+            fd, name = upper.place(node)
+            os.utime(name, ns=(atime, mtime), dir_fd=fd, follow_symlinks=False)

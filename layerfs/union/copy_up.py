@@ -1,0 +1,128 @@
+"""Copying an inode of the lower tree up: complete in the work directory first, then in its place by one rename.
+
+Mode, owner, times, xattrs, holes and content are kept. Bytes go from file to file inside the kernel, as a reflink where
+the file systems can, so memory does not depend on size. A crash leaves the file where it was, or copied; what is half
+done lies in the work directory, which the next mount clears.
+"""
+
+from __future__ import annotations
+
+import errno
+import os
+import stat
+
+from layerfs.linux.durable import start_writeback
+from layerfs.linux.sparse import copy_data
+from layerfs.union.attribute import Attributes
+from layerfs.union.lower import Lower, LowerFile, Reference
+from layerfs.union.mark import OVERRIDE_XATTR, descriptor_path
+from layerfs.union.upper import Upper
+
+__all__ = ["copy_inode"]
+
+_NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Files up to this size are copied by one read and one write; looking for holes costs more calls than it saves.
+_SMALL = 64 << 10
+#: What a file system answers for xattrs that it does not keep; overlayfs goes on without them too.
+_UNKEPT = frozenset({errno.EOPNOTSUPP, errno.EPERM})
+
+
+def copy_inode(lower: Lower, reference: Reference, upper: Upper, *, data: bool = True) -> bytes:
+    """Copy an inode into the work directory.
+
+    Args:
+        lower: the tree.
+        reference: what to copy; of a directory the directory alone.
+        upper: where to.
+        data: False leaves a regular file empty, for a caller that truncates it.
+
+    Returns:
+        The name in the work directory, for the caller to rename.
+
+    Raises:
+        OSError: ENOSPC, EDQUOT, EIO; nothing is left then.
+    """
+    attributes = lower.attributes(reference)
+    kind = stat.S_IFMT(attributes.mode)
+    name = upper.temporary()
+    if kind == stat.S_IFREG:
+        fd = os.open(name, _NEW, 0o600, dir_fd=upper.work)
+        try:
+            if data and attributes.size:
+                _copy_content(lower.open(reference), fd)
+            _dress(fd, b"/proc/self/fd/%d" % fd, attributes, lower.xattrs(reference), upper)
+            if data and attributes.size > _SMALL:
+                # So that the journal orders the bytes before the name; nobody waits for the disk here.
+                start_writeback(fd)
+        except BaseException:
+            os.unlink(name, dir_fd=upper.work)
+            raise
+        finally:
+            os.close(fd)
+        return name
+    if kind == stat.S_IFDIR:
+        os.mkdir(name, 0o700, dir_fd=upper.work)
+    elif kind == stat.S_IFLNK:
+        os.symlink(lower.readlink(reference), name, dir_fd=upper.work)
+    else:
+        os.mknod(name, kind | 0o600, attributes.rdev, dir_fd=upper.work)
+    try:
+        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work)
+        try:
+            _dress(fd, descriptor_path(fd), attributes, lower.xattrs(reference), upper, name)
+        finally:
+            os.close(fd)
+    except BaseException:
+        (os.rmdir if kind == stat.S_IFDIR else os.unlink)(name, dir_fd=upper.work)
+        raise
+    return name
+
+
+def _copy_content(source: LowerFile, fd: int) -> None:
+    """Copy a file's bytes, keeping its holes."""
+    try:
+        if source.size <= _SMALL:
+            if source.size:
+                content = os.pread(source.fd, source.size, source.offset)
+                if len(content) != source.size:
+                    raise OSError(errno.EIO, "lower file ends too early")
+                written = 0
+                while written < len(content):
+                    written += os.pwrite(fd, memoryview(content)[written:], written)
+            return
+        copy_data(source.fd, source.offset, fd, 0, source.size)
+        os.ftruncate(fd, source.size)
+    finally:
+        if source.owned:
+            os.close(source.fd)
+
+
+def _dress(
+    fd: int, path: bytes, attributes: Attributes, xattrs: dict[bytes, bytes], upper: Upper, name: bytes | None = None
+) -> None:
+    """Give a copy owner, xattrs, mode and times, in the order in which none takes another one away."""
+    mode = attributes.mode
+    link = stat.S_ISLNK(mode)
+    if upper.override:
+        if stat.S_IFMT(mode) in {stat.S_IFREG, stat.S_IFDIR}:
+            os.chmod(path, stat.S_IMODE(mode) & 0o777 | (0o700 if stat.S_ISDIR(mode) else 0o600))
+            text = b"%d:%d:%o" % (attributes.uid, attributes.gid, stat.S_IMODE(mode))
+            os.setxattr(path, OVERRIDE_XATTR, text)
+    else:
+        if name is None:
+            os.fchown(fd, attributes.uid, attributes.gid)
+        else:
+            os.chown(name, attributes.uid, attributes.gid, dir_fd=upper.work, follow_symlinks=False)
+        if not link:
+            os.chmod(path, stat.S_IMODE(mode))
+    for key, value in xattrs.items():
+        try:
+            os.setxattr(path, key, value)
+        except OSError as error:
+            if error.errno not in _UNKEPT:
+                raise
+    times = (attributes.atime_ns, attributes.mtime_ns)
+    if name is None:
+        os.utime(fd, ns=times)
+    else:
+        os.utime(name, ns=times, dir_fd=upper.work, follow_symlinks=False)

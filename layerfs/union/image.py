@@ -1,0 +1,122 @@
+"""An image's merged tree as the lower of a union: names and attributes from the mapped tree, bytes from layer tars.
+
+A stat or a lookup reads mapped memory and makes no system call; a file that is opened for reading costs none either,
+because the layer tars stay open.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable, Sequence
+from errno import EIO, EISDIR
+
+from layerfs.formats.erofs.reader import DIRECTORY_TYPE, Tree
+from layerfs.union.attribute import Attributes
+from layerfs.union.lower import LowerFile
+
+__all__ = ["ImageLower"]
+
+#: FUSE wants 1 for the root and nothing for 0.
+_FIRST = 2
+
+
+class ImageLower:
+    """A merged tree and the files of its device table. References are the tree's own inode numbers."""
+
+    def __init__(self, tree: Tree, devices: Sequence[str]) -> None:
+        """Keep both; the files are opened when first read from.
+
+        Args:
+            tree: the merged tree.
+            devices: paths of the layer tars, in the order of the tree's device table.
+        """
+        self._tree = tree
+        self._devices = devices
+        self._fds: dict[int, int] = {}
+        self._links: dict[int, list[list[bytes]]] | None = None
+        self.root: int = tree.root
+        self.limit: int = tree.limit + _FIRST
+
+    def close(self) -> None:
+        """Close the layer tars."""
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+
+    def lookup(self, directory: int, name: bytes) -> int | None:
+        """Return the inode number of a name, or None."""
+        entry = self._tree.names(directory).get(name)
+        return entry[0] if entry else None
+
+    def entries(self, directory: int) -> Iterable[tuple[bytes, int]]:
+        """Return the names in byte order."""
+        return [(name, entry[0]) for name, entry in self._tree.names(directory).items()]
+
+    def number(self, reference: int) -> int:
+        """Return the inode number."""
+        return reference + _FIRST
+
+    def kind(self, reference: int) -> int:
+        """Return the type bits."""
+        return stat.S_IFMT(self._tree.fields(reference)[0])
+
+    def attributes(self, reference: int) -> Attributes:
+        """Return what stat says; images have no atime and no ctime, so both are the mtime."""
+        mode, nlink, uid, gid, rdev, size, mtime = self._tree.fields(reference)
+        return Attributes(
+            reference + _FIRST, mode, nlink, uid, gid, rdev, size, (size + 511) >> 9, mtime, mtime, mtime
+        )  # fmt: skip
+
+    def is_merged(self, reference: int) -> bool:  # noqa: ARG002 - of the protocol
+        """Return False: the layers were merged when the image was loaded."""
+        return False
+
+    def readlink(self, reference: int) -> bytes:
+        """Return the target of a symbolic link."""
+        return self._tree.readlink(reference)
+
+    def xattrs(self, reference: int) -> dict[bytes, bytes]:
+        """Return the extended attributes; a merged tree has none of overlayfs's own."""
+        return self._tree.xattrs(reference)
+
+    def open(self, reference: int) -> LowerFile:
+        """Return where a file's bytes lie in its layer tar."""
+        inode = self._tree.inode(reference)
+        if stat.S_ISDIR(inode.mode):
+            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
+        found = self._tree.file_data(inode)
+        if found is None:
+            return LowerFile(-1, 0, 0, owned=False)
+        device, offset = found
+        fd = self._fds.get(device)
+        if fd is None:
+            try:
+                fd = os.open(self._devices[device], os.O_RDONLY | os.O_CLOEXEC)
+            except FileNotFoundError as error:
+                # To the program that reads, the file is there: its bytes are lost.
+                raise OSError(EIO, f"layer file {self._devices[device]} is missing") from error
+            self._fds[device] = fd
+        return LowerFile(fd, offset, inode.size, owned=False)
+
+    def statfs(self) -> os.statvfs_result:
+        """Return the space of the file system with the layers."""
+        return os.statvfs(self._devices[0] if self._devices else "/")
+
+    def paths(self, reference: int) -> list[list[bytes]]:
+        """Return all paths of a file; the first call for a file with links walks the whole tree, once."""
+        if self._links is None:
+            self._links = self._find_links()
+        return self._links.get(reference, [])
+
+    def _find_links(self) -> dict[int, list[list[bytes]]]:
+        """Return the paths of all files that have several."""
+        seen: dict[int, list[list[bytes]]] = {}
+        todo: list[tuple[int, list[bytes]]] = [(self.root, [])]
+        while todo:
+            directory, path = todo.pop()
+            for name, child, kind in self._tree.readdir(directory):
+                if kind == DIRECTORY_TYPE:
+                    todo.append((child, [*path, name]))
+                elif self._tree.fields(child)[1] > 1:
+                    seen.setdefault(child, []).append([*path, name])
+        return {child: paths for child, paths in seen.items() if len(paths) > 1}

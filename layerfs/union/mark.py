@@ -1,0 +1,103 @@
+"""How overlayfs marks whiteouts and opaque directories on disk, read and written through descriptors.
+
+The marks are xattrs ``trusted.overlay.*``, or ``user.overlay.*`` where a process has no trusted ones. Files are named
+by ``/proc/self/fd/N`` of an O_PATH descriptor: that reaches exactly the inode that was opened, a symbolic link's own
+xattrs included, and can never follow a link.
+
+Source: Linux Documentation/filesystems/overlayfs.rst, "whiteouts and opaque directories"; fs/overlayfs/util.c.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import ENODATA, ENOTSUP, EPERM
+
+__all__ = [
+    "OVERRIDE_XATTR",
+    "TRUSTED_PREFIX",
+    "USER_PREFIX",
+    "descriptor_path",
+    "get_xattr",
+    "has_whiteout_mark",
+    "is_whiteout",
+    "open_inode",
+    "read_opaque",
+    "read_xattrs",
+]
+
+TRUSTED_PREFIX = b"trusted.overlay."
+USER_PREFIX = b"user.overlay."
+#: Owner and mode where a process may not chown: ``UID:GID:MODE``, the mode in octal (containers/storage's form).
+OVERRIDE_XATTR = b"user.containers.override_stat"
+
+_NONE = frozenset({ENODATA, ENOTSUP, EPERM})
+_INODE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
+
+
+def descriptor_path(fd: int) -> bytes:
+    """Return the path by which calls without an at-form reach an open inode."""
+    return b"/proc/self/fd/%d" % fd
+
+
+def open_inode(name: bytes, dir_fd: int) -> int:
+    """Open whatever a name means, links themselves, for :func:`descriptor_path`."""
+    return os.open(name, _INODE, dir_fd=dir_fd)
+
+
+def is_whiteout(status: os.stat_result) -> bool:
+    """Whether these are the attributes of overlayfs's usual whiteout, a character device 0/0."""
+    return status.st_rdev == 0 and stat.S_ISCHR(status.st_mode)
+
+
+def get_xattr(fd: int, name: bytes) -> bytes | None:
+    """Return an xattr of an open inode, or None."""
+    try:
+        return os.getxattr(descriptor_path(fd), name)
+    except OSError as error:
+        if error.errno in _NONE:
+            return None
+        raise
+
+
+def read_xattrs(fd: int) -> dict[bytes, bytes]:
+    """Return all xattrs of an open inode."""
+    path = descriptor_path(fd)
+    try:
+        names = os.listxattr(path)
+    except OSError as error:
+        if error.errno in _NONE:
+            return {}
+        raise
+    found = {}
+    for text in names:
+        name = os.fsencode(text)
+        value = get_xattr(fd, name)
+        if value is not None:
+            found[name] = value
+    return found
+
+
+def read_opaque(fd: int, prefix: bytes) -> bytes:
+    """Return the opaque mark of an open directory: ``y`` hides all below, ``x`` admits whiteouts as xattrs.
+
+    Raises:
+        OSError: EPERM for a directory that is a redirect to another one: following it is switched off, as in the
+            kernel with ``redirect_dir=nofollow``.
+    """
+    names = os.listxattr(descriptor_path(fd))
+    if not names:
+        return b""
+    raw = {os.fsencode(name) for name in names}
+    if prefix + b"redirect" in raw:
+        raise OSError(EPERM, "directory is a redirect")
+    return get_xattr(fd, prefix + b"opaque") or b"" if prefix + b"opaque" in raw else b""
+
+
+def has_whiteout_mark(name: bytes, dir_fd: int, prefix: bytes) -> bool:
+    """Whether an empty file is a whiteout by its xattr."""
+    fd = open_inode(name, dir_fd)
+    try:
+        return get_xattr(fd, prefix + b"whiteout") is not None
+    finally:
+        os.close(fd)

@@ -1,0 +1,166 @@
+"""The inodes that somebody outside knows, each one object however many names it has.
+
+Invariant: an inode number means one node while the node lives, and a node lives while the kernel remembers it, a file
+is open, or something below it lives.
+"""
+
+from __future__ import annotations
+
+import os
+import stat
+from errno import ESTALE
+
+from layerfs.union.lower import Reference
+
+__all__ = ["ROOT", "Node", "NodeTable"]
+
+#: The number of the root directory, which FUSE fixes.
+ROOT = 1
+#: Numbers from here on are handed out one by one, where the usual one is still in use by a file that is gone.
+_SPARE = 1 << 62
+
+
+class Node:
+    """An inode of the union.
+
+    Attributes:
+        ino: its number.
+        kind: the type bits of its mode.
+        lower: what it is in the lower tree; None when there is nothing, or nothing that shows through.
+        upper: whether it is in the upper directory.
+        parent: the directory of its first name; None for the root, and for an inode without a name left.
+        name: its first name.
+        extra: other names, as (directory, name), or None.
+        pins: how many names of living nodes lie in it.
+        lookups: how often the kernel was told of it and has not forgotten it.
+        opens: open files and directories.
+        fd: O_PATH descriptor of an inode without a name, or -1.
+        marked: whether whiteouts may be xattrs in its upper directory.
+        bare: whether it is known to have no xattrs.
+    """
+
+    __slots__ = (
+        "bare", "extra", "fd", "ino", "kind", "lookups", "lower", "marked", "name", "opens", "parent", "pins", "upper",
+    )  # fmt: skip
+
+    def __init__(self, ino: int, kind: int, lower: Reference | None, *, upper: bool) -> None:
+        """Make a node without a name."""
+        self.ino = ino
+        self.kind = kind
+        self.lower = lower
+        self.upper = upper
+        self.parent: Node | None = None
+        self.name = b""
+        self.extra: set[tuple[Node, bytes]] | None = None
+        self.pins = 0
+        self.lookups = 0
+        self.opens = 0
+        self.fd = -1
+        self.marked = False
+        self.bare = False
+
+    @property
+    def is_directory(self) -> bool:
+        """Whether it is a directory."""
+        return self.kind == stat.S_IFDIR
+
+    @property
+    def is_gone(self) -> bool:
+        """Whether no name leads to it any more."""
+        return self.parent is None and self.ino != ROOT
+
+
+class NodeTable:
+    """All living nodes by number."""
+
+    def __init__(self, root: Node) -> None:
+        """Begin with the root, which lives for ever."""
+        self._nodes: dict[int, Node] = {ROOT: root}
+        self._spare = _SPARE
+        self.get = self._nodes.get
+
+    def __len__(self) -> int:
+        """Return how many nodes live."""
+        return len(self._nodes)
+
+    def __getitem__(self, ino: int) -> Node:
+        """Return a living node.
+
+        Raises:
+            OSError: ESTALE.
+        """
+        node = self._nodes.get(ino)
+        if node is None:
+            raise OSError(ESTALE, os.strerror(ESTALE))
+        return node
+
+    def add(self, node: Node, parent: Node, name: bytes) -> None:
+        """Take in a new node with its first name."""
+        self._nodes[node.ino] = node
+        node.parent, node.name = parent, name
+        parent.pins += 1
+
+    def spare_number(self) -> int:
+        """Return a number that no inode ever had."""
+        self._spare += 1
+        return self._spare
+
+    def name(self, node: Node, parent: Node, name: bytes) -> None:
+        """Note a name of a node, which it may have already."""
+        if node.parent is None:
+            node.parent, node.name = parent, name
+        elif node.parent is parent and node.name == name:
+            return
+        elif node.is_directory:  # it was moved, and has no second name
+            node.parent.pins -= 1
+            node.parent, node.name = parent, name
+        else:
+            extra = node.extra = node.extra or set()
+            if (parent, name) in extra:
+                return
+            extra.add((parent, name))
+        parent.pins += 1
+
+    def unname(self, node: Node, parent: Node, name: bytes) -> None:
+        """Forget a name of a node; the last one makes it an inode that is gone."""
+        if node.parent is parent and node.name == name:
+            if node.extra:
+                node.parent, node.name = node.extra.pop()
+            else:
+                node.parent, node.name = None, b""
+        elif node.extra and (parent, name) in node.extra:
+            node.extra.remove((parent, name))
+        else:
+            return
+        parent.pins -= 1
+        self.drop(parent)
+
+    def names(self, node: Node) -> list[tuple[Node, bytes]]:
+        """Return the known names of a node."""
+        first = [] if node.parent is None else [(node.parent, node.name)]
+        return first + list(node.extra or ())
+
+    def forget(self, ino: int, count: int) -> None:
+        """Take back ``count`` lookups of the kernel."""
+        node = self._nodes.get(ino)
+        if node is not None and ino != ROOT:
+            node.lookups -= count
+            self.drop(node)
+
+    def drop(self, node: Node) -> None:
+        """Let a node die if nothing keeps it, and then what it alone kept."""
+        while node.lookups <= 0 and not node.opens and not node.pins and node.ino != ROOT:
+            if self._nodes.get(node.ino) is node:
+                del self._nodes[node.ino]
+            if node.fd >= 0:
+                os.close(node.fd)
+                node.fd = -1
+            for parent, _ in node.extra or ():
+                parent.pins -= 1
+                self.drop(parent)
+            node.extra = None
+            above, node.parent = node.parent, None
+            if above is None:
+                return
+            above.pins -= 1
+            node = above

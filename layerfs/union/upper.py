@@ -1,0 +1,321 @@
+"""The upper directory of a union, in overlayfs's own form, and the work directory beside it.
+
+Every call is relative to a held descriptor of a directory inside the upper and names one component, never following a
+link; what has no such form goes through ``/proc/self/fd`` of an O_PATH descriptor. So nothing in the upper, whatever a
+container put there, leads out of it or back into the mount, and no path is too long.
+
+Where the process may not give files away (``override``), owner and mode are kept in the xattr
+``user.containers.override_stat``, and the file itself stays readable and writable for its owner.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import stat
+from collections import OrderedDict
+from collections.abc import Iterator
+
+from layerfs.linux.rename import EXCHANGE, rename
+from layerfs.linux.safe_path import remove_tree
+from layerfs.union.attribute import Attributes, from_status
+from layerfs.union.mark import (
+    OVERRIDE_XATTR,
+    descriptor_path,
+    get_xattr,
+    has_whiteout_mark,
+    is_whiteout,
+    open_inode,
+    read_opaque,
+)
+from layerfs.union.node import ROOT, Node
+
+__all__ = ["Upper"]
+
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+#: Directories held open; climbing to others costs one open per level.
+_OPEN = 512
+_PRIVILEGE_BITS = stat.S_ISUID | stat.S_ISGID
+
+
+class Upper:
+    """The upper and the work directory.
+
+    Attributes:
+        root: O_PATH descriptor of the upper directory.
+        work: descriptor of the directory where things are made before they get their place.
+        prefix: of the xattrs that are marks.
+        override: whether owners are kept in an xattr.
+        device: st_dev of the upper directory.
+        name_max: the longest name that it can hold.
+    """
+
+    def __init__(self, upper: str | bytes, work: str | bytes, prefix: bytes) -> None:
+        """Open both, and clear what an earlier mount left in the work directory.
+
+        Raises:
+            OSError: EBUSY if another union uses the work directory, EXDEV if the two lie on different file systems,
+                else what opening or clearing them answers.
+        """
+        self.prefix = prefix
+        self._fds: OrderedDict[Node, int] = OrderedDict()
+        self._serial = 0
+        with contextlib.ExitStack() as stack:
+            self.root = _opened(stack, os.open(upper, _DIRECTORY & ~os.O_NOFOLLOW))
+            self._lock = _opened(stack, os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            try:
+                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                raise OSError(errno.EBUSY, "work directory is in use by another mount", work) from None
+            self.device = os.fstat(self.root).st_dev
+            if os.fstat(self._lock).st_dev != self.device:
+                raise OSError(errno.EXDEV, "upper and work directory are on different file systems", work)
+            remove_tree(b"work", dir_fd=self._lock, missing_ok=True)
+            os.mkdir(b"work", 0o700, dir_fd=self._lock)
+            self.work = _opened(stack, os.open(b"work", _DIRECTORY, dir_fd=self._lock))
+            self.override = not self._may_give_away()
+            self.name_max: int = os.fstatvfs(self.root).f_namemax
+            stack.pop_all()
+
+    def close(self) -> None:
+        """Close all descriptors; the work directory is free again."""
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+        for fd in (self.work, self._lock, self.root):
+            os.close(fd)
+
+    def directory(self, node: Node) -> int:
+        """Return an O_PATH descriptor of a directory of the upper; it stays open until many others were used."""
+        if node.ino == ROOT:
+            return self.root
+        if node.fd >= 0:
+            return node.fd
+        fd = self._fds.get(node)
+        if fd is not None:
+            self._fds.move_to_end(node)
+            return fd
+        missing = [node]
+        above = node.parent
+        while above is not None and above.ino != ROOT and above not in self._fds:
+            missing.append(above)
+            above = above.parent
+        if above is None:
+            raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
+        start = fd = self.root if above.ino == ROOT else self._fds[above]
+        for step in reversed(missing):
+            following = os.open(step.name, _DIRECTORY, dir_fd=fd)
+            if fd != start:
+                os.close(fd)
+            fd = following
+        self._fds[node] = fd
+        if len(self._fds) > _OPEN:
+            os.close(self._fds.popitem(last=False)[1])
+        return fd
+
+    def place(self, node: Node) -> tuple[int, bytes]:
+        """Return descriptor and name by which at-calls reach an inode that has a name."""
+        if node.parent is None:
+            return self.root, b"."
+        return self.directory(node.parent), node.name
+
+    def find(self, parent: Node, name: bytes) -> tuple[os.stat_result | None, bool]:
+        """Look at a name in the upper: its status and whether it is a whiteout; None if it is not there."""
+        fd = self.directory(parent)
+        try:
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except FileNotFoundError:
+            return None, False
+        if is_whiteout(status):
+            return status, True
+        marked = parent.marked and not status.st_size and stat.S_ISREG(status.st_mode)
+        return status, marked and has_whiteout_mark(name, fd, self.prefix)
+
+    def status(self, node: Node) -> os.stat_result:
+        """Stat an inode."""
+        if node.fd >= 0:
+            return os.fstat(node.fd)
+        fd, name = self.place(node)
+        return os.stat(name, dir_fd=fd, follow_symlinks=False)
+
+    @contextlib.contextmanager
+    def inode(self, node: Node) -> Iterator[int]:
+        """Hold an O_PATH descriptor of an inode for a while."""
+        if node.fd >= 0:
+            yield node.fd
+            return
+        place, name = self.place(node)
+        fd = open_inode(name, place)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
+
+    def attributes(self, node: Node, status: os.stat_result | None = None) -> Attributes:
+        """Return what stat says of an inode, the owner and mode that are meant included."""
+        found = from_status(node.ino, status or self.status(node))
+        if self.override and node.kind in {stat.S_IFREG, stat.S_IFDIR}:
+            with self.inode(node) as fd:
+                return _overridden(found, get_xattr(fd, OVERRIDE_XATTR))
+        return found
+
+    def dress(self, name: bytes, dir_fd: int, mode: int, uid: int, gid: int) -> None:
+        """Give a new inode its owner and, where that takes them away or cannot be had, its mode bits.
+
+        Args:
+            name: its name.
+            dir_fd: the directory that it lies in.
+            mode: with type bits.
+            uid: owner.
+            gid: group.
+        """
+        if not self.override:
+            os.chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=False)
+            if mode & _PRIVILEGE_BITS and not stat.S_ISLNK(mode):
+                self.chmod(name, dir_fd, mode)
+            return
+        if stat.S_IFMT(mode) in {stat.S_IFREG, stat.S_IFDIR}:
+            fd = open_inode(name, dir_fd)
+            try:
+                _override(fd, mode, uid, gid)
+            finally:
+                os.close(fd)
+
+    def chmod(self, name: bytes, dir_fd: int, mode: int) -> None:
+        """Set the mode bits of an inode that is no link."""
+        fd = open_inode(name, dir_fd)
+        try:
+            os.chmod(descriptor_path(fd), stat.S_IMODE(mode))
+        finally:
+            os.close(fd)
+
+    def change(self, node: Node, *, mode: int | None, uid: int | None, gid: int | None) -> None:
+        """Change mode bits, owner or group of an inode; the owner first, because that takes the set-ID bits away."""
+        if self.override:
+            if node.kind not in {stat.S_IFREG, stat.S_IFDIR}:
+                return
+            old = self.attributes(node)
+            bits = old.mode if mode is None else mode
+            if mode is None and node.kind == stat.S_IFREG:
+                bits &= ~_PRIVILEGE_BITS
+            with self.inode(node) as fd:
+                _override(fd, bits, old.uid if uid is None else uid, old.gid if gid is None else gid)
+            return
+        if uid is not None or gid is not None:
+            owner, group = -1 if uid is None else uid, -1 if gid is None else gid
+            if node.fd >= 0:
+                os.chown(descriptor_path(node.fd), owner, group)
+            else:
+                fd, name = self.place(node)
+                os.chown(name, owner, group, dir_fd=fd, follow_symlinks=False)
+        if mode is not None:
+            with self.inode(node) as fd:
+                os.chmod(descriptor_path(fd), stat.S_IMODE(mode))
+
+    def temporary(self) -> bytes:
+        """Return a name that is free in the work directory."""
+        self._serial += 1
+        return b"#%x" % self._serial
+
+    def make_whiteout(self, name: bytes, dir_fd: int) -> None:
+        """Make a whiteout; nobody needs a privilege for it since Linux 5.8."""
+        os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
+
+    def cover(self, name: bytes, dir_fd: int) -> None:
+        """Put a whiteout in place of what is no directory, in one step."""
+        temporary = self.temporary()
+        self.make_whiteout(temporary, self.work)
+        try:
+            os.rename(temporary, name, src_dir_fd=self.work, dst_dir_fd=dir_fd)
+        except BaseException:
+            os.unlink(temporary, dir_fd=self.work)
+            raise
+
+    def cover_directory(self, name: bytes, dir_fd: int) -> None:
+        """Put a whiteout in place of a directory, in one step, and remove the directory with what it hid."""
+        temporary = self.temporary()
+        self.make_whiteout(temporary, self.work)
+        try:
+            rename(self.work, temporary, dir_fd, name, EXCHANGE)
+        except BaseException:
+            os.unlink(temporary, dir_fd=self.work)
+            raise
+        remove_tree(temporary, dir_fd=self.work)
+
+    def remove_directory(self, name: bytes, dir_fd: int) -> None:
+        """Remove a directory that shows nothing; whiteouts in it go with it."""
+        try:
+            os.rmdir(name, dir_fd=dir_fd)
+        except OSError as error:
+            if error.errno not in {errno.ENOTEMPTY, errno.EEXIST}:
+                raise
+            temporary = self.temporary()
+            os.rename(name, temporary, src_dir_fd=dir_fd, dst_dir_fd=self.work)
+            remove_tree(temporary, dir_fd=self.work)
+
+    def opaque_mark(self, name: bytes, dir_fd: int) -> bytes:
+        """Return the opaque mark of a directory; see :func:`layerfs.union.mark.read_opaque`."""
+        fd = os.open(name, _DIRECTORY, dir_fd=dir_fd)
+        try:
+            return read_opaque(fd, self.prefix)
+        finally:
+            os.close(fd)
+
+    def make_opaque(self, name: bytes, dir_fd: int) -> None:
+        """Mark a directory so that nothing below it shows through."""
+        fd = os.open(name, _DIRECTORY, dir_fd=dir_fd)
+        try:
+            os.setxattr(descriptor_path(fd), self.prefix + b"opaque", b"y")
+        finally:
+            os.close(fd)
+
+    def clear_whiteouts(self, name: bytes, dir_fd: int) -> None:
+        """Empty a directory that shows nothing, so that something can be renamed over it."""
+        self.make_opaque(name, dir_fd)
+        fd = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=dir_fd)
+        try:
+            for text in os.listdir(fd):
+                os.unlink(text, dir_fd=fd)
+        finally:
+            os.close(fd)
+
+    def _may_give_away(self) -> bool:
+        """Whether files can be given to another owner, tried on one."""
+        name = self.temporary()
+        os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.work))
+        try:
+            os.chown(name, 1, 1, dir_fd=self.work, follow_symlinks=False)
+        except OSError as error:
+            if error.errno in {errno.EPERM, errno.EINVAL}:
+                return False
+            raise
+        else:
+            return True
+        finally:
+            os.unlink(name, dir_fd=self.work)
+
+
+def _opened(stack: contextlib.ExitStack, fd: int) -> int:
+    """Close a descriptor with the stack."""
+    stack.callback(os.close, fd)
+    return fd
+
+
+def _override(fd: int, mode: int, uid: int, gid: int) -> None:
+    """Keep owner and mode in the xattr, and keep the inode usable for its real owner."""
+    path = descriptor_path(fd)
+    os.chmod(path, stat.S_IMODE(mode) & 0o777 | (0o700 if stat.S_ISDIR(mode) else 0o600))
+    os.setxattr(path, OVERRIDE_XATTR, b"%d:%d:%o" % (uid, gid, stat.S_IMODE(mode)))
+
+
+def _overridden(found: Attributes, value: bytes | None) -> Attributes:
+    """Return attributes with owner and mode from the xattr; other programs append more fields to it."""
+    if value is None:
+        return found
+    parts = value.rstrip(b"\0").split(b":")
+    try:
+        uid, gid, bits = int(parts[0]), int(parts[1]), int(parts[2], 8)
+    except (ValueError, IndexError):
+        return found
+    return found._replace(uid=uid, gid=gid, mode=stat.S_IFMT(found.mode) | stat.S_IMODE(bits))

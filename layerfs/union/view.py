@@ -1,0 +1,138 @@
+"""Looking at the union: names, attributes, links, xattrs, space."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Iterable
+from errno import EINVAL, ENODATA, ENOTSUP
+
+from layerfs.union.attribute import Attributes
+from layerfs.union.base import Caller, UnionPart
+from layerfs.union.mark import OVERRIDE_XATTR, descriptor_path, read_xattrs
+from layerfs.union.node import Node
+
+__all__ = ["ViewPart"]
+
+_ESCAPE = b"overlay."
+
+
+class ViewPart(UnionPart):
+    """What changes nothing."""
+
+    def lookup(self, parent: int, name: bytes) -> Attributes | None:
+        """Return the attributes of a name, which counts as one lookup; None if it means nothing.
+
+        Raises:
+            OSError: ENAMETOOLONG, ESTALE for a directory that nobody knows.
+        """
+        directory = self._nodes[parent]
+        if name in {b".", b".."}:
+            node = directory if name == b"." or directory.parent is None else directory.parent
+        else:
+            found = self._find(directory, name)
+            if found is None:
+                return None
+            node = found
+        try:
+            attributes = self._attributes(node)
+        except BaseException:
+            self._nodes.drop(node)
+            raise
+        node.lookups += 1
+        return attributes
+
+    def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
+        """Take back lookups: pairs of number and count."""
+        for ino, count in forgotten:
+            self._nodes.forget(ino, count)
+
+    def getattr(self, ino: int) -> Attributes:
+        """Return the attributes of an inode. Raises ESTALE."""
+        return self._attributes(self._nodes[ino])
+
+    def readlink(self, ino: int) -> bytes:
+        """Return the target of a symbolic link. Raises EINVAL for anything else."""
+        node = self._nodes[ino]
+        if node.kind != stat.S_IFLNK:
+            raise OSError(EINVAL, os.strerror(EINVAL))
+        if not node.upper or self._upper is None:
+            return self._lower.readlink(node.lower)
+        if node.fd >= 0:
+            return os.readlink(b"", dir_fd=node.fd)
+        fd, name = self._upper.place(node)
+        return os.readlink(name, dir_fd=fd)
+
+    def getxattr(self, ino: int, name: bytes) -> bytes:
+        """Return an xattr; overlayfs's own do not exist, those of an overlay inside this one do.
+
+        Raises:
+            OSError: ENODATA.
+        """
+        node = self._nodes[ino]
+        if node.bare:
+            raise OSError(ENODATA, os.strerror(ENODATA))
+        stored = self._stored_name(name)
+        if node.upper and self._upper is not None:
+            with self._upper.inode(node) as fd:
+                path = descriptor_path(fd)
+                try:
+                    return os.getxattr(path, stored)
+                except OSError as error:
+                    if error.errno != ENODATA:
+                        raise
+                # Every write asks for the capabilities of a file that hardly ever has any xattr.
+                node.bare = not os.listxattr(path)
+                raise OSError(ENODATA, os.strerror(ENODATA))
+        xattrs = self._lower.xattrs(node.lower)
+        if not xattrs:
+            node.bare = True
+        if stored not in xattrs:
+            raise OSError(ENODATA, os.strerror(ENODATA))
+        return xattrs[stored]
+
+    def listxattr(self, ino: int, caller: Caller) -> list[bytes]:
+        """Return the names of the xattrs that a caller may see; ``trusted.*`` are root's."""
+        node = self._nodes[ino]
+        if node.bare:
+            return []
+        found = []
+        for name in self._raw_xattrs(node):
+            shown = self._shown_name(name)
+            if shown is not None and (caller.uid == 0 or not shown.startswith(b"trusted.")):
+                found.append(shown)
+        return found
+
+    def statfs(self) -> os.statvfs_result:
+        """Return the space that is left for changes."""
+        if self._upper is not None:
+            return os.fstatvfs(self._upper.root)
+        return self._lower.statfs()
+
+    def _raw_xattrs(self, node: Node) -> dict[bytes, bytes]:
+        """Return all xattrs as they are stored."""
+        if node.upper and self._upper is not None:
+            with self._upper.inode(node) as fd:
+                return read_xattrs(fd)
+        return self._lower.xattrs(node.lower)
+
+    def _shown_name(self, stored: bytes) -> bytes | None:
+        """Return what a stored xattr is called in the mount; None for what is not shown."""
+        if stored.startswith(self._prefix):
+            rest = stored[len(self._prefix) :]
+            return self._prefix + rest[len(_ESCAPE) :] if rest.startswith(_ESCAPE) else None
+        if stored == OVERRIDE_XATTR and self._upper is not None and self._upper.override:
+            return None
+        return stored
+
+    def _stored_name(self, shown: bytes) -> bytes:
+        """Return how an xattr is stored: those that would be marks of this overlay get another name.
+
+        Raises:
+            OSError: EOPNOTSUPP for what belongs to the union alone.
+        """
+        if shown.startswith(self._prefix):
+            return self._prefix + _ESCAPE + shown[len(self._prefix) :]
+        if shown == OVERRIDE_XATTR and self._upper is not None and self._upper.override:
+            raise OSError(ENOTSUP, os.strerror(ENOTSUP))
+        return shown
