@@ -6,6 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart
+from layerfs.changeset.analysis import ImageReport, analyze
 from layerfs.errors import Conflict, InvalidReference, NotFound
 from layerfs.formats.digest import Digest
 from layerfs.formats.oci import ImageConfig, Manifest
@@ -104,6 +105,18 @@ class ImagePart(StorePart):
             for layer in catalog.image_layers(self._handle, record)
         ]
         return find_provenance(merged, trees, path)
+
+    def analyze(self, image: str | Image) -> ImageReport:
+        """Return where the bytes of an image are: what each layer adds, changes, hides, and what is wasted.
+
+        Raises:
+            NotFound, InvalidReference: as :meth:`resolve`.
+            FormatError: the tree of a layer is damaged.
+
+        Blocking: reads the trees of all layers once, no file contents; memory does not grow with the image.
+        """
+        layers = catalog.image_layers(self._handle, self._record(image))
+        return analyze([open_tree(self._handle.layout.layer_tree(layer.diff_id)) for layer in layers])
 
     def find_layer(self, text: str) -> Digest:
         """Return the diffID that a digest, or the unique beginning of one, means.

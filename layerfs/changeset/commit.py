@@ -109,7 +109,8 @@ def commit_container(
             base, [layer.layer.diff_id for layer in layers], [*history, step], created=created, author=author,
             changes=changes,
         )  # fmt: skip
-        return save_image(ingest, config, layers, reference, force=force)
+        # The layer fits on its own base; merging both costs more than the commit and is left to the first mount.
+        return save_image(ingest, config, layers, reference, force=force, tree_later=True)
 
 
 def squash_image(

@@ -106,6 +106,8 @@ def _check_layer(
 def _check_merged(handle: StoreHandle, image: ImageRecord, *, repair: bool) -> Iterator[Problem]:
     keys = LayerKeys(handle)
     path = handle.layout.merged_tree(image.chain_id)
+    if os.path.exists(path) and not os.path.getsize(path):
+        return  # not needed yet, so not made yet
     name = str(image.chain_id)
     try:
         layers = image_layers(handle, image)

@@ -251,8 +251,8 @@ def _rewrite_trees(handle: StoreHandle, layer: LayerRecord, moves: dict[int, _Mo
     )
     for chain, image in rows.fetchall():
         path = handle.layout.merged_tree(Digest.parse(chain))
-        if not os.path.exists(path):
-            continue
+        if not os.path.exists(path) or not os.path.getsize(path):
+            continue  # made from the layers when it is needed
         root = read_nodes(open_tree(path), keys.get)
         for node in walk(root):
             if node.device is leaving:
