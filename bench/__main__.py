@@ -1,11 +1,11 @@
-"""``python -m bench SCENARIO [options]``: load, mount, resolve, storm, or list."""
+"""``python -m bench SCENARIO [options]``: fuse, load, mount, resolve, storm, or list."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-SCENARIOS = ("load", "mount", "resolve", "storm")
+SCENARIOS = ("fuse", "load", "mount", "resolve", "storm")
 
 
 def main() -> int:

@@ -9,7 +9,7 @@ in trio only after that. One worker serves all requests one after the other, so 
 from __future__ import annotations
 
 import select
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Iterator
 from types import TracebackType
 from typing import Any
 
@@ -24,16 +24,27 @@ _POLL = 2
 _TURN = 512
 
 
+class _Done:
+    """What can be awaited and has no more to do; one for all, where a coroutine each time costs more than the rest."""
+
+    def __await__(self) -> Iterator[None]:
+        return _nothing()
+
+
+_DONE = _Done()
+_nothing = ().__iter__
+
+
 class _NoLock:
     """A lock for a single worker."""
 
-    async def __aenter__(self) -> None:
-        """Take nothing."""
+    def __aenter__(self) -> _Done:
+        return _DONE
 
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give nothing back."""
+    ) -> _Done:
+        return _DONE
 
 
 class _Polling:
@@ -47,7 +58,7 @@ class _Polling:
     def __getattr__(self, name: str) -> Any:
         return getattr(trio.lowlevel, name)
 
-    async def wait_readable(self, fd: int) -> None:
+    def wait_readable(self, fd: int) -> Awaitable[None]:
         """Wait for a request."""
         if self._poll is None:
             waiter = select.poll()
@@ -56,10 +67,9 @@ class _Polling:
         self._count += 1
         if self._count == 2:
             self._ready()
-        if not self._count % _TURN:
-            await trio.lowlevel.checkpoint()
-        if not self._poll(_POLL):
-            await trio.lowlevel.wait_readable(fd)
+        if self._count % _TURN and self._poll(_POLL):
+            return _DONE
+        return trio.lowlevel.wait_readable(fd)
 
 
 class _Trio:
