@@ -1,8 +1,8 @@
 """fuse: one image through layerfs's FUSE backend, through fuse-overlayfs, and through overlayfs of the kernel.
 
 Every row is measured with client and server pinned to one CPU, where a request costs what it computes, and with
-``--free`` without, where waking an idle virtual CPU costs more than most requests. CPU time is that of the client and of
-the process that serves the mount together. A row that changes something starts on an upper directory of its own.
+``--free`` without, where waking an idle virtual CPU costs more than most requests. CPU time is that of the client and
+of the process that serves the mount together. A row that changes something starts on an upper directory of its own.
 """
 
 from __future__ import annotations
@@ -235,7 +235,8 @@ def _compile(tree: Tree) -> int:
     top = tree.top + b"/src"
     os.mkdir(top)
     for number in range(30):
-        text = f"#include <stdio.h>\n#include <stdlib.h>\n#include <string.h>\nint f{number}(int x) {{ return x + {number}; }}\n"
+        headers = "".join(f"#include <{name}.h>\n" for name in ("stdio", "stdlib", "string"))
+        text = f"{headers}int f{number}(int x) {{ return x + {number}; }}\n"
         Path(os.fsdecode(top), f"f{number}.c").write_text(text)
         subprocess.run(["gcc", "-c", f"f{number}.c"], cwd=top, check=True)
     return 30
@@ -297,7 +298,9 @@ def _mounted(variant: Variant, scratch: Path, upper: Path | None) -> Iterator[Mo
             wait_for_end(found.pid, 20)
 
 
-def _measure(row: Row, variant: Variant, scratch: Path, paths: tuple[list[bytes], list[bytes]], cpu: int | None) -> Sample:
+def _measure(
+    row: Row, variant: Variant, scratch: Path, paths: tuple[list[bytes], list[bytes]], cpu: int | None
+) -> Sample:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
     (scratch / "upper").mkdir()
@@ -355,12 +358,10 @@ def _variants(store: Store, found: Image, chosen: list[str], directories: list[s
 
     def kernel(upper: Path, work: Path, target: Path) -> Mounted:
         options = f"lowerdir={':'.join(directories)},upperdir={upper},workdir={work}"
-        # Relative short names would fit more layers; the new mount API takes any number.
-        command = ["mount", "-t", "overlay", "overlay", "-o", options, target]
         if len(options) > 4000:
             mount_stack(directories, upper, work, target)
         else:
-            run(command)
+            run(["mount", "-t", "overlay", "overlay", "-o", options, target])
         return Mounted(target, None)
 
     every = {"layerfs": image, "layerfs, directories": stacked, "fuse-overlayfs": fuse_overlayfs,
@@ -447,5 +448,3 @@ def main(arguments: list[str]) -> None:
             base = "fuse-overlayfs" if "fuse-overlayfs" in samples else next(iter(samples), "")
             report.table(row.name, samples, base=base, failed=failed, unit=("µs", 1e6))
     report.write()
-
-

@@ -122,6 +122,7 @@ class UnionPart:
             if file.owned and file.fd >= 0:
                 os.close(file.fd)
         self._files.clear()
+        self._nodes.close()
         self._lower.close()
         if self._upper is not None:
             self._upper.close()

@@ -100,6 +100,13 @@ class NodeTable:
         node.parent, node.name = parent, name
         parent.pins += 1
 
+    def close(self) -> None:
+        """Close the descriptors of inodes without a name."""
+        for node in self._nodes.values():
+            if node.fd >= 0:
+                os.close(node.fd)
+                node.fd = -1
+
     def spare_number(self) -> int:
         """Return a number that no inode ever had."""
         self._spare += 1

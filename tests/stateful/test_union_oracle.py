@@ -14,7 +14,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from layerfs.linux.mount_api import umount
 from layerfs.mount.fuse.start import wait_for_end
-from tests.union_oracle import ACCESS_ACL, DEFAULT_ACL, OLD, USER, Actor, Pair, describe_tree, is_uncounted, mount_fuse, mount_kernel
+from tests.union_oracle import (
+    ACCESS_ACL,
+    DEFAULT_ACL,
+    OLD,
+    USER,
+    Actor,
+    Pair,
+    describe_tree,
+    is_uncounted,
+    mount_fuse,
+    mount_kernel,
+)
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_fuse]
 

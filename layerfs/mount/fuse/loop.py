@@ -9,7 +9,7 @@ in trio only after that. One worker serves all requests one after the other, so 
 from __future__ import annotations
 
 import select
-from collections.abc import Awaitable, Callable, Iterator
+from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
 from typing import Any
 
@@ -27,12 +27,12 @@ _TURN = 512
 class _Done:
     """What can be awaited and has no more to do; one for all, where a coroutine each time costs more than the rest."""
 
-    def __await__(self) -> Iterator[None]:
-        return _nothing()
+    def __await__(self) -> Generator[Any, Any, None]:
+        return _nothing()  # type: ignore[no-any-return]
 
 
 _DONE = _Done()
-_nothing = ().__iter__
+_nothing: Any = ().__iter__
 
 
 class _NoLock:
@@ -69,7 +69,7 @@ class _Polling:
             self._ready()
         if self._count % _TURN and self._poll(_POLL):
             return _DONE
-        return trio.lowlevel.wait_readable(fd)
+        return trio.lowlevel.wait_readable(fd)  # noqa: ASYNC105 - pyfuse3 awaits what it gets
 
 
 class _Trio:
@@ -84,17 +84,18 @@ class _Trio:
         return getattr(trio, name)
 
 
-async def run(ready: Callable[[], None], beside: Callable[[], Awaitable[None]]) -> None:
+async def run(ready: Callable[[], None], beside: Callable[..., Awaitable[None]]) -> None:
     """Serve requests until the file system is unmounted.
 
     Args:
         ready: called when the kernel's first request is answered; the mount works from then on.
-        beside: a task that runs meanwhile, and is cancelled at the end.
+        beside: a task that runs meanwhile, and is cancelled at the end; nothing is served before it says that it has
+            started (``task_status`` of :meth:`trio.Nursery.start`).
     """
     pyfuse3.trio = _Trio(ready)  # type: ignore[attr-defined]
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(beside)
+            await nursery.start(beside)
             await pyfuse3.main(min_tasks=1, max_tasks=1)
             nursery.cancel_scope.cancel()
     finally:

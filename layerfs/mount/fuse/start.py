@@ -53,7 +53,14 @@ def start_fuse(wanted: FuseSpecification, *, log: str | None = None) -> tuple[in
         command = [sys.executable, "-P", "-m", "layerfs.mount.fuse.daemon", str(source), str(ready)]
         if log is not None:
             command.append(log)
-        with subprocess.Popen(command, pass_fds=(source, ready), stdin=subprocess.DEVNULL):
+        try:
+            process = subprocess.Popen(command, pass_fds=(source, ready), stdin=subprocess.DEVNULL)
+        except OSError as error:
+            raise MountError(
+                f"cannot start {sys.executable} to serve {wanted.target}: {error.strerror}", errno=error.errno,
+                backend=_BACKEND,
+            ) from error  # fmt: skip
+        with process:
             os.close(source)
             os.close(ready)
             source = ready = -1
