@@ -91,7 +91,8 @@ def start_fuse(wanted: FuseSpecification, *, log: str | None = None) -> tuple[in
 def is_dead(target: str | os.PathLike[str]) -> bool:
     """Whether a path is covered by a mount of layerfs whose process has died."""
     try:
-        os.stat(target)
+        # Not stat: the kernel still answers that from what the process had said.
+        os.statvfs(target)
     except OSError as error:
         if error.errno != errno.ENOTCONN:
             return False
