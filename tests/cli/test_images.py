@@ -175,7 +175,7 @@ def test_check_and_gc(shell: Shell, image: Built) -> None:
     tree = next(Path(shell.env["LAYERFS_ROOT"], "images").rglob("*.erofs"), None) or next(
         path for path in Path(shell.env["LAYERFS_ROOT"], "images").rglob("*") if path.is_file()
     )
-    tree.write_bytes(b"")
+    tree.write_bytes(b"damage")
     result = shell.try_("check", "--format", "json")
     assert result.exit_code == 1
     assert [problem["kind"] for problem in json.loads(result.stdout)] == ["tree"]
