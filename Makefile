@@ -3,7 +3,7 @@
 #   make demo    the main job on a real image, step by step (IMAGE=path takes any archive of yours)
 #   make test    every test; what a test needs and the machine lacks is installed first (T="-k words" for some)
 #   make lint    ruff, mypy --strict, import-linter
-#   make bench   the measurements; make bench-load, -mount, -resolve, -storm, -changes: one of them
+#   make bench   the measurements; make bench-load, -pull, -mount, -resolve, -storm, -changes: one of them
 #   make setup   the virtual environment .venv alone
 #   make clean   removes .venv and what the tools left; images made for demo, tests and bench stay in ~/.cache/layerfs
 
@@ -13,7 +13,7 @@ BIN   := $(VENV)/bin
 IMAGE ?=
 T     ?=
 B     ?=
-BENCHES := bench-load bench-mount bench-resolve bench-storm bench-changes
+BENCHES := bench-load bench-pull bench-mount bench-resolve bench-storm bench-changes
 
 # What makes the images of demo, tests and bench; and what tests and measurements compare with.
 IMAGE_TOOLS := mmdebstrap umoci skopeo

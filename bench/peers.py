@@ -13,14 +13,14 @@ import shlex
 import shutil
 import subprocess
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
 from bench.corpus import CorpusImage
 from bench.measure import Sample, command
 
-__all__ = ["ImportVariant", "containerd", "floors", "importers", "podman", "versions"]
+__all__ = ["ImportVariant", "containerd", "floors", "importers", "podman", "sample_with_daemon", "versions"]
 
 #: Imports ``image`` into the empty directory ``work`` and returns what that took.
 ImportVariant = Callable[[CorpusImage, Path], Sample]
@@ -99,13 +99,20 @@ def _podman_load(image: CorpusImage, work: Path) -> Sample:
 
 def _containerd_import(image: CorpusImage, work: Path) -> Sample:
     with containerd(work) as (ctr, pid):
-        before = _cpu_of(pid)
-        sample = command([*ctr, "images", "import", "--base-name", f"localhost/{image.name}", image.oci_archive])
+        name = f"localhost/{image.name}"
+        sample = sample_with_daemon([*ctr, "images", "import", "--base-name", name, image.oci_archive], pid)
         # A name that does not fit imports nothing, quickly, and is no error to ctr.
         unpacked = subprocess.run([*ctr, "snapshots", "ls"], check=True, capture_output=True, text=True)
         if len(unpacked.stdout.splitlines()) <= len(image.layers()):
             raise RuntimeError("ctr image import unpacked nothing")
-        return replace(sample, cpu=sample.cpu + _cpu_of(pid) - before, peak=_peak_of(pid))
+        return sample
+
+
+def sample_with_daemon(words: Sequence[str | Path], pid: int) -> Sample:
+    """Measure a command together with the daemon that does its work."""
+    before = _cpu_of(pid)
+    sample = command(words)
+    return replace(sample, cpu=sample.cpu + _cpu_of(pid) - before, peak=_peak_of(pid))
 
 
 def _inflate(program: str, image: CorpusImage) -> str:

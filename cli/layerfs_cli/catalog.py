@@ -28,6 +28,7 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
     "Registries": {
         "login": "Log in to a registry.",
         "logout": "Log out of a registry.",
+        "copy": "Copy an image between registries, archives, directories and the store.",
         "tags": "List the tags of a repository on a registry.",
     },
     "Files of an image, without a mount": {

@@ -27,13 +27,15 @@ if TYPE_CHECKING:
 
 __all__ = ["EventProgress", "PlainProgress", "TerminalProgress", "events_option", "layer_label", "show_progress"]
 
-_FINISHED: Final = frozenset({"Load complete", "Pull complete", "Already exists", "Pushed", "Layer already exists"})
+_FINISHED: Final = frozenset(
+    {"Load complete", "Pull complete", "Already exists", "Pushed", "Layer already exists", "Copy complete"}
+)
 
 #: How a state begins that is finished as well, and says from where.
 _MOUNTED: Final = "Mounted from "
 
 #: States with a number of bytes that grows.
-_MOVING: Final = frozenset({"Loading", "Downloading", "Extracting", "Pushing"})
+_MOVING: Final = frozenset({"Loading", "Downloading", "Extracting", "Pushing", "Copying"})
 _HEX: Final = re.compile(r"[0-9a-f]{64,}")
 
 #: Lines of a terminal that the bars leave to what was there before.

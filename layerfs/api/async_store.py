@@ -125,6 +125,7 @@ class AsyncStore:
     history = _awaited(Store.history)
     tree = _awaited(Store.tree)
     which = _awaited(Store.which)
+    analyze = _awaited(Store.analyze)
     read_layer = _iterated(Store.read_layer)
     verify_layer = _awaited(Store.verify_layer)
     tag = _awaited(Store.tag)
@@ -139,6 +140,19 @@ class AsyncStore:
     info = _awaited(Store.info)
     check = _iterated(Store.check)
     gc = _awaited(Store.gc)
+    apply = _awaited(Store.apply)
+    commit = _awaited(Store.commit)
+    container = _awaited(Store.container)
+    export = _iterated(Store.export)
+    extract = _awaited(Store.extract)
+    find_layer = _awaited(Store.find_layer)
+    import_tree = _awaited(Store.import_tree)
+    layer_steps = _iterated(Store.layer_steps)
+    layer_tar = _iterated(Store.layer_tar)
+    rebase = _awaited(Store.rebase)
+    save = _awaited(Store.save)
+    squash = _awaited(Store.squash)
+    steps = _iterated(Store.steps)
 
     async def pull(
         self,

@@ -167,6 +167,8 @@ class ImagePart(StorePart):
         reference = Reference.parse(name).with_default_tag()
         if reference.digest is not None:
             raise InvalidReference(f"{name} has a digest: a name for an image is a repository and a tag")
+        if reference.familiar.partition(":")[0] in ("sha256", "sha512"):
+            raise InvalidReference(f"{name} would be taken for a digest: choose another name")
         record = self._record(image)
         with self._handle.database.transaction() as connection:
             catalog.set_name(connection, reference, record.id)

@@ -13,9 +13,9 @@ from layerfs.errors import InvalidReference, MountError, NotFound, StoreError, U
 from layerfs.formats.media_type import Compression
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import DEFAULT_TAG, Reference
-from layerfs.formats.transport import is_registry, parse_source, registry_name
+from layerfs.formats.transport import ImageSource, is_registry, parse_source, registry_name
 from layerfs.registry.access import Access
-from layerfs.registry.load import load_source
+from layerfs.registry.load import load_archive, load_source
 from layerfs.registry.loader import Progress
 from layerfs.registry.plan import Selection
 from layerfs.store import image as catalog
@@ -103,8 +103,8 @@ class TransferPart(StorePart):
         for. What was received of a pull that fails or is killed is kept, and the next one goes on from there.
 
         Args:
-            source: a name, ``docker://NAME``, ``docker-archive:FILE[:REF]``, ``oci-archive:FILE[:REF]`` or
-                ``oci:DIR[:REF]``.
+            source: a name, ``docker://NAME``, ``docker-archive:FILE[:REF]``, ``oci-archive:FILE[:REF]``,
+                ``oci:DIR[:REF]`` or ``dir:DIR``.
             platform: as for :meth:`load`.
             all_platforms: as for :meth:`load`.
             keep_blobs: as for :meth:`load`.
@@ -127,10 +127,18 @@ class TransferPart(StorePart):
         access = access or Access()
         with self._explaining("pull"):
             if not is_registry(source):
-                path, reference, position, form = self._archive(source, access)
+                wanted = self._archive(source, access)
+                if wanted.transport == "dir":
+                    return self._images(
+                        self._load_directory(
+                            wanted.path, platform, all_platforms=all_platforms, keep_blobs=keep_blobs,
+                            progress=progress, check=check,
+                        )
+                    )  # fmt: skip
                 return self.load(
-                    path, reference=reference, position=position, form=form, platform=platform,
-                    all_platforms=all_platforms, keep_blobs=keep_blobs, progress=progress, check=check,
+                    wanted.path, platform=platform, all_platforms=all_platforms, reference=wanted.reference,
+                    position=wanted.index, form="docker" if wanted.transport == "docker-archive" else "oci",
+                    keep_blobs=keep_blobs, progress=progress, check=check,
                 )  # fmt: skip
             refuse_inside_trio()
             from layerfs.registry.pull import Pull
@@ -218,25 +226,44 @@ class TransferPart(StorePart):
         policy = registries.access.read_policy()
         return plan_remote(self._handle, registries, registry_name(source), selection, policy)
 
-    def _archive(self, source: str, access: Access) -> tuple[str, str | None, int | None, Form]:
-        """Return path, reference, position and form of an image in an archive, after asking the policy."""
+    def _load_directory(
+        self,
+        path: str,
+        platform: Platform | None,
+        *,
+        all_platforms: bool,
+        keep_blobs: bool,
+        progress: Progress | None,
+        check: Callable[[], None] | None,
+    ) -> list[catalog.ImageRecord]:
+        from layerfs.registry.image_directory import ImageDirectory
+
+        selection = Selection(platform or Platform.host(), platform is not None, all_platforms)
+        members = ImageDirectory(path)
+        try:
+            return load_archive(self._handle, members, selection, keep_blobs=keep_blobs, progress=progress, check=check)
+        finally:
+            members.close()
+
+    def _archive(self, source: str, access: Access) -> ImageSource:
+        """Return where an image in an archive is, after asking the policy."""
         wanted = parse_source(source)
-        if wanted.transport not in ("docker-archive", "oci-archive", "oci"):
+        if wanted.transport not in ("docker-archive", "oci-archive", "oci", "dir"):
             raise UnsupportedFormat(
                 f"pulling from {wanted.transport}: is not supported",
                 hint="Copy the image to an archive first, then: layerfs pull oci-archive:FILE",
             )
         if not os.path.exists(wanted.path):
             raise NotFound("file or directory", wanted.path)
-        if (wanted.transport == "oci") != os.path.isdir(wanted.path):
-            kind = "directory" if wanted.transport == "oci" else "file"
+        if (wanted.transport in ("oci", "dir")) != os.path.isdir(wanted.path):
+            kind = "directory" if wanted.transport in ("oci", "dir") else "file"
             raise InvalidReference(f"{wanted.transport}: needs a {kind}, which {wanted.path} is not")
         policy = access.read_policy()
         if policy is not None:
             from layerfs.formats.policy import path_scopes
 
             policy.check(wanted.transport, path_scopes(os.path.abspath(wanted.path), wanted.reference), source)
-        return wanted.path, wanted.reference, wanted.index, "docker" if wanted.transport == "docker-archive" else "oci"
+        return wanted
 
     @contextmanager
     def _explaining(self, what: str) -> Iterator[None]:

@@ -21,6 +21,7 @@ TRANSPORTS: Final = {
     "oci": "oci:PATH[:NAME|:@INDEX]",
     "oci-archive": "oci-archive:PATH[:NAME|:@INDEX]",
     "dir": "dir:PATH",
+    "store": "store:IMAGE",
     "docker-daemon": "docker-daemon:REFERENCE",
     "containers-storage": "containers-storage:[[STORE]]REFERENCE",
 }
@@ -37,7 +38,8 @@ class ImageSource:
         transport: a key of :data:`TRANSPORTS`.
         path: host path of the archive or directory, or the bracketed store of ``containers-storage``; else empty.
         reference: which image of the source. Canonical, with its default tag, except for ``oci`` and ``oci-archive``,
-            where it is the literal ``org.opencontainers.image.ref.name``. None for the only image there.
+            where it is the literal ``org.opencontainers.image.ref.name``, and for ``store``, where it is what the user
+            wrote. None for the only image there.
         index: position of the image in the source, from 0, instead of a reference; or None.
     """
 
@@ -51,7 +53,7 @@ class ImageSource:
         reference = self.reference if self.index is None else f"@{self.index}"
         if self.transport == "docker":
             return f"docker://{reference}"
-        if self.transport in {"docker-daemon", "containers-storage"}:
+        if self.transport in {"docker-daemon", "containers-storage", "store"}:
             return f"{self.transport}:{self.path}{reference}"
         return f"{self.transport}:{self.path}" + ("" if reference is None else f":{reference}")
 
@@ -92,6 +94,9 @@ def parse_source(text: str) -> ImageSource:
     if transport == "containers-storage":
         store, bracket, reference = details.partition("]") if details.startswith("[") else ("", "", details)
         return ImageSource(transport, store + bracket, _canonical(reference))
+    if transport == "store":
+        # Whatever finds an image there: a name, an ID, the beginning of an ID.
+        return ImageSource(transport, "", _required_path(transport, details))
     if transport == "dir":
         # Colons are allowed here: a directory holds one image and takes no reference.
         return ImageSource(transport, _required_path(transport, details))

@@ -24,7 +24,7 @@ from layerfs.registry.repository import Repository
 from layerfs.registry.retry import Backoff
 from layerfs.store.part import Part
 
-__all__ = ["Download"]
+__all__ = ["Download", "Receiver"]
 
 #: Bytes after which a connection that breaks counts as one that had worked.
 _PROGRESS = 1 << 20
@@ -38,14 +38,114 @@ _POLL = 0.2
 _CONTENT_RANGE = re.compile(r"bytes (\d{1,19})-(\d{1,19})/(\d{1,19}|\*)", re.ASCII)
 
 
+class Receiver:
+    """Receives one blob over as many connections, and from as many registries, as it takes. For one thread.
+
+    Attributes:
+        resumed: whether a connection went on where another one had ended.
+    """
+
+    def __init__(
+        self, repositories: Sequence[Repository], blob: Descriptor, access: Access, check: Callable[[], None]
+    ) -> None:
+        """Prepare; nothing is asked for.
+
+        Args:
+            repositories: where the blob may be had, in order.
+            blob: what is wanted.
+            access: how often to try.
+            check: polled; what it raises ends it.
+        """
+        self.blob = blob
+        self.resumed = False
+        self.ranges = True
+        self._repositories = repositories
+        self._access = access
+        self._check = check
+
+    def pieces(self, start: int = 0) -> Iterator[bytes]:
+        """Yield the blob's bytes from a position on; their number is right, their digest is for the caller.
+
+        Raises:
+            RegistryError, NotFound, IntegrityError: no registry sends it, or one sends something else.
+        """
+        position = start
+        tries = Backoff(self._access.attempts, self._access.retry_delay, self._check)
+        sources = iter(self._repositories)
+        repository = next(sources)
+        while position < self.blob.size:
+            began = position
+            try:
+                for piece in self._connection(repository, position):
+                    self._check()
+                    position += len(piece)
+                    yield piece
+            except (RegistryError, NotFound, IntegrityError) as error:
+                if position - began >= _PROGRESS:
+                    tries.renew()
+                try:
+                    if not isinstance(error, RegistryError):
+                        raise
+                    tries.wait(error)
+                except (RegistryError, NotFound, IntegrityError):
+                    # What one registry does not give, the next one may have.
+                    following = next(sources, None)
+                    if following is None:
+                        raise
+                    repository = following
+                    tries.renew()
+                self.resumed = self.resumed or position > 0
+
+    def _connection(self, repository: Repository, position: int) -> Iterator[bytes]:
+        """Yield bytes of the blob from a position on until the connection ends, at most to the blob's end."""
+        with repository.blob(self.blob.digest, start=position if self.ranges else 0, attempts=1) as answer:
+            skip = self._skipped(answer, position, repository)
+            left = self.blob.size - position
+            while data := answer.read(PIECE):
+                if skip:
+                    dropped = min(skip, len(data))
+                    skip -= dropped
+                    data = data[dropped:]
+                    self._check()
+                if len(data) > left:
+                    raise IntegrityError(
+                        f"layer {self.blob.digest}: {repository.server.domain} sends more than {self.blob.size} bytes"
+                    )
+                if data:
+                    left -= len(data)
+                    yield data
+            if left or skip:
+                host = repository.server.domain
+                raise Unreachable(f"{host}: the connection broke in {self.blob.digest}", temporary=True)
+
+    def _skipped(self, answer: HttpResponse, position: int, repository: Repository) -> int:
+        """Return how many bytes of an answer come before the position; refuse one that is not the blob's.
+
+        Raises:
+            Unreachable: the range is not the one asked for; the next request asks for none.
+            IntegrityError: the blob is announced with another size.
+        """
+        size, expected, host = answer.length, self.blob.size, repository.server.domain
+        if answer.status == 200:
+            if size is not None and size != expected:
+                raise IntegrityError(f"layer {self.blob.digest}: {host} has {size} bytes, expected {expected}")
+            return position
+        found = _CONTENT_RANGE.fullmatch((answer.header("Content-Range") or "").strip())
+        if answer.status == 206 and found is not None:
+            total = None if found[3] == "*" else int(found[3])
+            right = (int(found[1]), int(found[2])) == (position, expected - 1) and total in (None, expected)
+            if right and size in (None, expected - position):
+                return 0
+        self.ranges = False
+        raise Unreachable(f"{host}: answers another range of {self.blob.digest} than asked for", temporary=True)
+
+
 class Download:
     """One blob on its way. :meth:`run` belongs to one thread, :meth:`read` to another.
 
     Attributes:
         blob: its descriptor.
         part: where its bytes go.
-        resumed: whether any byte was received by an earlier connection: such a blob is worth a second try from the
-            start when it turns out wrong.
     """
 
     def __init__(
@@ -72,18 +172,21 @@ class Download:
         self.part = part
         if part.size > blob.size:
             part.clear()
-        self.resumed = part.size > 0
-        self._repositories = repositories
-        self._access = access
+        self._receiver = Receiver(repositories, blob, access, check)
+        self._receiver.resumed = part.size > 0
         self._check = check
         self._tell = tell
-        self._ranges = True
         self._changed = threading.Condition(threading.Lock())
         self._received = part.size
         self._spill: deque[bytes] = deque()
         self._error: BaseException | None = None
         self._ended = False
         self._taken = 0
+
+    @property
+    def resumed(self) -> bool:
+        """Whether any byte is of an earlier connection: a blob worth a try from the start when it turns out wrong."""
+        return self._receiver.resumed
 
     def run(self) -> None:
         """Receive what is missing.
@@ -93,7 +196,7 @@ class Download:
                 the same error.
         """
         try:
-            for piece in self._pieces(self._received):
+            for piece in self._receiver.pieces(self._received):
                 self._store(piece)
                 self._tell(self._received)
         except BaseException as error:
@@ -148,9 +251,8 @@ class Download:
         while self.read(PIECE):
             pass
         self.part.clear()
-        self.resumed = False
-        self._ranges = False
-        pieces = self._pieces(0)
+        self._receiver.resumed = self._receiver.ranges = False
+        pieces = self._receiver.pieces()
         rest = b""
 
         def read(size: int) -> bytes:
@@ -180,75 +282,3 @@ class Download:
                 self._spill.append(piece)
                 self._received += len(piece)
             self._changed.notify_all()
-
-    def _pieces(self, start: int) -> Iterator[bytes]:
-        """Yield the blob's bytes from a position on, over as many connections as it takes."""
-        position = start
-        tries = Backoff(self._access.attempts, self._access.retry_delay, self._check)
-        sources = iter(self._repositories)
-        repository = next(sources)
-        while position < self.blob.size:
-            began = position
-            try:
-                for piece in self._connection(repository, position):
-                    self._check()
-                    position += len(piece)
-                    yield piece
-            except (RegistryError, NotFound, IntegrityError) as error:
-                if position - began >= _PROGRESS:
-                    tries.renew()
-                try:
-                    if not isinstance(error, RegistryError):
-                        raise
-                    tries.wait(error)
-                except (RegistryError, NotFound, IntegrityError):
-                    # What one registry does not give, the next one may have.
-                    following = next(sources, None)
-                    if following is None:
-                        raise
-                    repository = following
-                    tries.renew()
-                self.resumed = self.resumed or position > 0
-
-    def _connection(self, repository: Repository, position: int) -> Iterator[bytes]:
-        """Yield bytes of the blob from a position on until the connection ends, at most to the blob's end."""
-        with repository.blob(self.blob.digest, start=position if self._ranges else 0, attempts=1) as answer:
-            skip = self._skipped(answer, position, repository)
-            left = self.blob.size - position
-            while data := answer.read(PIECE):
-                if skip:
-                    dropped = min(skip, len(data))
-                    skip -= dropped
-                    data = data[dropped:]
-                    self._check()
-                if len(data) > left:
-                    raise IntegrityError(
-                        f"layer {self.blob.digest}: {repository.server.domain} sends more than {self.blob.size} bytes"
-                    )
-                if data:
-                    left -= len(data)
-                    yield data
-            if left or skip:
-                host = repository.server.domain
-                raise Unreachable(f"{host}: the connection broke in {self.blob.digest}", temporary=True)
-
-    def _skipped(self, answer: HttpResponse, position: int, repository: Repository) -> int:
-        """Return how many bytes of an answer come before the position; refuse one that is not the blob's.
-
-        Raises:
-            Unreachable: the range is not the one asked for; the next request asks for none.
-            IntegrityError: the blob is announced with another size.
-        """
-        size, expected, host = answer.length, self.blob.size, repository.server.domain
-        if answer.status == 200:
-            if size is not None and size != expected:
-                raise IntegrityError(f"layer {self.blob.digest}: {host} has {size} bytes, expected {expected}")
-            return position
-        found = _CONTENT_RANGE.fullmatch((answer.header("Content-Range") or "").strip())
-        if answer.status == 206 and found is not None:
-            total = None if found[3] == "*" else int(found[3])
-            right = (int(found[1]), int(found[2])) == (position, expected - 1) and total in (None, expected)
-            if right and size in (None, expected - position):
-                return 0
-        self._ranges = False
-        raise Unreachable(f"{host}: answers another range of {self.blob.digest} than asked for", temporary=True)

@@ -83,6 +83,9 @@ def _check_layer(
     try:
         image = derive_layer_tree(handle, layer, check=check)
     except (LayerfsError, OSError) as error:
+        # From now on no load takes it for whole by its size and times: loading its image replaces it.
+        with handle.database.transaction() as connection:
+            connection.execute("UPDATE layer SET tar_mtime = 0 WHERE id = ?", (layer.id,))
         yield Problem("layer", name, str(error), repaired=False, hint="Load an image that has this layer again.")
         return
     try:

@@ -204,6 +204,10 @@ class Tree:
             if name not in (b".", b".."):
                 yield name, child, kind
 
+    def drop_names(self, nid: int) -> None:
+        """Forget a decoded directory, which the next look at it decodes again: for readers that must stay small."""
+        self._names.pop(nid, None)
+
     def lookup(self, nid: int, name: bytes) -> int | None:
         """Return the inode number of a name in a directory, or None. Raises as :meth:`names`."""
         entry = self.names(nid).get(name)

@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
+from bench.registry import Certificates, Registry, make_certificates, registry_server
 from layerfs.api import Store
 from layerfs.registry.access import Access
 from tests.cli.conftest import Shell
 from tests.image_builder import TestImage, layer, noise, oci, write_layout
 from tests.integration.conftest import require
-from tests.registry_server import Certificates, Registry, make_certificates, registry_server
 
 IMAGE = TestImage(
     [

@@ -18,6 +18,7 @@ from tempfile import TemporaryDirectory
 import pytest
 
 from bench.peers import containerd, podman
+from bench.registry import Certificates, Registry, registry_server, token_server
 from layerfs.api import Store
 from layerfs.errors import Denied, NotFound, Unauthorized, Unreachable
 from layerfs.formats.auth_file import Credential
@@ -27,7 +28,6 @@ from tests.cli.conftest import Shell
 from tests.image_builder import oci, write_layout
 from tests.integration.conftest import require
 from tests.integration.registry.conftest import IMAGE, PLAIN, put, skopeo
-from tests.registry_server import Certificates, Registry, registry_server, token_server
 from tests.store_audit import assert_whole, read_file
 
 

@@ -1,0 +1,74 @@
+"""``layerfs copy``: an image from one place to another."""
+
+from __future__ import annotations
+
+from contextlib import ExitStack
+from typing import Any
+
+import click
+
+from layerfs_cli.output import as_json, write
+from layerfs_cli.program import verb
+from layerfs_cli.progress import events_option, show_progress
+from layerfs_cli.registry_option import access_of, transfer_options
+from layerfs_cli.settings import settings_of
+
+__all__ = ["command"]
+
+
+@verb("copy", short_help="Copy an image between registries, archives, directories and the store.")
+@click.argument("source", metavar="SOURCE")
+@click.argument("destination", metavar="DESTINATION")
+@click.option(
+    "--platform", metavar="OS[/ARCH[/VARIANT]]", envvar="DOCKER_DEFAULT_PLATFORM", show_envvar=True,
+    help="Which image of an index.  [default: this machine's]",
+)  # fmt: skip
+@click.option("--all", "everything", is_flag=True, help="The whole index, with its images for all platforms.")
+@click.option("--digestfile", metavar="FILE", type=click.Path(), help="Write the digest of the copy to this file.")
+@click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@events_option
+@transfer_options
+@click.pass_context
+def command(
+    context: click.Context,
+    /,
+    source: str,
+    destination: str,
+    platform: str | None,
+    digestfile: str | None,
+    *,
+    everything: bool,
+    quiet: bool,
+    events: bool,
+    **options: Any,
+) -> None:
+    """Copy an image. SOURCE and DESTINATION are each one of
+
+    \b
+      docker://REGISTRY/REPOSITORY[:TAG]     an image on a registry
+      oci:DIRECTORY[:NAME]                   an OCI layout
+      oci-archive:FILE[:NAME]                an OCI layout in a tar archive
+      docker-archive:FILE[:REFERENCE]        what docker save writes
+      dir:DIRECTORY                          plain files, as skopeo lays them down
+      store:IMAGE                            an image in the store
+
+    Between registries, layouts, directories and OCI archives all stays as it is, byte for byte. Prints the digest of
+    the copy.
+    """  # noqa: D301, D415 - \b tells click not to wrap; the first line goes on below
+    from layerfs.api.copying import copy
+    from layerfs.formats.platform import Platform
+
+    settings = settings_of(context)
+    access = access_of(options)
+    with ExitStack() as stack:
+        wanted = any(text.startswith("store:") for text in (source, destination))
+        store = stack.enter_context(settings.open_store()) if wanted else None
+        progress = stack.enter_context(show_progress(settings, quiet=quiet, events=events))
+        digest = copy(
+            source, destination, store=store, platform=Platform.parse(platform) if platform else None,
+            everything=everything, access=access, progress=progress,
+        )  # fmt: skip
+    if digestfile:
+        with open(digestfile, "w", encoding="ascii") as file:
+            file.write(str(digest))
+    write(as_json({"Digest": str(digest)}) + "\n" if events else f"{digest}\n")

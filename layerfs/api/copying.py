@@ -1,0 +1,287 @@
+"""Copying an image from one place to another: registries, layouts, archives, directories, stores."""
+
+from __future__ import annotations
+
+import os
+import tempfile
+from collections.abc import Callable, Iterator
+from contextlib import ExitStack, contextmanager
+
+from layerfs.api import Store
+from layerfs.api.base import refuse_inside_trio
+from layerfs.api.concurrency import each, run_blocking
+from layerfs.errors import FormatError, InvalidReference, LayerfsError, NotFound, UnsupportedFormat
+from layerfs.formats.digest import Digest
+from layerfs.formats.oci import Descriptor
+from layerfs.formats.platform import Platform
+from layerfs.formats.policy import path_scopes
+from layerfs.formats.reference import DEFAULT_TAG, Reference
+from layerfs.formats.transport import ImageSource, parse_source, registry_name
+from layerfs.registry.access import Access
+from layerfs.registry.copy import (
+    ArchiveTarget,
+    CopySource,
+    CopyTarget,
+    DirectoryTarget,
+    LayoutTarget,
+    MemberSource,
+    RegistrySource,
+    RegistryTarget,
+    plan_copy,
+    verified,
+)
+from layerfs.registry.image_directory import ImageDirectory
+from layerfs.registry.load import open_members
+from layerfs.registry.loader import Progress
+from layerfs.registry.members import Members
+from layerfs.registry.plan import Selection
+from layerfs.registry.pull import Stopped
+from layerfs.registry.remote import Registries
+from layerfs.registry.save import save_archive, save_layout
+from layerfs.registry.target import open_target
+
+__all__ = ["copy"]
+
+_PATHS = ("oci", "oci-archive", "docker-archive", "dir")
+
+
+def copy(
+    source: str,
+    destination: str,
+    *,
+    store: Store | None = None,
+    platform: Platform | None = None,
+    everything: bool = False,
+    access: Access | None = None,
+    progress: Progress | None = None,
+    check: Callable[[], None] | None = None,
+) -> Digest:
+    """Copy an image from one transport to another.
+
+    Between registries, layouts, directories and OCI archives documents and blobs stay as they are, byte for byte.
+    Into a store and out of one it is what :meth:`Store.pull`, :meth:`Store.push` and :meth:`Store.save` do. A docker
+    archive holds uncompressed layers, so the image is laid down beside it in a store of its own meanwhile.
+
+    Args:
+        source: ``docker://NAME``, ``oci:DIR[:NAME]``, ``oci-archive:FILE[:NAME]``, ``docker-archive:FILE[:NAME]``,
+            ``dir:DIR`` or ``store:IMAGE``.
+        destination: the same.
+        store: for ``store:``.
+        platform: which image of an index; None means this machine's.
+        everything: all images of an index, and the index itself.
+        access: how registries are reached.
+        progress: told about layers, where a store is concerned; about blobs otherwise.
+        check: polled several times a second; what it raises ends the copy.
+
+    Returns:
+        The digest of the manifest or index at the destination; for a store, of the image's manifest.
+
+    Raises:
+        InvalidReference: one of the two is no transport, or ``store:`` without a store.
+        UnsupportedFormat: a transport is known, but not supported.
+        NotFound, FormatError, IntegrityError, RegistryError: the image is not there, broken, or cannot be moved.
+        LayerfsError: a file cannot be written; or this is a trio task.
+
+    Atomicity: the name at the destination changes when everything is there.
+    """
+    refuse_inside_trio()
+    access = access or Access()
+    origin, target = parse_source(source), parse_source(destination)
+    for place in (origin, target):
+        if place.transport not in ("docker", "store", *_PATHS):
+            raise UnsupportedFormat(f"copying with {place.transport}: is not supported")
+        if place.transport == "store" and store is None:
+            raise InvalidReference("store: needs a store")
+    if target.index is not None:
+        raise InvalidReference(f"a destination has no position: {destination!r:.200}")
+    if target.transport == "store":
+        assert store is not None
+        return _into_store(store, source, origin, target, platform, everything, access, progress, check)
+    if origin.transport == "store":
+        assert store is not None
+        return _out_of_store(store, origin, destination, target, access, progress, check)
+    if target.transport == "docker-archive":
+        return _through_store(source, destination, target, platform, access, progress, check)
+    return _as_it_is(source, origin, destination, target, platform, everything, access, progress, check)
+
+
+def _into_store(
+    store: Store,
+    source: str,
+    origin: ImageSource,
+    target: ImageSource,
+    platform: Platform | None,
+    everything: bool,  # noqa: FBT001 - passed through
+    access: Access,
+    progress: Progress | None,
+    check: Callable[[], None] | None,
+) -> Digest:
+    name = Reference.parse(target.reference or "").with_default_tag()
+    if origin.transport == "store":
+        image = store.resolve(origin.reference or "")
+    else:
+        images = store.pull(
+            source, platform=platform, all_platforms=everything, access=access, progress=progress, check=check
+        )
+        if not images:
+            raise NotFound("image", source)
+        image = images[0]
+    store.tag(image, str(name))
+    return image.manifest_digest
+
+
+def _out_of_store(
+    store: Store,
+    origin: ImageSource,
+    destination: str,
+    target: ImageSource,
+    access: Access,
+    progress: Progress | None,
+    check: Callable[[], None] | None,
+) -> Digest:
+    image = store.resolve(origin.reference or "")
+    if target.transport == "docker":
+        return store.push(
+            image, registry_name(destination), access=access, progress=progress, check=check
+        ).manifest_digest
+    names = [target.reference] if target.reference else list(image.names[:1])
+    wanted = [(store._record(image), names)]
+    if target.transport == "oci":
+        return save_layout(store._handle, wanted, target.path, check=check)[0].manifest
+    if target.transport == "dir":
+        with tempfile.TemporaryDirectory(prefix=".layerfs-", dir=_beside(target.path)) as scratch:
+            layout = os.path.join(scratch, "oci")
+            save_layout(store._handle, wanted, layout, check=check)
+            return copy(f"oci:{layout}", destination, access=access, check=check)
+    with open_target(target.path, sync=store._handle.sync) as file:
+        docker = target.transport == "docker-archive"
+        return save_archive(store._handle, wanted, file, docker=docker, check=check)[0].manifest
+
+
+def _through_store(
+    source: str,
+    destination: str,
+    target: ImageSource,
+    platform: Platform | None,
+    access: Access,
+    progress: Progress | None,
+    check: Callable[[], None] | None,
+) -> Digest:
+    with (
+        tempfile.TemporaryDirectory(prefix=".layerfs-", dir=_beside(target.path)) as scratch,
+        Store.open(os.path.join(scratch, "store"), sync=False) as store,
+    ):
+        images = store.pull(source, platform=platform, access=access, progress=progress, check=check)
+        if len(images) != 1:
+            raise FormatError(f"{source} has {len(images)} images", hint="Name one of them.")
+        origin = ImageSource("store", "", str(images[0].id))
+        return _out_of_store(store, origin, destination, target, access, progress, check)
+
+
+def _as_it_is(
+    source: str,
+    origin: ImageSource,
+    destination: str,
+    target: ImageSource,
+    platform: Platform | None,
+    everything: bool,  # noqa: FBT001 - passed through
+    access: Access,
+    progress: Progress | None,
+    check: Callable[[], None] | None,
+) -> Digest:
+    stopped = False
+
+    def stop() -> None:
+        nonlocal stopped
+        stopped = True
+        registries.http.abort()
+
+    def poll() -> None:
+        if stopped:
+            raise Stopped
+        if check is not None:
+            check()
+
+    def move(blob: Descriptor) -> None:
+        key = str(blob.digest)
+
+        def tell(state: str, done: int, total: int | None) -> None:
+            if progress is not None:
+                progress.update(key, state, done, total)
+
+        if where.has(blob):
+            tell("Already exists", 0, None)
+            return
+        tell("Copying", 0, blob.size)
+        where.put_blob(blob, lambda: _polled(verified(came.blob(blob), blob), poll))
+        tell("Copy complete", blob.size, blob.size)
+
+    with ExitStack() as stack:
+        registries = stack.enter_context(Registries.open(access, check))
+        came: CopySource
+        if origin.transport == "docker":
+            came = RegistrySource(registries, registry_name(source), poll)
+        else:
+            came = stack.enter_context(_members(origin, source, access))
+        plan = plan_copy(came, platform or Platform.host(), everything=everything)
+        where: CopyTarget = stack.enter_context(_target(registries, destination, target, access, poll))
+        try:
+            jobs = access.jobs if where.parallel else 1
+            run_blocking(lambda: each(move, plan.blobs, jobs, stop), check)
+            for document in plan.documents:
+                where.put_manifest(document, top=document is plan.documents[-1])
+        except OSError as error:
+            raise LayerfsError(f"cannot write {destination}: {error.strerror or error}") from error
+        return plan.documents[-1].digest
+
+
+@contextmanager
+def _members(origin: ImageSource, source: str, access: Access) -> Iterator[MemberSource]:
+    """Open an archive, layout or directory to copy from, after asking the policy."""
+    if not os.path.exists(origin.path):
+        raise NotFound("file or directory", origin.path)
+    policy = access.read_policy()
+    if policy is not None:
+        policy.check(origin.transport, path_scopes(os.path.abspath(origin.path), origin.reference), source)
+    members: Members | None = ImageDirectory(origin.path) if origin.transport == "dir" else open_members(origin.path)
+    if members is None:
+        raise UnsupportedFormat(
+            f"{origin.path} is compressed as a whole, or a pipe", hint="Load it into the store and copy from there."
+        )
+    try:
+        form = "docker" if origin.transport == "docker-archive" else "oci"
+        selection = Selection(
+            Platform.host(), reference=origin.reference, position=origin.index,
+            form="docker" if form == "docker" else "oci",
+        )  # fmt: skip
+        yield MemberSource(members, selection)
+    finally:
+        members.close()
+
+
+@contextmanager
+def _target(
+    registries: Registries, destination: str, target: ImageSource, access: Access, poll: Callable[[], None]
+) -> Iterator[CopyTarget]:
+    if target.transport == "docker":
+        reference = registries.names(registry_name(destination))[0]
+        if reference.digest is not None:
+            raise InvalidReference(f"{destination} has a digest: an image is copied to a repository and a tag")
+        yield RegistryTarget(registries.write_to(reference), reference.tag or DEFAULT_TAG, access, poll)
+    elif target.transport == "oci":
+        yield LayoutTarget(target.path, target.reference)
+    elif target.transport == "dir":
+        yield DirectoryTarget(target.path)
+    else:
+        with open_target(target.path) as file:
+            yield ArchiveTarget(file, target.reference)
+
+
+def _polled(pieces: Iterator[bytes], poll: Callable[[], None]) -> Iterator[bytes]:
+    for piece in pieces:
+        poll()
+        yield piece
+
+
+def _beside(path: str) -> str:
+    return os.path.dirname(os.path.abspath(path))

@@ -1,0 +1,474 @@
+"""Copies images from place to place as they are: same documents, same blobs, same digests, no store in between.
+
+A source gives documents and blobs by descriptor, a target takes them; every byte is digested on its way, and a name on
+a target moves when everything that it needs is there. What would need other bytes, such as a docker archive with its
+uncompressed layers, is not for here.
+"""
+
+from __future__ import annotations
+
+import json
+import os
+import secrets
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import dataclass
+from typing import Protocol
+
+from layerfs.errors import DigestMismatch, FormatError, IntegrityError, NotFound
+from layerfs.formats.digest import Digest, new_hash
+from layerfs.formats.document import MAX_DOCUMENT_SIZE, parse_document
+from layerfs.formats.media_type import OCI_INDEX
+from layerfs.formats.oci import (
+    LAYOUT_VERSION,
+    Descriptor,
+    Index,
+    Manifest,
+    check_blob,
+    check_media_type,
+    parse_manifest_or_index,
+)
+from layerfs.formats.platform import Platform
+from layerfs.formats.reference import Reference
+from layerfs.formats.tar import END, Member, encode_member, padding
+from layerfs.linux.durable import write_document
+from layerfs.registry.access import Access
+from layerfs.registry.download import Receiver
+from layerfs.registry.image_directory import VERSION, blob_file
+from layerfs.registry.members import Members, chunks
+from layerfs.registry.plan import LayerPlan, Selection, plan_images, synthesize_manifest
+from layerfs.registry.remote import Registries, find_remote, parse_received
+from layerfs.registry.repository import Repository
+from layerfs.registry.target import Target
+from layerfs.registry.upload import Uploader
+
+__all__ = [
+    "ArchiveTarget",
+    "CopyPlan",
+    "CopySource",
+    "CopyTarget",
+    "DirectoryTarget",
+    "LayoutTarget",
+    "MemberSource",
+    "RegistrySource",
+    "RegistryTarget",
+    "plan_copy",
+]
+
+_REF_NAME = "org.opencontainers.image.ref.name"
+_IMAGE_NAME = "io.containerd.image.name"
+_READ = 1 << 20
+
+
+class CopySource(Protocol):
+    """Where an image comes from."""
+
+    def top(self) -> Manifest | Index:
+        """Return the document under the name that was asked for."""
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """Return a manifest, verified."""
+
+    def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """Yield a blob; its digest is for the caller."""
+
+
+class CopyTarget(Protocol):
+    """Where an image goes. ``parallel`` says whether blobs may come several at a time."""
+
+    parallel: bool
+
+    def has(self, blob: Descriptor) -> bool:
+        """Return whether a blob is there."""
+
+    def put_blob(self, blob: Descriptor, pieces: Callable[[], Iterable[bytes]]) -> None:
+        """Take a blob; ``pieces`` yields it from the start each time, and raises when it is not what it should be."""
+
+    def put_manifest(self, document: Manifest | Index, *, top: bool) -> None:
+        """Take a manifest whose blobs are there; ``top`` is the one that gets the name, and comes last."""
+
+
+@dataclass(frozen=True, slots=True)
+class CopyPlan:
+    """What is copied: blobs, then the documents in this order, the last of which gets the name."""
+
+    blobs: tuple[Descriptor, ...]
+    documents: tuple[Manifest | Index, ...]
+
+
+def plan_copy(source: CopySource, platform: Platform, *, everything: bool) -> CopyPlan:
+    """Find out what an image consists of.
+
+    Args:
+        source: where it is.
+        platform: which image of an index.
+        everything: the whole index instead.
+
+    Raises:
+        FormatError: a document is broken.
+        NotFound: there is no image for the platform.
+    """
+    top = source.top()
+    documents: list[Manifest | Index] = []
+    blobs: dict[Digest, Descriptor] = {}
+
+    def visit(document: Manifest | Index, depth: int) -> None:
+        if isinstance(document, Manifest):
+            for blob in (document.config, *document.layers):
+                blobs.setdefault(blob.digest, blob)
+        elif depth > 4:
+            raise FormatError("indexes are nested more than 4 deep")
+        else:
+            for entry in document.manifests:
+                inner = parse_manifest_or_index(source.document(entry), algorithm=entry.digest.algorithm)
+                check_media_type(inner, entry)
+                visit(inner, depth + 1)
+        if document.digest not in {other.digest for other in documents}:
+            documents.append(document)
+
+    while isinstance(top, Index) and not everything:
+        entry = top.select(platform)
+        top = parse_manifest_or_index(source.document(entry), algorithm=entry.digest.algorithm)
+        check_media_type(top, entry)
+    visit(top, 0)
+    return CopyPlan(tuple(blobs.values()), tuple(documents))
+
+
+def verified(pieces: Iterable[bytes], blob: Descriptor) -> Iterator[bytes]:
+    """Yield pieces, and raise at their end unless they are the blob.
+
+    Raises:
+        IntegrityError: the size differs.
+        DigestMismatch: the digest does.
+    """
+    hasher, size = new_hash(blob.digest.algorithm), 0
+    for piece in pieces:
+        hasher.update(piece)
+        size += len(piece)
+        if size > blob.size:
+            break
+        yield piece
+    if size != blob.size:
+        raise IntegrityError(f"blob {blob.digest}: {'more than ' if size > blob.size else ''}{size} bytes, expected"
+                             f" {blob.size}")  # fmt: skip
+    actual = Digest(blob.digest.algorithm, hasher.hexdigest())
+    if actual != blob.digest:
+        raise DigestMismatch("blob", expected=str(blob.digest), actual=str(actual), size=size)
+
+
+class RegistrySource:
+    """An image on a registry."""
+
+    def __init__(self, registries: Registries, name: str, check: Callable[[], None]) -> None:
+        """Ask for its document. Raises as :func:`find_remote`, the trust policy included."""
+        _, places, received = find_remote(registries, name, registries.access.read_policy())
+        self._places: Sequence[Repository] = places
+        self._top = parse_received(received)
+        self._access = registries.access
+        self._check = check
+
+    def top(self) -> Manifest | Index:
+        """See :class:`CopySource`."""
+        return self._top
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """See :class:`CopySource`."""
+        raw = self._places[0].manifest(descriptor.digest).raw
+        check_blob(raw, descriptor, "manifest")
+        return raw
+
+    def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """See :class:`CopySource`."""
+        return Receiver(self._places, descriptor, self._access, self._check).pieces()
+
+
+class MemberSource:
+    """An image in an archive, a layout or a directory."""
+
+    def __init__(self, members: Members, selection: Selection) -> None:
+        """Read its documents.
+
+        Raises:
+            NotFound: there is no such image.
+            FormatError: there are several, and none was chosen; or a document is broken.
+        """
+        self._members = members
+        self._places: dict[Digest, str] = {}
+        self._raw_config: bytes | None = None
+        index = self._read("index.json") if selection.form != "docker" else None
+        if index is not None:
+            self._top = self._entry(Index.parse(index), selection)
+            return
+        plans = plan_images(self._read, selection)
+        if len(plans) != 1:
+            raise FormatError(f"archive has {len(plans)} images", hint="Name one, or its position as @INDEX.")
+        config, layers = plans[0].config, plans[0].layers
+        # A docker archive has no manifest, and names its layers by what they are uncompressed.
+        _, raw = synthesize_manifest(config, [self._plain_size(layer) for layer in layers])
+        self._top = Manifest.parse(raw)
+        self._raw_config = config.raw
+        self._places = {layer.diff_id: layer.member for layer in layers}
+
+    def top(self) -> Manifest | Index:
+        """See :class:`CopySource`."""
+        return self._top
+
+    def document(self, descriptor: Descriptor) -> bytes:
+        """See :class:`CopySource`."""
+        raw = self._read(_blob_name(descriptor.digest))
+        if raw is None:
+            raise NotFound("blob", str(descriptor.digest), hint="The archive is not complete.")
+        check_blob(raw, descriptor, "manifest")
+        return raw
+
+    def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
+        """See :class:`CopySource`."""
+        if self._raw_config is not None and Digest.of(self._raw_config, descriptor.digest.algorithm) == (
+            descriptor.digest
+        ):
+            yield self._raw_config
+            return
+        name = self._places.get(descriptor.digest) or _blob_name(descriptor.digest)
+        if not self._members.has(name):
+            raise NotFound("blob", str(descriptor.digest), hint="The archive is not complete.")
+        reader = self._members.open(name)
+        try:
+            yield from chunks(reader, _READ)
+        finally:
+            reader.close()
+
+    def _entry(self, index: Index, selection: Selection) -> Manifest | Index:
+        entries = list(index.manifests)
+        if selection.position is not None:
+            if selection.position >= len(entries):
+                raise NotFound("image in the layout", f"@{selection.position}", hint=f"It has {len(entries)}.")
+            entries = [entries[selection.position]]
+        elif selection.reference is not None:
+            entries = [entry for entry in entries if selection.reference in (entry.ref_name, entry.image_name)]
+            if not entries:
+                raise NotFound("image in the layout", selection.reference)
+        if len({entry.digest for entry in entries}) != 1:
+            raise FormatError(
+                f"layout has {len(entries)} images", hint="Name one as PATH:NAME, or its position as PATH:@INDEX."
+            )
+        document = parse_manifest_or_index(self.document(entries[0]), algorithm=entries[0].digest.algorithm)
+        check_media_type(document, entries[0])
+        return document
+
+    def _plain_size(self, layer: LayerPlan) -> int:
+        reader = self._members.open(layer.member)
+        try:
+            return reader.size
+        finally:
+            reader.close()
+
+    def _read(self, name: str) -> bytes | None:
+        if not self._members.has(name):
+            return None
+        reader = self._members.open(name)
+        try:
+            parts, left = [], MAX_DOCUMENT_SIZE + 1
+            while left and (data := reader.read(left)):
+                parts.append(data)
+                left -= len(data)
+            return b"".join(parts)
+        finally:
+            reader.close()
+
+
+class RegistryTarget:
+    """A repository on a registry, and a tag in it."""
+
+    parallel = True
+
+    def __init__(self, repository: Repository, tag: str, access: Access, check: Callable[[], None]) -> None:
+        """Prepare; nothing is sent."""
+        self._to = repository
+        self._tag = tag
+        self._uploader = Uploader(repository, access, check)
+
+    def has(self, blob: Descriptor) -> bool:
+        """See :class:`CopyTarget`."""
+        return self._to.blob_size(blob.digest, push=True) in (blob.size, -1)
+
+    def put_blob(self, blob: Descriptor, pieces: Callable[[], Iterable[bytes]]) -> None:
+        """See :class:`CopyTarget`."""
+        self._uploader.put(blob.digest, blob.size, pieces, lambda _: None)
+
+    def put_manifest(self, document: Manifest | Index, *, top: bool) -> None:
+        """See :class:`CopyTarget`."""
+        self._to.put_manifest(self._tag if top else document.digest, document.raw, document.media_type)
+
+
+class LayoutTarget:
+    """An OCI layout in a directory, made if it is not there; ``name`` is what the image is called in it."""
+
+    parallel = True
+
+    def __init__(self, directory: str, name: str | None, *, sync: bool = True) -> None:
+        """Look at the directory.
+
+        Raises:
+            FormatError: it has something else in it.
+        """
+        self._directory = os.path.abspath(directory)
+        self._name = name
+        self._sync = sync
+        present = os.path.exists(os.path.join(self._directory, "index.json"))
+        if not present and os.path.isdir(self._directory) and os.listdir(self._directory):
+            raise FormatError(f"{directory} is not empty, and no OCI layout", hint="Name another directory.")
+
+    def has(self, blob: Descriptor) -> bool:
+        """See :class:`CopyTarget`."""
+        return _file_size(self._path(blob.digest)) == blob.size
+
+    def put_blob(self, blob: Descriptor, pieces: Callable[[], Iterable[bytes]]) -> None:
+        """See :class:`CopyTarget`."""
+        _write_file(self._path(blob.digest), pieces(), sync=self._sync)
+
+    def put_manifest(self, document: Manifest | Index, *, top: bool) -> None:
+        """See :class:`CopyTarget`."""
+        _write_file(self._path(document.digest), [document.raw], sync=self._sync)
+        if not top:
+            return
+        index = os.path.join(self._directory, "index.json")
+        entries: list[object] = []
+        if os.path.exists(index):
+            with open(index, "rb") as file:
+                listed = parse_document(file.read(), "index.json").get("manifests")
+            entries = [entry for entry in listed if _ref_name(entry) != self._name] if isinstance(listed, list) else []
+        marker = json.dumps({"imageLayoutVersion": LAYOUT_VERSION}).encode()
+        write_document(os.path.join(self._directory, "oci-layout"), marker, mode=0o644, sync=self._sync)
+        write_document(index, _index([*entries, _entry(document, self._name)]), mode=0o644, sync=self._sync)
+
+    def _path(self, digest: Digest) -> str:
+        return os.path.join(self._directory, "blobs", digest.algorithm, digest.hex)
+
+
+class DirectoryTarget:
+    """A directory of the transport ``dir:``, made if it is not there."""
+
+    parallel = True
+
+    def __init__(self, directory: str, *, sync: bool = True) -> None:
+        """Look at the directory.
+
+        Raises:
+            FormatError: it has something else in it.
+        """
+        self._directory = os.path.abspath(directory)
+        self._sync = sync
+        present = os.path.exists(os.path.join(self._directory, "version"))
+        if not present and os.path.isdir(self._directory) and os.listdir(self._directory):
+            raise FormatError(f"{directory} is not empty, and no image directory", hint="Name another directory.")
+
+    def has(self, blob: Descriptor) -> bool:
+        """See :class:`CopyTarget`."""
+        return _file_size(blob_file(self._directory, blob.digest)) == blob.size
+
+    def put_blob(self, blob: Descriptor, pieces: Callable[[], Iterable[bytes]]) -> None:
+        """See :class:`CopyTarget`."""
+        _write_file(blob_file(self._directory, blob.digest), pieces(), sync=self._sync)
+
+    def put_manifest(self, document: Manifest | Index, *, top: bool) -> None:
+        """See :class:`CopyTarget`."""
+        if not top:
+            path = blob_file(self._directory, document.digest, manifest=True)
+            _write_file(path, [document.raw], sync=self._sync)
+            return
+        write_document(os.path.join(self._directory, "version"), VERSION, mode=0o644, sync=self._sync)
+        path = os.path.join(self._directory, "manifest.json")
+        write_document(path, document.raw, mode=0o644, sync=self._sync)
+
+
+class ArchiveTarget:
+    """An OCI archive, written in one pass: blobs, documents, and the index at the end."""
+
+    parallel = False
+
+    def __init__(self, target: Target, name: str | None) -> None:
+        """Begin an archive; ``name`` is what the image is called in it."""
+        self._target = target
+        self._name = name
+
+    def has(self, blob: Descriptor) -> bool:  # noqa: ARG002 - of the protocol
+        """See :class:`CopyTarget`."""
+        return False
+
+    def put_blob(self, blob: Descriptor, pieces: Callable[[], Iterable[bytes]]) -> None:
+        """See :class:`CopyTarget`."""
+        self._member(_blob_name(blob.digest), blob.size, pieces())
+
+    def put_manifest(self, document: Manifest | Index, *, top: bool) -> None:
+        """See :class:`CopyTarget`."""
+        self._member(_blob_name(document.digest), len(document.raw), [document.raw])
+        if top:
+            marker = json.dumps({"imageLayoutVersion": LAYOUT_VERSION}).encode()
+            index = _index([_entry(document, self._name)])
+            self._member("index.json", len(index), [index])
+            self._member("oci-layout", len(marker), [marker])
+            self._target.write(END)
+
+    def _member(self, name: str, size: int, pieces: Iterable[bytes]) -> None:
+        self._target.write(
+            encode_member(Member(name.encode(), b"0", 0o644, 0, 0, 0, 0, size, b"", 0, 0, None, 0, 0, 0, None))
+        )
+        for piece in pieces:
+            self._target.write(piece)
+        self._target.write(padding(size))
+
+
+def _write_file(path: str, pieces: Iterable[bytes], *, sync: bool) -> None:
+    """Write a file that appears when it is complete."""
+    directory, name = os.path.split(path)
+    os.makedirs(directory, exist_ok=True)
+    temporary = os.path.join(directory, f".{name[:12]}.{secrets.token_hex(6)}")
+    try:
+        with open(temporary, "xb", buffering=0) as file:
+            for piece in pieces:
+                view = memoryview(piece)
+                while view:
+                    view = view[file.write(view) :]
+            if sync:
+                os.fsync(file.fileno())
+        os.rename(temporary, path)
+    except BaseException:
+        if os.path.exists(temporary):
+            os.unlink(temporary)
+        raise
+
+
+def _file_size(path: str) -> int:
+    try:
+        return os.stat(path).st_size
+    except FileNotFoundError:
+        return -1
+
+
+def _entry(document: Manifest | Index, name: str | None) -> dict[str, object]:
+    entry: dict[str, object] = {
+        "mediaType": document.media_type, "digest": str(document.digest), "size": len(document.raw),
+    }  # fmt: skip
+    if name is not None:
+        entry["annotations"] = {_REF_NAME: name, **({_IMAGE_NAME: name} if _is_whole(name) else {})}
+    return entry
+
+
+def _is_whole(name: str) -> bool:
+    """Return whether a name in a layout is a whole reference, which some tools want in an annotation of its own."""
+    try:
+        return "/" in name and str(Reference.parse(name)) == name
+    except ValueError:
+        return False
+
+
+def _ref_name(entry: object) -> object:
+    annotations = entry.get("annotations") if isinstance(entry, dict) else None
+    return annotations.get(_REF_NAME) if isinstance(annotations, dict) else None
+
+
+def _index(entries: Sequence[object]) -> bytes:
+    return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(entries)}).encode()
+
+
+def _blob_name(digest: Digest) -> str:
+    return f"blobs/{digest.algorithm}/{digest.hex}"

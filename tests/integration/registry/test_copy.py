@@ -1,0 +1,144 @@
+"""Copies between all transports: what can stay as it is does, and other tools read the rest."""
+
+from __future__ import annotations
+
+import hashlib
+import itertools
+import json
+from pathlib import Path
+
+import pytest
+
+from bench.registry import Registry
+from layerfs.api import Store
+from layerfs.api.copying import copy
+from layerfs.errors import FormatError, IntegrityError, InvalidReference, LayerfsError, NotFound, UnsupportedFormat
+from tests.cli.conftest import Shell
+from tests.image_builder import TestImage, docker_old, layer, oci, outer, write_layout
+from tests.integration.registry.conftest import IMAGE, PLAIN, put, skopeo
+from tests.integration.registry.test_real_registry import skopeo_manifest
+from tests.store_audit import assert_whole
+
+DIGEST = f"sha256:{hashlib.sha256(IMAGE.manifest).hexdigest()}"
+
+
+def test_a_chain_keeps_every_byte(registry: Registry, layout: Path, tmp_path: Path) -> None:
+    put(layout, registry.name("one:1"))
+    raw = skopeo_manifest(registry.name("one:1"))
+    digest = f"sha256:{hashlib.sha256(raw).hexdigest()}"
+    places = [
+        f"docker://{registry.name('one:1')}",
+        f"oci:{tmp_path}/layout:some",
+        f"dir:{tmp_path}/dir",
+        f"oci-archive:{tmp_path}/archive.tar:app:1",
+        f"docker://{registry.name('two:2')}",
+        f"dir:{tmp_path}/dir2",
+        f"docker://{registry.name('three:3')}",
+        f"oci-archive:{tmp_path}/archive2.tar",
+        f"oci:{tmp_path}/layout:other",
+        f"oci:{tmp_path}/layout2",
+    ]
+    for source, destination in itertools.pairwise(places):
+        assert str(copy(source, destination, access=PLAIN)) == digest, destination
+    assert skopeo_manifest(registry.name("three:3")) == raw
+    for place in places[1:4] + places[-2:]:
+        assert skopeo("inspect", "--raw", place) == raw.decode(), place
+    names = {entry["annotations"]["org.opencontainers.image.ref.name"] for entry in _entries(tmp_path / "layout")}
+    assert names == {"some", "other"}
+    # And what skopeo lays down is read.
+    skopeo("copy", "--quiet", places[1], f"dir:{tmp_path}/theirs")
+    assert str(copy(f"dir:{tmp_path}/theirs", f"oci:{tmp_path}/layout3", access=PLAIN)) == digest
+
+
+def _entries(layout: Path) -> list[dict[str, dict[str, str]]]:
+    found: list[dict[str, dict[str, str]]] = json.loads((layout / "index.json").read_text())["manifests"]
+    return found
+
+
+@pytest.mark.parametrize("transport", ["docker", "oci", "oci-archive", "docker-archive", "dir"])
+def test_out_of_the_store_and_back(
+    store: Store, registry: Registry, layout: Path, tmp_path: Path, transport: str
+) -> None:
+    image = store.load(layout)[0]
+    place = {
+        "docker": f"docker://{registry.name('copy:1')}",
+        "docker-archive": f"docker-archive:{tmp_path}/x.tar:copy:1",
+        "dir": f"dir:{tmp_path}/x",
+    }.get(transport, f"{transport}:{tmp_path}/x:copy")
+    copy(f"store:{image.id}", place, store=store, access=PLAIN)
+    options = ["--src-tls-verify=false"] if transport == "docker" else []
+    skopeo("copy", "--quiet", *options, place, f"dir:{tmp_path}/theirs")
+    with Store.open(tmp_path / "second", sync=False) as second:
+        copy(place, "store:team/copied:2", store=second, access=PLAIN)
+        again = second.resolve("team/copied:2")
+        assert again.id == image.id
+        assert_whole(second)
+
+
+def test_docker_archives(registry: Registry, layout: Path, tmp_path: Path) -> None:
+    plain = IMAGE.using(codec="none", names=["app:1"])
+    (tmp_path / "in.tar").write_bytes(outer(docker_old(plain)))
+    copy(f"docker-archive:{tmp_path}/in.tar", f"docker://{registry.name('app:1')}", access=PLAIN)
+    config = skopeo("inspect", "--config", "--raw", "--tls-verify=false", f"docker://{registry.name('app:1')}")
+    assert config.encode() == plain.config
+    copy(f"docker://{registry.name('app:1')}", f"docker-archive:{tmp_path}/out.tar:back:1", access=PLAIN)
+    assert skopeo("inspect", "--config", "--raw", f"docker-archive:{tmp_path}/out.tar").encode() == plain.config
+    assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_an_index_as_a_whole(registry: Registry, tmp_path: Path) -> None:
+    arm = TestImage([layer({"arm": b"arm"})], ["multi"], architecture="arm64")
+    write_layout(tmp_path / "in", oci(arm, TestImage([layer({"amd": b"amd"})], ["multi"]), nested=True))
+    source = f"oci:{tmp_path}/in:multi"
+    digest = copy(source, f"docker://{registry.name('multi:1')}", everything=True, access=PLAIN)
+    raw = skopeo_manifest(registry.name("multi:1"))
+    assert f"sha256:{hashlib.sha256(raw).hexdigest()}" == str(digest)
+    assert len(json.loads(raw)["manifests"]) == 2
+    for place in (f"dir:{tmp_path}/dir", f"oci:{tmp_path}/out:x", f"oci-archive:{tmp_path}/out.tar"):
+        assert copy(f"docker://{registry.name('multi:1')}", place, everything=True, access=PLAIN) == digest
+    assert copy(f"dir:{tmp_path}/dir", f"docker://{registry.name('multi:2')}", everything=True, access=PLAIN) == digest
+    one = copy(source, f"oci:{tmp_path}/one", access=PLAIN)
+    assert one != digest
+    with Store.open(tmp_path / "store", sync=False) as store:
+        assert {image.platform.architecture for image in store.pull(f"dir:{tmp_path}/dir", all_platforms=True)} == {
+            "arm64", "amd64",
+        }  # fmt: skip
+
+
+def test_errors(store: Store, layout: Path, tmp_path: Path) -> None:
+    (tmp_path / "full").mkdir()
+    (tmp_path / "full/file").write_text("")
+    for source, destination, error in (
+        (f"oci:{layout}:app", f"oci:{tmp_path}/full", FormatError),
+        (f"oci:{layout}:app", f"dir:{tmp_path}/full", FormatError),
+        (f"oci:{layout}:nothing", f"oci:{tmp_path}/x", NotFound),
+        (f"oci:{tmp_path}/nothing", f"oci:{tmp_path}/x", NotFound),
+        (f"oci:{layout}:app", "store:x", InvalidReference),
+        (f"oci:{layout}:app", f"oci:{tmp_path}/x:@0", InvalidReference),
+        (f"oci:{layout}:app", "docker-daemon:x", UnsupportedFormat),
+        (f"oci:{layout}:app", f"oci-archive:{tmp_path}/full/no/x.tar", LayerfsError),
+    ):
+        with pytest.raises(error):
+            copy(source, destination, access=PLAIN)
+    blob = next(path for path in (layout / "blobs/sha256").iterdir() if path.stat().st_size > 1_000_000)
+    broken = tmp_path / "broken"
+    write_layout(broken, oci(IMAGE))
+    (broken / "blobs/sha256" / blob.name).write_bytes(bytes(blob.stat().st_size))
+    for place in (f"oci:{tmp_path}/y", f"dir:{tmp_path}/z", f"oci-archive:{tmp_path}/w.tar"):
+        with pytest.raises(IntegrityError, match="digest is"):
+            copy(f"oci:{broken}:app", place, access=PLAIN)
+    assert not (tmp_path / "w.tar").exists()
+    assert not (tmp_path / "y/index.json").exists()
+    assert not (tmp_path / "z/manifest.json").exists()
+
+
+def test_command_line(shell: Shell, registry: Registry, layout: Path, tmp_path: Path) -> None:
+    shell("load", "-q", "-i", str(layout))
+    place = f"docker://{registry.name('app:1')}"
+    digest = shell("copy", "-q", f"oci:{layout}:app", place, "--tls-verify=false").strip()
+    assert digest == DIGEST
+    shell("copy", "-q", place, f"dir:{tmp_path}/dir", "--tls-verify=false", "--digestfile", str(tmp_path / "digest"))
+    assert (tmp_path / "digest").read_text() == digest
+    shell("copy", "-q", f"dir:{tmp_path}/dir", "store:copied")
+    assert shell("images", "-q", "--no-trunc").split() == [IMAGE.id]
+    shell.fails(2, "copy", "oci:", f"dir:{tmp_path}/x")
