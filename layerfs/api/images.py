@@ -6,7 +6,6 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart
-from layerfs.changeset.analysis import ImageReport, analyze
 from layerfs.errors import Conflict, InvalidReference, NotFound
 from layerfs.formats.digest import Digest
 from layerfs.formats.oci import ImageConfig, Manifest
@@ -19,6 +18,7 @@ from layerfs.store.view import ImageTree
 from layerfs.values import HistoryRow, Image, Layer, RemovedImage
 
 if TYPE_CHECKING:
+    from layerfs.changeset.analysis import ImageReport
     from layerfs.store.provenance import Provenance
 
 __all__ = ["ImagePart"]
@@ -115,6 +115,8 @@ class ImagePart(StorePart):
 
         Blocking: reads the trees of all layers once, no file contents; memory does not grow with the image.
         """
+        from layerfs.changeset.analysis import analyze
+
         layers = catalog.image_layers(self._handle, self._record(image))
         return analyze([open_tree(self._handle.layout.layer_tree(layer.diff_id)) for layer in layers])
 
