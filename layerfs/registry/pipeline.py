@@ -223,7 +223,7 @@ class _Stopped(Exception):
     """The consumer went away."""
 
 
-def prefetch(events: Iterable[T], idle: Callable[[], bool] = lambda: False) -> Iterator[T]:
+def prefetch(events: Iterable[T], idle: Callable[[], bool] = lambda: False, *, depth: int = _DEPTH) -> Iterator[T]:
     """Run a generator in a thread of its own and yield what it yields, at most a bounded number of items ahead.
 
     An exception of the generator is raised here. When the consumer stops early, so does the thread, at its next item.
@@ -231,8 +231,9 @@ def prefetch(events: Iterable[T], idle: Callable[[], bool] = lambda: False) -> I
     Args:
         events: what to run.
         idle: called by a half that would have to wait for the other, until it returns False for nothing to do.
+        depth: how many items may be ahead.
     """
-    ready: queue.Queue[list[T] | BaseException | None] = queue.Queue(_DEPTH)
+    ready: queue.Queue[list[T] | BaseException | None] = queue.Queue(depth)
     stop = threading.Event()
 
     def put(item: list[T] | BaseException | None) -> None:

@@ -18,7 +18,6 @@ import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from itertools import chain
 from typing import Any
 
 from layerfs.errors import DigestMismatch, FormatError, LayerfsError
@@ -42,6 +41,8 @@ __all__ = ["FORMATS", "SavedImage", "save_archive", "save_layout"]
 FORMATS = ("docker-archive", "oci-archive", "oci")
 
 _READ = 1 << 20
+#: Pieces of a mebibyte that are read and digested ahead of what is written.
+_AHEAD = 8
 _LAYOUT = json.dumps({"imageLayoutVersion": LAYOUT_VERSION}).encode()
 _REF_NAME = "org.opencontainers.image.ref.name"
 _IMAGE_NAME = "io.containerd.image.name"
@@ -242,7 +243,7 @@ def _put_layer(
         return blob
     target.write(_header(name, blob.size if blob is not None else 0))
     hasher, size = new_hash("sha256" if blob is None else blob.digest.algorithm), 0
-    for piece, digested in prefetch(_digested(_bytes(handle, layer, check), hasher)):
+    for piece, digested in prefetch(_digested(_bytes(handle, layer, check), hasher), depth=_AHEAD):
         size = digested
         target.write(piece)
     target.write(padding(size))
@@ -273,7 +274,7 @@ def _write_blob(
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         try:
-            for piece, digested in prefetch(_digested(_bytes(handle, layer, check), hasher)):
+            for piece, digested in prefetch(_digested(_bytes(handle, layer, check), hasher), depth=_AHEAD):
                 size = digested
                 view = memoryview(piece)
                 while view:
@@ -339,7 +340,7 @@ def _digested(pieces: Iterable[bytes], hasher: Any) -> Iterator[tuple[bytes, int
 
 
 def _put_member(target: Target, name: str, raw: bytes) -> None:
-    target.write(b"".join(chain((_header(name, len(raw)), raw, padding(len(raw))))))
+    target.write(_header(name, len(raw)) + raw + padding(len(raw)))
 
 
 def _header(name: str, size: int) -> bytes:
