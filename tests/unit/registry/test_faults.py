@@ -672,3 +672,50 @@ def test_mirrors_are_tried_first_and_fail_over(store: Store, registry: FaultyReg
     assert registry.count("/manifests/") == 0
     assert registry.count("/blobs/") == 1  # the one that the mirror lacks
     assert [str(name) for name in store.images()[0].names] == [f"{registry.address}/team/app:latest"]
+
+
+def test_through_a_proxy(store: Store, registry: FaultyRegistry) -> None:
+    """The proxy is asked for whole URLs, with its own password; hosts that are exempt are not."""
+    from urllib.parse import urlsplit
+
+    seen = []
+
+    def fault(handler: Handler) -> bool:
+        seen.append((handler.path, handler.headers.get("Proxy-Authorization"), handler.headers.get("Authorization")))
+        handler.path = urlsplit(handler.path).path
+        return False
+
+    registry.fault = fault
+    access = replace(
+        QUICK, proxies={"http": f"http://me:{SECRET}@{registry.address}", "no": "exempt.invalid, 10.0.0.1"}
+    )
+    store.pull("registry.invalid/team/app", access=access)
+    assert seen
+    assert all(path.startswith("http://registry.invalid/v2/") for path, _, _ in seen)
+    assert {(proxy is not None, own) for _, proxy, own in seen} == {(True, None)}
+    seen.clear()
+    with pytest.raises(Unreachable, match=r"exempt\.invalid"):
+        store.pull("sub.exempt.invalid/team/app", access=replace(access, attempts=1))
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bücher.example/x", "not a registry host|must"),
+        ("registry.example/Team/App", "must be lower case"),
+        ("registry.example:port/x", "not a registry host"),
+        ("registry.example/x:", "tag"),
+        ("registry.example/x@sha256:12", "digest"),
+    ],
+)
+def test_bad_names(store: Store, name: str, message: str) -> None:
+    from layerfs.errors import InvalidReference
+
+    with pytest.raises(InvalidReference, match=message):
+        store.pull(name, access=QUICK)
+
+
+def test_an_internationalised_host_in_its_ascii_form(store: Store) -> None:
+    with pytest.raises(Unreachable, match=r"xn--bcher-kva\.invalid"):
+        store.pull("xn--bcher-kva.invalid:5000/x", access=replace(QUICK, attempts=1))
