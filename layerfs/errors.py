@@ -130,17 +130,25 @@ class RegistryError(LayerfsError):
     Attributes:
         status: HTTP status of the answer, or None when there was none.
         temporary: whether the same request may well succeed a little later.
+        retry_after: seconds after which the registry says to come back, or None.
     """
 
     exit_code = 5
 
     def __init__(
-        self, message: str, *, status: int | None = None, temporary: bool = False, hint: str | None = None
+        self,
+        message: str,
+        *,
+        status: int | None = None,
+        temporary: bool = False,
+        retry_after: float | None = None,
+        hint: str | None = None,
     ) -> None:
         """Keep the status beside the message."""
         super().__init__(message, hint=hint)
         self.status = status
         self.temporary = temporary
+        self.retry_after = retry_after
 
 
 class Unauthorized(RegistryError):
@@ -152,16 +160,11 @@ class Denied(RegistryError):
 
 
 class RateLimited(RegistryError):
-    """The registry wants to be left alone for a while.
-
-    Attributes:
-        retry_after: seconds that it named, or None.
-    """
+    """The registry wants to be left alone for a while."""
 
     def __init__(self, message: str, *, retry_after: float | None = None, hint: str | None = None) -> None:
-        """Keep the number of seconds."""
-        super().__init__(message, status=429, temporary=True, hint=hint)
-        self.retry_after = retry_after
+        """Keep the number of seconds that it named."""
+        super().__init__(message, status=429, temporary=True, retry_after=retry_after, hint=hint)
 
 
 class Unreachable(RegistryError):

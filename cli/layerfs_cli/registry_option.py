@@ -38,7 +38,7 @@ def registry_options(function: Callable[..., Any]) -> Callable[..., Any]:
         [
             click.option(
                 "--authfile", metavar="FILE", type=click.Path(), envvar="REGISTRY_AUTH_FILE", show_envvar=True,
-                help="Credentials, before those of podman and docker.",
+                help="Credentials, instead of those of podman and docker.",
             ),
             click.option("--creds", metavar="USER[:PASSWORD]", help="Use these credentials; asks for the password."),
             click.option("--no-creds", is_flag=True, help="Use no credentials."),

@@ -36,7 +36,7 @@ class Access:
     Attributes:
         auth_files: files with credentials, the first that has one counts; a name ending in ``.dockercfg`` is read in
             docker's old form. Those that do not exist are passed over.
-        required_auth_file: one that has to exist, before all others; None for none.
+        required_auth_file: one that has to exist, instead of all others; None for none.
         credential: to be used for every registry, instead of what files say.
         anonymous: use no credentials at all.
         token: a bearer token to send as it is.

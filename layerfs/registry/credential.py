@@ -65,9 +65,7 @@ class Credentials:
     def _look(self, domain: str, path: str) -> Credential | None:
         access = self._access
         if access.required_auth_file is not None:
-            found = self._in_file(access.required_auth_file, domain, path, required=True)
-            if found is not None:
-                return found
+            return self._in_file(access.required_auth_file, domain, path, required=True)
         for name in access.auth_files:
             found = self._in_file(name, domain, path)
             if found is not None:

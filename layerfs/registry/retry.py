@@ -76,7 +76,7 @@ class Backoff:
         if not error.temporary or self._made >= self._attempts:
             raise error
         pause = min(_LONGEST, self._delay * 2 ** (self._made - 1)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
-        named = error.retry_after if isinstance(error, RateLimited) else getattr(error, "retry_after", None)
+        named = error.retry_after
         if named is not None:
             if named > _MOST_PATIENCE:
                 raise RateLimited(

@@ -207,12 +207,13 @@ class Server:
             return NotFound(what, f"on {self.domain}{said}")
         if status == 403:
             return Denied(f"{self.domain} denies {what}{said}", status=status)
+        after = parse_retry_after(answer.header("Retry-After"))
         if status == 429:
-            after = parse_retry_after(answer.header("Retry-After"))
             return RateLimited(f"{self.domain} limits requests for {what}{said}", retry_after=after)
         return RegistryError(
-            f"{self.domain} answers {status} to {what}{said}", status=status, temporary=status in _TEMPORARY
-        )
+            f"{self.domain} answers {status} to {what}{said}", status=status, temporary=status in _TEMPORARY,
+            retry_after=after,
+        )  # fmt: skip
 
     def _message(self, answer: HttpResponse) -> str:
         """Return what an answer says in people's words, as the end of a message."""

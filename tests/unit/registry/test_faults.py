@@ -36,11 +36,14 @@ IMAGE = TestImage(
 BIG = digest(IMAGE.blobs[0])
 SIZE = len(IMAGE.blobs[0])
 
+#: Zeros without end for their size, cut to that of the layer.
+BOMB = gzip.compress(bytes(20_000_000), 1)[:SIZE]
+
 #: Patience small enough for tests.
-QUICK = Access(verify_tls=False, retry_delay=0.01, timeout=1.0, attempts=4)
+QUICK = Access(verify_tls=False, retry_delay=0.01, timeout=2.0, attempts=4)
 
 #: Seconds within which every pull here has to end.
-BOUND = 15
+BOUND = 30
 
 
 @pytest.fixture
@@ -241,7 +244,7 @@ def drip_header(handler: Handler) -> bool:
 def silence(handler: Handler) -> bool:
     if handler.kind != "manifests":
         return False
-    time.sleep(4)
+    time.sleep(8)
     handler.close_connection = True
     return True
 
@@ -301,7 +304,7 @@ def challenge(handler: Handler) -> bool:
 
 
 def bomb(handler: Handler) -> bool:
-    return body(gzip.compress(bytes(50_000_000), 9)[:SIZE])(handler)
+    return body(BOMB)(handler)
 
 
 HOPELESS: list[tuple[Callable[[Handler], bool], type[LayerfsError], str]] = [
@@ -672,3 +675,78 @@ def test_mirrors_are_tried_first_and_fail_over(store: Store, registry: FaultyReg
     assert registry.count("/manifests/") == 0
     assert registry.count("/blobs/") == 1  # the one that the mirror lacks
     assert [str(name) for name in store.images()[0].names] == [f"{registry.address}/team/app:latest"]
+
+
+def test_through_a_proxy(store: Store, registry: FaultyRegistry) -> None:
+    """The proxy is asked for whole URLs, with its own password; hosts that are exempt are not."""
+    from urllib.parse import urlsplit
+
+    seen = []
+
+    def fault(handler: Handler) -> bool:
+        seen.append((handler.path, handler.headers.get("Proxy-Authorization"), handler.headers.get("Authorization")))
+        handler.path = urlsplit(handler.path).path
+        return False
+
+    registry.fault = fault
+    access = replace(
+        QUICK, proxies={"http": f"http://me:{SECRET}@{registry.address}", "no": "exempt.invalid, 10.0.0.1"}
+    )
+    store.pull("registry.invalid/team/app", access=access)
+    assert seen
+    assert all(path.startswith("http://registry.invalid/v2/") for path, _, _ in seen)
+    assert {(proxy is not None, own) for _, proxy, own in seen} == {(True, None)}
+    seen.clear()
+    with pytest.raises(Unreachable, match=r"exempt\.invalid"):
+        store.pull("sub.exempt.invalid/team/app", access=replace(access, attempts=1))
+    assert not seen
+
+
+@pytest.mark.parametrize(
+    ("name", "message"),
+    [
+        ("bücher.example/x", "not a registry host|must"),
+        ("registry.example/Team/App", "must be lower case"),
+        ("registry.example:port/x", "not a registry host"),
+        ("registry.example/x:", "tag"),
+        ("registry.example/x@sha256:12", "digest"),
+    ],
+)
+def test_bad_names(store: Store, name: str, message: str) -> None:
+    from layerfs.errors import InvalidReference
+
+    with pytest.raises(InvalidReference, match=message):
+        store.pull(name, access=QUICK)
+
+
+def test_an_internationalised_host_in_its_ascii_form(store: Store) -> None:
+    with pytest.raises(Unreachable, match=r"xn--bcher-kva\.invalid"):
+        store.pull("xn--bcher-kva.invalid:5000/x", access=replace(QUICK, attempts=1))
+
+
+@pytest.mark.parametrize("number", [429, 503])
+def test_retry_after_is_waited_for(store: Store, registry: FaultyRegistry, number: int) -> None:
+    registry.fault = Times(1, status(number, "manifests", Retry_After="1"))
+    began = time.monotonic()
+    pull(store, registry)
+    assert time.monotonic() - began >= 1
+
+
+def test_a_first_pull_with_a_token_takes_three_requests_before_layers(store: Store, registry: FaultyRegistry) -> None:
+    def fault(handler: Handler) -> bool:
+        if handler.path.startswith("/token"):
+            handler.answer(200, json.dumps({"token": TOKEN}).encode())
+        elif handler.headers.get("Authorization") != f"Bearer {TOKEN}" and handler.kind:
+            handler.answer(401, b"", {"WWW-Authenticate": f'Bearer realm="http://{registry.address}/token"'})
+        else:
+            return False
+        return True
+
+    registry.fault = fault
+    pull(store, registry)
+    registry.asked.clear()
+    pull(store, registry)
+    # But for the first one, which an insecure registry needs.
+    assert [request.path.partition("?")[0] for request in registry.asked[1:]] == [
+        "/v2/team/app/manifests/latest", "/token", "/v2/team/app/manifests/latest",
+    ]  # fmt: skip
