@@ -3,7 +3,8 @@
 #   make demo    the main job on a real image, step by step (IMAGE=path takes any archive of yours)
 #   make test    every test; what a test needs and the machine lacks is installed first (T="-k words" for some)
 #   make lint    ruff, mypy --strict, import-linter
-#   make bench   the measurements; make bench-load, bench-pull, bench-mount, bench-resolve, bench-storm: one of them
+#   make oracle  ten thousand random sequences on the FUSE union and on overlayfs, compared
+#   make bench   the measurements; make bench-load, -pull, -mount, -resolve, -storm, -fuse, -changes: one of them
 #   make setup   the virtual environment .venv alone
 #   make clean   removes .venv and what the tools left; images made for demo, tests and bench stay in ~/.cache/layerfs
 
@@ -13,17 +14,17 @@ BIN   := $(VENV)/bin
 IMAGE ?=
 T     ?=
 B     ?=
-BENCHES := bench-load bench-pull bench-mount bench-resolve bench-storm
+BENCHES := bench-load bench-pull bench-mount bench-resolve bench-storm bench-fuse bench-changes
 
 # What makes the images of demo, tests and bench; and what tests and measurements compare with.
 IMAGE_TOOLS := mmdebstrap umoci skopeo
 TEST_TOOLS  := $(IMAGE_TOOLS) buildah podman containerd runc mkfs.erofs mkfs.ext4 mkfs.xfs getfattr getfacl setcap strace igzip openssl fusermount3 fuse-overlayfs docker-registry htpasswd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test lint format bench $(BENCHES) clean
+.PHONY: help setup demo test oracle lint format bench $(BENCHES) clean
 
 help:
-	@sed -n '3,9s/^#   //p' Makefile
+	@sed -n '3,10s/^#   //p' Makefile
 
 setup: $(VENV)/.installed
 
@@ -39,6 +40,10 @@ demo: setup
 test: setup
 	@.ci/setup packages $(TEST_TOOLS)
 	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/pytest $(T)
+
+# The long comparison of the union with overlayfs of the kernel; needs root, takes hours (N=100 for a part).
+oracle: setup
+	LAYERFS_ORACLE=$(or $(N),5000) $(BIN)/pytest tests/stateful/test_union_oracle.py
 
 lint: setup
 	$(BIN)/ruff check .

@@ -1,11 +1,11 @@
-"""``python -m bench SCENARIO [options]``: load, pull, mount, resolve, storm, or list."""
+"""``python -m bench SCENARIO [options]``: load, pull, mount, resolve, storm, fuse, changes, or list."""
 
 from __future__ import annotations
 
 import importlib
 import sys
 
-SCENARIOS = ("load", "pull", "mount", "resolve", "storm")
+SCENARIOS = ("load", "pull", "mount", "resolve", "storm", "fuse", "changes")
 
 
 def main() -> int:

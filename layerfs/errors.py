@@ -34,6 +34,7 @@ __all__ = [
     "Unreachable",
     "UnsafePath",
     "UnsupportedFormat",
+    "quoted",
 ]
 
 
@@ -245,3 +246,8 @@ class BackendUnavailable(MountError):
         """Keep the reason of every backend."""
         super().__init__(message, hint=hint)
         self.reasons = dict(reasons)
+
+
+def quoted(name: bytes, most: int = 200) -> str:
+    """Return bytes as they may stand in a message: quoted, on one line, escaped where they are no ASCII, cut short."""
+    return repr(name[:most])[1:] + ("…" if len(name) > most else "")

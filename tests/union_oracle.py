@@ -316,6 +316,13 @@ def describe(status: os.stat_result) -> tuple[Any, ...]:
     return (oct(status.st_mode), status.st_nlink, status.st_uid, status.st_gid, status.st_rdev, size, when)
 
 
+def is_uncounted(one: Any, other: Any) -> bool:
+    """Whether these are stats of a directory, of which one says that nobody has counted its links."""
+    if not (isinstance(one, tuple) and isinstance(other, tuple)):
+        return False
+    return one[0].startswith("0o4") and other[0].startswith("0o4") and 1 in {one[1], other[1]}
+
+
 def describe_tree(root: Path, *, marks: bool = False) -> dict[str, Any]:
     """Return everything below a directory that can be compared; with ``marks`` of an upper directory itself."""
     found: dict[str, Any] = {}

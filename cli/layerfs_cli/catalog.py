@@ -18,6 +18,8 @@ SECTIONS: Final[dict[str, dict[str, str]]] = {
         "inspect": "Show images and containers as JSON.",
         "history": "Show the steps in which an image was made.",
         "layers": "List the layers of an image.",
+        "explore": "Browse the layers and files of an image.",
+        "report": "Show where the bytes of an image are.",
         "squash": "Make one layer of an image's layers.",
         "rebase": "Put an image's own layers on another base.",
         "tag": "Give an image further names.",

@@ -8,9 +8,6 @@ import sys
 from types import FrameType
 from typing import NoReturn
 
-from layerfs_cli.failure import Terminated
-from layerfs_cli.program import program
-
 __all__ = ["main"]
 
 
@@ -27,6 +24,11 @@ _CYCLE_THRESHOLD = 100_000
 
 def main() -> NoReturn:
     """Run the command line and leave with its exit code; see :mod:`layerfs_cli.failure` for the codes."""
+    # While there is nothing to clean up, an interrupt ends the program at once and without a traceback.
+    interrupt = signal.signal(signal.SIGINT, signal.SIG_DFL)
+    from layerfs_cli.program import program
+
+    signal.signal(signal.SIGINT, interrupt)
     for number in (signal.SIGTERM, signal.SIGHUP):
         # Started by nohup or a service that ignores it, it stays ignored.
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -39,5 +41,7 @@ def main() -> NoReturn:
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:
     # A second one shall end what the first one's cleaning up hangs in.
+    from layerfs_cli.failure import Terminated
+
     signal.signal(number, signal.SIG_DFL)
     raise Terminated(number)

@@ -125,6 +125,7 @@ class AsyncStore:
     history = _awaited(Store.history)
     tree = _awaited(Store.tree)
     which = _awaited(Store.which)
+    analyze = _awaited(Store.analyze)
     read_layer = _iterated(Store.read_layer)
     verify_layer = _awaited(Store.verify_layer)
     tag = _awaited(Store.tag)

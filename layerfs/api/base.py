@@ -102,8 +102,9 @@ class StorePart:
 
     def _records(self) -> MountRecords:
         # Mounting is imported where it is used: loads and lists do without, and start a fifth sooner.
-        from layerfs.mount.image import records_of
+        from layerfs.mount.image import adopt_mounts, records_of
 
+        adopt_mounts(self._handle)
         return records_of(self._handle)
 
     def _upper(self, snapshot: Snapshot) -> str:

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart, StrPath
-from layerfs.changeset.apply import apply_tar
-from layerfs.changeset.change import Change, Step
-from layerfs.changeset.commit import commit_container, import_tree, rebase_image, squash_image, uses_userxattr
-from layerfs.changeset.layer_tar import write_layer
-from layerfs.changeset.trees import touched_by, walk_layer, walk_trees
-from layerfs.changeset.upper import compare_upper, walk_upper
 from layerfs.errors import Conflict, NotFound
-from layerfs.formats.digest import Digest
-from layerfs.formats.platform import Platform
-from layerfs.mount.image import container_lock, dressed_upper, refuse_mounted
 from layerfs.store import image as catalog
 from layerfs.store.layer import find_layer, open_tree
 from layerfs.store.snapshot import find_snapshot
 from layerfs.store.view import ImageTree
-from layerfs.values import Image
+
+if TYPE_CHECKING:
+    from layerfs.changeset.change import Change, Step
+    from layerfs.formats.digest import Digest
+    from layerfs.formats.platform import Platform
+    from layerfs.values import Image
 
 __all__ = ["ChangePart"]
 
@@ -36,6 +33,9 @@ class ChangePart(StorePart):
 
         Blocking: reads the container's writable layer only, and looks its paths up in the image's tree.
         """
+        from layerfs.changeset.overlay_form import uses_userxattr
+        from layerfs.changeset.upper import compare_upper
+
         snapshot = find_snapshot(self._handle, container)
         record = catalog.find_image(self._handle, str(snapshot.image))
         tree = catalog.merged_tree(self._handle, record)
@@ -61,6 +61,9 @@ class ChangePart(StorePart):
         Blocking: of a container, its writable layer is read; of two images, what their layers touch that they do not
             share. Files whose attributes are equal are read where they are not the same bytes of the same layer.
         """
+        from layerfs.changeset.overlay_form import uses_userxattr
+        from layerfs.changeset.upper import walk_upper
+
         snapshot = self._existing(new) if isinstance(new, str) else None
         if snapshot is None and old is None:
             raise NotFound("container", str(new), hint="List what there is with: layerfs ps")
@@ -83,6 +86,8 @@ class ChangePart(StorePart):
         Raises:
             NotFound: the store has no such layer.
         """
+        from layerfs.changeset.trees import walk_layer
+
         if find_layer(self._handle, diff_id) is None:
             raise NotFound("layer", str(diff_id))
         with ImageTree(self._handle, open_tree(self._handle.layout.layer_tree(diff_id))) as tree:
@@ -104,6 +109,8 @@ class ChangePart(StorePart):
             Conflict: a file was written to while it was read.
             UnsafePath: a file has the name of a whiteout.
         """
+        from layerfs.changeset.layer_tar import write_layer
+
         yield from write_layer(self.steps(old, new, exact=True), latest=latest, check=check)
 
     def commit(
@@ -145,6 +152,9 @@ class ChangePart(StorePart):
 
         Atomicity: the image is visible once it is complete and durable; the container is not changed.
         """
+        from layerfs.changeset.commit import commit_container
+        from layerfs.mount.image import container_lock, refuse_mounted
+
         snapshot = find_snapshot(self._handle, container)
         with container_lock(self._handle, snapshot):
             try:
@@ -176,6 +186,8 @@ class ChangePart(StorePart):
             NotFound, InvalidReference: no such image, or layer of it.
             Conflict: the name is taken.
         """
+        from layerfs.changeset.commit import squash_image
+
         return self._image(
             squash_image(
                 self._handle, self._record(image), name, first=first, message=message, compression=compression,
@@ -209,6 +221,8 @@ class ChangePart(StorePart):
             Conflict: the name is taken.
             FormatError: the layers do not fit on the new base.
         """
+        from layerfs.changeset.commit import rebase_image
+
         old = None if base is None else self._record(base)
         return self._image(
             rebase_image(
@@ -248,6 +262,8 @@ class ChangePart(StorePart):
             FormatError: the source is no tar, or not one that a layer can be.
             Conflict: the name is taken.
         """
+        from layerfs.changeset.commit import import_tree
+
         tree = os.fspath(source) if isinstance(source, str | os.PathLike) else source
         return self._image(
             import_tree(
@@ -271,12 +287,18 @@ class ChangePart(StorePart):
 
         Atomicity: the tar is read to its end before anything is changed. A crash afterwards may leave a part done.
         """
+        from layerfs.changeset.apply import apply_tar
+        from layerfs.changeset.overlay_form import uses_userxattr
+        from layerfs.mount.image import dressed_upper
+
         snapshot = find_snapshot(self._handle, container)
         record = catalog.find_image(self._handle, str(snapshot.image))
         with ImageTree(self._handle, record) as tree, dressed_upper(self._handle, snapshot, tree.tree) as upper:
             apply_tar(self._handle, pieces, upper, tree, userxattr=uses_userxattr(), check=check)
 
     def _between(self, old: catalog.ImageRecord, new: catalog.ImageRecord, *, exact: bool) -> Iterator[Step]:
+        from layerfs.changeset.trees import touched_by, walk_trees
+
         layers = [[layer.diff_id for layer in catalog.image_layers(self._handle, record)] for record in (old, new)]
         shared = 0
         for one, other in zip(*layers, strict=False):

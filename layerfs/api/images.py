@@ -18,6 +18,7 @@ from layerfs.store.view import ImageTree
 from layerfs.values import HistoryRow, Image, Layer, RemovedImage
 
 if TYPE_CHECKING:
+    from layerfs.changeset.analysis import ImageReport
     from layerfs.store.provenance import Provenance
 
 __all__ = ["ImagePart"]
@@ -105,6 +106,20 @@ class ImagePart(StorePart):
         ]
         return find_provenance(merged, trees, path)
 
+    def analyze(self, image: str | Image) -> ImageReport:
+        """Return where the bytes of an image are: what each layer adds, changes, hides, and what is wasted.
+
+        Raises:
+            NotFound, InvalidReference: as :meth:`resolve`.
+            FormatError: the tree of a layer is damaged.
+
+        Blocking: reads the trees of all layers once, no file contents; memory does not grow with the image.
+        """
+        from layerfs.changeset.analysis import analyze
+
+        layers = catalog.image_layers(self._handle, self._record(image))
+        return analyze([open_tree(self._handle.layout.layer_tree(layer.diff_id)) for layer in layers])
+
     def find_layer(self, text: str) -> Digest:
         """Return the diffID that a digest, or the unique beginning of one, means.
 
@@ -154,6 +169,8 @@ class ImagePart(StorePart):
         reference = Reference.parse(name).with_default_tag()
         if reference.digest is not None:
             raise InvalidReference(f"{name} has a digest: a name for an image is a repository and a tag")
+        if reference.familiar.partition(":")[0] in ("sha256", "sha512"):
+            raise InvalidReference(f"{name} would be taken for a digest: choose another name")
         record = self._record(image)
         with self._handle.database.transaction() as connection:
             catalog.set_name(connection, reference, record.id)

@@ -3,21 +3,18 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
-from typing import BinaryIO
+from typing import TYPE_CHECKING, BinaryIO
 
 from layerfs.api.base import StorePart, StrPath
-from layerfs.changeset.commit import uses_userxattr
-from layerfs.changeset.extract import Skipped, extract_tree
-from layerfs.changeset.layer_tar import write_layer
-from layerfs.changeset.trees import walk_tree
-from layerfs.changeset.upper import walk_upper
 from layerfs.errors import InvalidReference, LayerfsError, StoreError
 from layerfs.formats.reference import Reference
-from layerfs.registry.save import FORMATS, SavedImage, save_archive, save_layout
-from layerfs.registry.target import open_target
 from layerfs.store import image as catalog
 from layerfs.store.view import ImageTree
-from layerfs.values import Image
+
+if TYPE_CHECKING:
+    from layerfs.changeset.extract import Skipped
+    from layerfs.registry.save import SavedImage
+    from layerfs.values import Image
 
 __all__ = ["OutgoingPart"]
 
@@ -56,6 +53,9 @@ class OutgoingPart(StorePart):
             digest stand before them.
         Atomicity: an archive at a path appears complete or not at all; so does an image in a layout.
         """
+        from layerfs.registry.save import FORMATS, save_archive, save_layout
+        from layerfs.registry.target import open_target
+
         if form not in FORMATS:
             raise LayerfsError(f"no such form: {form}", hint=f"Use one of {', '.join(FORMATS)}.")
         wanted = []
@@ -87,6 +87,11 @@ class OutgoingPart(StorePart):
             IntegrityError: a layer is missing or cut short.
             Conflict: a file of the container was written to while it was read.
         """
+        from layerfs.changeset.layer_tar import write_layer
+        from layerfs.changeset.overlay_form import uses_userxattr
+        from layerfs.changeset.trees import walk_tree
+        from layerfs.changeset.upper import walk_upper
+
         snapshot = self._existing(name) if isinstance(name, str) else None
         if snapshot is None:
             with ImageTree(self._handle, self._record(name)) as tree:
@@ -122,6 +127,8 @@ class OutgoingPart(StorePart):
             Conflict: the target has something in it.
             StoreError: ENOSPC and the like.
         """
+        from layerfs.changeset.extract import extract_tree
+
         with ImageTree(self._handle, self._record(image)) as tree:
             nid = tree.resolve(path)
             try:

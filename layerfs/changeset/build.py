@@ -124,7 +124,13 @@ def base_layers(ingest: Ingest, image: ImageRecord) -> list[BuiltLayer]:
 
 
 def save_image(
-    ingest: Ingest, config: ImageConfig, layers: Sequence[BuiltLayer], name: Reference | None, *, force: bool = False
+    ingest: Ingest,
+    config: ImageConfig,
+    layers: Sequence[BuiltLayer],
+    name: Reference | None,
+    *,
+    force: bool = False,
+    tree_later: bool = False,
 ) -> ImageRecord:
     """Make the image visible.
 
@@ -134,6 +140,7 @@ def save_image(
         layers: bottom first.
         name: what it is to be called; None for no name.
         force: let a name mean this image that means another one.
+        tree_later: as for :class:`layerfs.store.image.NewImage`.
 
     Raises:
         Conflict: the name is taken.
@@ -148,7 +155,7 @@ def save_image(
             )  # fmt: skip
     manifest = make_manifest(config, [layer.descriptor for layer in layers])
     names = [name] if name is not None else []
-    new = NewImage((config.digest, config.raw), manifest, [layer.layer for layer in layers], names)
+    new = NewImage((config.digest, config.raw), manifest, [layer.layer for layer in layers], names, tree_later)
     return commit_images(ingest, [new])[0]
 
 

@@ -26,6 +26,7 @@ from layerfs.changeset.build import (
     save_image,
 )
 from layerfs.changeset.layer_tar import write_layer
+from layerfs.changeset.overlay_form import uses_userxattr
 from layerfs.changeset.trees import walk_tree, walk_trees
 from layerfs.changeset.upper import walk_upper
 from layerfs.errors import Conflict, InvalidReference, NotFound
@@ -42,15 +43,10 @@ from layerfs.store.layer import open_tree
 from layerfs.store.snapshot import Snapshot
 from layerfs.store.view import ImageTree
 
-__all__ = ["commit_container", "import_tree", "rebase_image", "squash_image", "uses_userxattr"]
+__all__ = ["commit_container", "import_tree", "rebase_image", "squash_image"]
 
 #: How often a container is read again that was written to meanwhile.
 _ATTEMPTS = 3
-
-
-def uses_userxattr() -> bool:
-    """Return whether writable layers of this process have overlayfs's marks in ``user.``: trusted ones are root's."""
-    return os.geteuid() != 0
 
 
 def commit_container(
@@ -109,7 +105,8 @@ def commit_container(
             base, [layer.layer.diff_id for layer in layers], [*history, step], created=created, author=author,
             changes=changes,
         )  # fmt: skip
-        return save_image(ingest, config, layers, reference, force=force)
+        # The layer fits on its own base; merging both costs more than the commit and is left to the first mount.
+        return save_image(ingest, config, layers, reference, force=force, tree_later=True)
 
 
 def squash_image(

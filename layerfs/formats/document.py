@@ -98,7 +98,7 @@ class _StrictHooks:
 
     def integer(self, text: str) -> int:
         if len(text) > _MAX_INTEGER_TEXT or not -MAX_INTEGER - 1 <= (number := int(text)) <= MAX_INTEGER:
-            raise LimitExceeded(f"integer {text!r:.40} needs more than 64 bits", where=self.what)
+            raise LimitExceeded(f"integer {text[:40]!r} needs more than 64 bits", where=self.what)
         return number
 
     def fraction(self, text: str) -> float:

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Iterator
 
-from layerfs.errors import FormatError
+from layerfs.errors import FormatError, quoted
 from layerfs.formats.tree import MAX_SYMLINKS, Node, directory
 from layerfs.formats.whiteout import IMPLICIT_XATTR, LINK_XATTR, OPAQUE_XATTR
 
@@ -143,7 +143,7 @@ def _survey(merged: Node, layer: Node) -> tuple[dict[int, Node], bool]:
         target = (chain[0].children or {}).get(leaf) if chain is not None else None
         if target is None or target.children is not None:
             problem = "is in no layer" if target is None else "is a directory"
-            raise FormatError(f"the target {path[:200]!r} of a hard link {problem}")
+            raise FormatError(f"the target {quoted(path)} of a hard link {problem}")
         found[id(node)] = target
     return found, hides
 

@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import stat
 
-from layerfs.errors import FormatError, LimitExceeded, UnsafePath
+from layerfs.errors import FormatError, LimitExceeded, UnsafePath, quoted
 from layerfs.formats.tar.member import Member, split_path
 from layerfs.formats.whiteout import (
     AUFS_PREFIX,
@@ -235,14 +235,14 @@ class LayerTree:
         elif kind == b"2":
             target = member.link
             if not target or len(target) > _MAX_TARGET or b"\0" in target:
-                raise FormatError(f"symlink {member.name[:200]!r} has a target of {len(target)} bytes")
+                raise FormatError(f"symlink {quoted(member.name)} has a target of {len(target)} bytes")
             node.mode = stat.S_IFLNK | 0o777
             node.target = target
             node.size = len(target)
         elif kind != b"6":
             node.rdev = _makedev(member.major, member.minor)
             if node.is_whiteout:
-                raise UnsafePath(f"{member.name[:200]!r} is a character device 0:0, overlayfs's whiteout")
+                raise UnsafePath(f"{quoted(member.name)} is a character device 0:0, overlayfs's whiteout")
         return node
 
     def _add_directory(self, member: Member) -> None:
@@ -256,7 +256,7 @@ class LayerTree:
             if hidden == leaf:
                 return
             if hidden is not None:
-                raise UnsafePath(f"directory {member.name[:200]!r} has the name of a whiteout")
+                raise UnsafePath(f"directory {quoted(member.name)} has the name of a whiteout")
             prefix, _, written = member.name.rstrip(b"/").rpartition(b"/")
             parent = self._parent(prefix if written == leaf else None, parts)
             assert parent.children is not None
@@ -316,7 +316,7 @@ class LayerTree:
                 if len(name) > 255:
                     raise LimitExceeded(f"name of {len(name)} bytes in a symlink target")
                 if name.startswith(b".wh.") and hidden_name(name) is not None:
-                    raise UnsafePath(f"a path runs through the whiteout {name!r}")
+                    raise UnsafePath(f"a path runs through the whiteout {quoted(name)}")
                 self._implicit += 1
                 if self._implicit > MAX_IMPLICIT:
                     raise LimitExceeded(f"paths run through more than {MAX_IMPLICIT} directories without an entry")
@@ -324,12 +324,12 @@ class LayerTree:
             if node.target is not None:
                 budget -= 1
                 if budget < 0:
-                    raise UnsafePath(f"more than {MAX_SYMLINKS} symlinks in {b'/'.join(parts)[:200]!r}")
+                    raise UnsafePath(f"more than {MAX_SYMLINKS} symlinks in {quoted(b'/'.join(parts))}")
                 if node.target.startswith(b"/"):
                     del trail[1:], names[:]
                 todo += [part for part in node.target.split(b"/")[::-1] if part and part != b"."]
             elif node.children is None:
-                raise FormatError(f"{b'/'.join(parts)[:200]!r} runs through a file")
+                raise FormatError(f"{quoted(b'/'.join(parts))} runs through a file")
             else:
                 trail.append(node)
                 names.append(name)
@@ -338,14 +338,14 @@ class LayerTree:
     def _link_target(self, member: Member) -> Node:
         parts = split_path(member.link, what="link target")
         if not parts:
-            raise UnsafePath(f"hard link {member.name[:200]!r} points at the root")
+            raise UnsafePath(f"hard link {quoted(member.name)} points at the root")
         leaf = parts.pop()
         parent, way = self._walk(parts, make=False)
         node = parent.children.get(leaf) if parent is not None and parent.children is not None else None
         if node is None:
             return hard_link_marker(b"/".join((*way, leaf)))
         if node.children is not None:
-            raise FormatError(f"hard link {member.name[:200]!r} points at the directory {member.link[:200]!r}")
+            raise FormatError(f"hard link {quoted(member.name)} points at the directory {quoted(member.link)}")
         return node
 
 

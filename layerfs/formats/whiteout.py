@@ -10,7 +10,7 @@ from __future__ import annotations
 
 import stat
 
-from layerfs.errors import UnsafePath
+from layerfs.errors import UnsafePath, quoted
 
 __all__ = [
     "AUFS_PREFIX",
@@ -62,7 +62,7 @@ def hidden_name(name: bytes) -> bytes | None:
         return name
     hidden = name[len(WHITEOUT_PREFIX) :]
     if hidden in (b"", b".", b".."):
-        raise UnsafePath(f"whiteout {name!r} names no file")
+        raise UnsafePath(f"whiteout {quoted(name)} names no file")
     return hidden
 
 

@@ -12,7 +12,7 @@ from __future__ import annotations
 import struct
 from collections.abc import Mapping
 
-from layerfs.errors import FormatError, LimitExceeded
+from layerfs.errors import FormatError, LimitExceeded, quoted
 from layerfs.formats.whiteout import is_private_xattr
 
 __all__ = ["MAX_XATTR_NAME", "MAX_XATTR_VALUE", "accepted_xattrs"]
@@ -54,16 +54,16 @@ def accepted_xattrs(xattrs: Mapping[bytes, bytes], file: bytes) -> dict[bytes, b
         if is_private_xattr(name) or not (acl or name.startswith(_NAMESPACES)) or name in _NAMESPACES:
             continue
         if b"\0" in name:
-            raise FormatError(f"{file[:200]!r} has the xattr {name[:80]!r}, with a NUL in its name")
+            raise FormatError(f"{quoted(file)} has the xattr {quoted(name, 80)}, with a NUL in its name")
         if len(name) > MAX_XATTR_NAME or len(value) > MAX_XATTR_VALUE:
-            raise LimitExceeded(f"{file[:200]!r} has an xattr {name[:80]!r} of {len(name)}+{len(value)} bytes")
+            raise LimitExceeded(f"{quoted(file)} has an xattr {quoted(name, 80)} of {len(name)}+{len(value)} bytes")
         if acl:
             if len(value) == 4 and value[0] == _ACL_VERSION:
                 continue
             if not _is_acl(value):
-                raise FormatError(f"{file[:200]!r} has a malformed {name.decode()}")
+                raise FormatError(f"{quoted(file)} has a malformed {name.decode()}")
         elif name == b"security.capability" and (len(value) < 4 or len(value) != _CAPABILITY_SIZES.get(value[3])):
-            raise FormatError(f"{file[:200]!r} has a malformed security.capability")
+            raise FormatError(f"{quoted(file)} has a malformed security.capability")
         kept[name] = value
     return kept or None
 

@@ -12,7 +12,8 @@ from layerfs.errors import Conflict, IntegrityError, MountError
 from layerfs.formats.digest import Digest
 from layerfs.formats.erofs.reader import Tree
 from layerfs.linux.lock import FileLock
-from layerfs.linux.mountinfo import find_mount
+from layerfs.linux.mount_api import umount
+from layerfs.linux.mountinfo import MountEntry, find_mount, read_mounts
 from layerfs.linux.probe import feature
 from layerfs.mount.choose import BackendStatus, choose_backend
 from layerfs.mount.directory import apply_attributes, is_stackable, unpack
@@ -24,12 +25,20 @@ from layerfs.mount.record import MountRecord, MountRecords
 from layerfs.mount.unmount import unmount
 from layerfs.store.derive import chain_digest
 from layerfs.store.handle import StoreHandle
-from layerfs.store.image import ImageRecord, image_layers, image_names, merged_tree
+from layerfs.store.image import ImageRecord, image_layers, image_names, list_images, merged_tree
 from layerfs.store.layer import device_paths, open_tree
-from layerfs.store.snapshot import Snapshot, find_snapshot
+from layerfs.store.snapshot import Snapshot, find_snapshot, list_snapshots
 from layerfs.union.mark import OVERRIDE_XATTR
 
-__all__ = ["container_lock", "dressed_upper", "mount_image", "records_of", "refuse_mounted", "unmount_record"]
+__all__ = [
+    "adopt_mounts",
+    "container_lock",
+    "dressed_upper",
+    "mount_image",
+    "records_of",
+    "refuse_mounted",
+    "unmount_record",
+]
 
 StrPath = str | os.PathLike[str]
 
@@ -40,6 +49,49 @@ _PATIENCE = 10.0
 def records_of(handle: StoreHandle) -> MountRecords:
     """Return the mount records of a store."""
     return MountRecords(os.path.join(handle.layout.runroot, "mounts"))
+
+
+def adopt_mounts(handle: StoreHandle) -> None:
+    """Record mounts of this store that nobody recorded: their process was killed just after it had made them.
+
+    Only this mount namespace is looked at.
+    """
+    records = records_of(handle)
+    snapshots, images = (os.path.join(handle.layout.root, name, "") for name in ("snapshots", "images"))
+    found = [entry for entry in read_mounts(fstype="overlay") if (entry.option("upperdir") or "").startswith(snapshots)]
+    found += [entry for entry in read_mounts(fstype="erofs") if entry.source.startswith(images)]
+    if not found:
+        return
+    known = {record.mount_id for record in records.live()}
+    for entry in found:
+        lock = FileLock(_target_lock(handle, entry.target))
+        if entry.mount_id in known or not lock.try_acquire():
+            continue  # whoever holds it is about to record the mount
+        try:
+            if all(record.mount_id != entry.mount_id for record in records.live()):
+                _adopt(handle, entry)
+        finally:
+            lock.release(remove=True)
+
+
+def _adopt(handle: StoreHandle, entry: MountEntry) -> None:
+    upper = entry.option("upperdir")
+    identifier = os.path.basename(os.path.dirname(upper)) if upper is not None else None
+    snapshot = next((row for row in list_snapshots(handle) if row.id == identifier), None)
+    chain = os.path.basename(entry.source).removesuffix(".erofs")
+    for image in list_images(handle):
+        if image.digest == snapshot.image if snapshot is not None else image.chain_id.hex == chain:
+            names = image_names(handle, image)
+            records_of(handle).add(
+                target=entry.target, mount_id=entry.mount_id, image_id=str(image.digest),
+                image_name=names[0] if names else None, container=snapshot.name if snapshot is not None else None,
+                backend="overlay", read_only=snapshot is None,
+            )  # fmt: skip
+            return
+
+
+def _target_lock(handle: StoreHandle, place: str) -> str:
+    return handle.layout.lock(f"target-{Digest.of(os.fsencode(place)).hex}")
 
 
 def mount_image(
@@ -81,7 +133,7 @@ def mount_image(
     # What a killed process left there would be in the way, whatever mounts now.
     clear_dead(place)
     _refuse_place(handle, place)
-    with _only_one(handle, f"target-{Digest.of(os.fsencode(place)).hex}"), container_lock(handle, snapshot):
+    with _only_one(_target_lock(handle, place)), container_lock(handle, snapshot):
         _refuse_taken(records, place)
         if snapshot is not None:
             refuse_mounted(handle, snapshot)
@@ -165,7 +217,7 @@ def container_lock(handle: StoreHandle, snapshot: Snapshot | None) -> Iterator[N
     if snapshot is None:
         yield
         return
-    with _only_one(handle, f"snapshot-{snapshot.id}"):
+    with _only_one(handle.layout.lock(f"snapshot-{snapshot.id}")):
         find_snapshot(handle, snapshot.id)
         yield
 
@@ -241,16 +293,16 @@ def _record(
             pid=pid,
         )  # fmt: skip
     except BaseException:
-        # A mount that nobody knows of could not be found again.
-        with contextlib.suppress(MountError):
-            unmount(place, mount_id=mount_id, lazy=True)
+        # A mount that nobody knows of could not be found again. Bare, because what failed may fail here too.
+        with contextlib.suppress(OSError):
+            umount(place, lazy=True)
         raise
 
 
 @contextlib.contextmanager
-def _only_one(handle: StoreHandle, name: str) -> Iterator[None]:
+def _only_one(path: str) -> Iterator[None]:
     """Hold a lock whose file goes with it."""
-    lock = FileLock(handle.layout.lock(name))
+    lock = FileLock(path)
     lock.acquire()
     try:
         yield
@@ -259,7 +311,10 @@ def _only_one(handle: StoreHandle, name: str) -> Iterator[None]:
 
 
 def _refuse_place(handle: StoreHandle, place: str) -> None:
-    """Refuse a target that would cover the store, or lie among its files."""
+    """Refuse a target that would cover the store or the kernel's tables, or lie among the store's files."""
+    for kept in ("/proc", "/sys", "/dev"):
+        if os.path.commonpath((kept, place)) == kept:
+            raise MountError(f"target {place} lies in {kept}, which mounting itself needs")
     own = os.path.join(handle.layout.runroot, "targets", "")
     for what, root in (("store", handle.layout.root), ("run root", handle.layout.runroot)):
         kept = os.path.realpath(root)

@@ -4,10 +4,11 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Mapping, Sequence
+from dataclasses import dataclass
 from io import BytesIO
 from typing import Protocol
 
-from layerfs.errors import DigestMismatch, IntegrityError, LayerfsError, NotFound, StoreError, UnsafePath
+from layerfs.errors import DigestMismatch, FormatError, IntegrityError, LayerfsError, NotFound, StoreError, UnsafePath
 from layerfs.formats.digest import Digest, new_hash
 from layerfs.formats.oci import Descriptor
 from layerfs.registry.members import Members
@@ -43,6 +44,22 @@ class Progress(Protocol):
             done: bytes of the blob read so far.
             total: bytes of the blob; None when nothing of it has to be read.
         """
+
+
+@dataclass(slots=True)
+class _Reading:
+    """A layer under way: its name in the archive, for progress and for errors, and what it must be, if that is known.
+
+    ``pending`` is None when its bytes are not wanted, ``damage`` what was wrong with them so far.
+    """
+
+    member: str
+    key: str
+    size: int
+    plan: LayerPlan | None
+    told: int = 0
+    pending: Pending | None = None
+    damage: LayerfsError | None = None
 
 
 class Loader:
@@ -103,12 +120,14 @@ class Loader:
         known = ingest.find_layers([layer.diff_id for layer in layers])
         present = set()
         for layer in layers:
-            if not members.has(layer.member):
-                raise NotFound("layer in the archive", layer.member, hint="The archive is not complete.")
+            try:
+                reader = members.open(layer.member)
+            except NotFound as error:
+                hint = "The archive is not complete."
+                raise NotFound("layer in the archive", layer.member, hint=hint) from error
+            reader.close()
             found = known.get(layer.diff_id)
             if layer.blob is not None:
-                reader = members.open(layer.member)
-                reader.close()
                 _check_size(layer.blob, reader.size)
                 if found is not None and not ingest.is_blob_of(layer.blob.digest, layer.blob.size, found):
                     found = None
@@ -131,44 +150,57 @@ class Loader:
             plans: what each member must turn out to be; None when that is known only at the end. Then a damaged layer
                 is no error before an image wants it.
         """
-        pending: Pending | None = None
-        key, total, told = "", 0, 0
+        reading: _Reading | None = None
         for event in events:
             if self._check is not None:
                 self._check()
-            try:
-                match event:
-                    case Chunk():
-                        if pending is not None:
-                            pending.writer.write(event.data)
-                        if event.done - told >= _PROGRESS_STEP:
-                            told = event.done
-                            self._tell(key, "Loading", told, total)
-                    case LayerBegin():
-                        diff_id = plans[event.member].diff_id if plans is not None else None
-                        key, total, member = str(diff_id or event.member), event.size, event.member
-                        told = 0
-                        pending = self._begin(ingest, member, diff_id)
-                        self._tell(key, "Loading", 0, total)
-                    case LayerEnd():
-                        self._end(ingest, pending, event, plans)
-                        pending = None
-                        self._tell(key, "Load complete", total, total)
-                    case LayerFailed():
-                        raise event.error
-                    case ArchiveDocument():
-                        self._documents[event.member] = event.raw
-                    case ArchiveLink():
-                        self._links[event.member] = event.target
-                    case KnownLayer():
-                        self._take_known(ingest, event)
-            except LayerfsError as error:
-                if plans is not None or isinstance(event, KnownLayer):
-                    raise
-                self._errors[member] = error
-                if pending is not None:
-                    ingest.abandon(pending)
-                    pending = None
+            match event:
+                case ArchiveDocument():
+                    self._documents[event.member] = event.raw
+                case ArchiveLink():
+                    self._links[event.member] = event.target
+                case KnownLayer():
+                    self._take_known(ingest, event)
+                case LayerBegin():
+                    plan = plans[event.member] if plans is not None else None
+                    reading = self._begin(ingest, event, plan)
+                case _:
+                    assert reading is not None
+                    self._go_on(ingest, reading, event)
+
+    def _go_on(self, ingest: Ingest, reading: _Reading, event: Chunk | LayerEnd | LayerFailed) -> None:
+        """Take the next event of a layer; what is wrong with it is raised, or kept until it is known to matter."""
+        try:
+            match event:
+                case Chunk():
+                    if reading.pending is not None:
+                        reading.pending.writer.write(event.data)
+                    if event.done - reading.told >= _PROGRESS_STEP:
+                        reading.told = event.done
+                        self._tell(reading.key, "Loading", event.done, reading.size)
+                case LayerFailed():
+                    self._blobs[reading.member] = (event.blob, event.size)
+                    raise event.error
+                case LayerEnd():
+                    self._blobs[reading.member] = (event.blob, event.size)
+                    if reading.damage is not None:
+                        raise reading.damage
+                    self._end(ingest, reading, event)
+                    self._tell(reading.key, "Load complete", reading.size, reading.size)
+        except LayerfsError as error:
+            _name_layer(error, reading.key)
+            if reading.pending is not None:
+                ingest.abandon(reading.pending)
+                reading.pending = None
+            reading.damage = self._errors[reading.member] = error
+            if reading.plan is None:
+                return
+            if not isinstance(event, Chunk):
+                # That the blob is not what was promised says more than what is wrong inside.
+                _check_blob(reading.plan, event.blob, event.size)
+                raise
+            if reading.plan.blob is None:
+                raise
 
     def commit(self, ingest: Ingest, plans: Sequence[ImagePlan]) -> list[ImageRecord]:
         """Make the images, all or none.
@@ -198,23 +230,25 @@ class Loader:
         except StoreError:
             return None
 
-    def _begin(self, ingest: Ingest, member: str, diff_id: Digest | None) -> Pending | None:
+    def _begin(self, ingest: Ingest, event: LayerBegin, plan: LayerPlan | None) -> _Reading:
+        diff_id = plan.diff_id if plan is not None else None
+        reading = _Reading(event.member, str(diff_id or event.member), event.size, plan)
         begun = ingest.begin_layer(diff_id)
         if isinstance(begun, Pending):
-            return begun
-        self._layers[member] = begun
-        return None
+            reading.pending = begun
+        else:
+            self._layers[event.member] = begun
+        self._tell(reading.key, "Loading", 0, event.size)
+        return reading
 
-    def _end(
-        self, ingest: Ingest, pending: Pending | None, event: LayerEnd, plans: Mapping[str, LayerPlan] | None
-    ) -> None:
-        if plans is not None:
-            _check_blob(plans[event.member], event.blob, event.size)
-        if pending is not None:
+    def _end(self, ingest: Ingest, reading: _Reading, event: LayerEnd) -> None:
+        if reading.plan is not None:
+            _check_blob(reading.plan, event.blob, event.size)
+        if reading.pending is not None:
+            pending, reading.pending = reading.pending, None
             self._layers[event.member] = ingest.finish_layer(pending, event.diff_id, (event.blob, event.size))
-        elif plans is not None:
+        elif reading.plan is not None:
             ingest.add_blob(self._layers[event.member], event.diff_id, (event.blob, event.size))
-        self._blobs[event.member] = (event.blob, event.size)
         if ingest.blobs is not None:
             ingest.blobs.end(event.member, event.blob)
 
@@ -235,6 +269,8 @@ class Loader:
         """Return the layer that was read for a plan, after checking that it is the one."""
         member = self._followed(plan.member)
         if member in self._errors:
+            if member in self._blobs:
+                _check_blob(plan, *self._blobs[member])
             raise self._errors[member]
         layer = self._layers.get(member)
         if layer is None and member in self._documents:
@@ -247,6 +283,7 @@ class Loader:
         if layer.diff_id.algorithm != plan.diff_id.algorithm:
             layer = self._digest_anew(ingest, layer, plan.diff_id)
         if layer.diff_id != plan.diff_id:
+            ingest.flush()
             record = find_layer(self._handle, layer.diff_id)
             size = record.tar_size if record is not None else 0
             raise DigestMismatch("layer", expected=str(plan.diff_id), actual=str(layer.diff_id), size=size)
@@ -285,6 +322,12 @@ class Loader:
     def _tell(self, key: str, state: str, done: int, total: int | None) -> None:
         if self._progress is not None:
             self._progress.update(key, state, done, total)
+
+
+def _name_layer(error: LayerfsError, key: str) -> None:
+    """Let an error that says what is wrong inside a layer say in which one."""
+    if isinstance(error, FormatError) and not str(error).startswith("layer "):
+        error.args = (f"layer {key}: {error}",)
 
 
 def _check_blob(plan: LayerPlan, digest: Digest, size: int) -> None:

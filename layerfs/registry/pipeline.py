@@ -77,10 +77,12 @@ class LayerEnd:
 
 @dataclass(frozen=True, slots=True)
 class LayerFailed:
-    """The layer's bytes are damaged; the rest of it was passed over."""
+    """The layer's bytes are damaged; the rest of it was passed over. ``blob`` and ``size`` are of all of it."""
 
     member: str
     error: LayerfsError
+    blob: Digest
+    size: int
 
 
 LayerEvent = LayerBegin | Chunk | LayerEnd | LayerFailed
@@ -194,9 +196,8 @@ def read_blob(
             if piece != _ZEROS:
                 filled += len(piece)
             if total > _RATIO_AFTER and (filled > source.size * _MAX_FILLED_RATIO or total > source.size * _MAX_RATIO):
-                raise LimitExceeded(
-                    f"layer {member} expands {total // source.size} times: {source.size} bytes to more than {total}"
-                )
+                most = _MAX_FILLED_RATIO if total <= source.size * _MAX_RATIO else _MAX_RATIO
+                raise LimitExceeded(f"layer {member} expands to more than {most} times its {source.size} bytes")
             whole = rest + piece if rest else piece
             cut = len(whole) & -BLOCK
             rest = whole[cut:]
@@ -209,7 +210,8 @@ def read_blob(
     except FormatError as error:
         while source.read(PIECE):
             pass
-        yield LayerFailed(member, error)
+        backlog.finish()
+        yield LayerFailed(member, error, Digest(blob_algorithm, source.hasher.hexdigest()), source.size)
         return
     backlog.finish()
     blob = Digest(blob_algorithm, source.hasher.hexdigest())

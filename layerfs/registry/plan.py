@@ -278,7 +278,16 @@ def _archive_config(image: ArchiveImage, read: ReadDocument) -> ImageConfig:
 
 
 def _tags(image: ArchiveImage) -> tuple[Reference, ...]:
-    return tuple(dict.fromkeys(Reference.parse(tag).with_default_tag() for tag in image.repo_tags))
+    found = []
+    for tag in image.repo_tags:
+        try:
+            reference = Reference.parse(tag).with_default_tag()
+        except InvalidReference as error:
+            raise FormatError(str(error), where="RepoTags") from error
+        # A digest is no name to give: it says what an image is, and nothing here has compared it.
+        if reference.digest is None:
+            found.append(reference)
+    return tuple(dict.fromkeys(found))
 
 
 def _add_tags(images: list[ImagePlan], archive: tuple[ArchiveImage, ...], read: ReadDocument) -> list[ImagePlan]:

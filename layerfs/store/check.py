@@ -11,7 +11,7 @@ from layerfs.errors import LayerfsError
 from layerfs.formats.digest import Digest
 from layerfs.linux.durable import write_document
 from layerfs.linux.lock import FileLock
-from layerfs.store.derive import LayerKeys, derive_layer_tree, merge_layers, restore_record
+from layerfs.store.derive import LayerKeys, derive_layer_tree, is_tree_later, merge_layers, restore_record
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers, list_images
@@ -83,6 +83,9 @@ def _check_layer(
     try:
         image = derive_layer_tree(handle, layer, check=check)
     except (LayerfsError, OSError) as error:
+        # From now on no load takes it for whole by its size and times: loading its image replaces it.
+        with handle.database.transaction() as connection:
+            connection.execute("UPDATE layer SET tar_mtime = 0 WHERE id = ?", (layer.id,))
         yield Problem("layer", name, str(error), repaired=False, hint="Load an image that has this layer again.")
         return
     try:
@@ -103,6 +106,8 @@ def _check_layer(
 def _check_merged(handle: StoreHandle, image: ImageRecord, *, repair: bool) -> Iterator[Problem]:
     keys = LayerKeys(handle)
     path = handle.layout.merged_tree(image.chain_id)
+    if is_tree_later(path):
+        return  # not needed yet, so not made yet
     name = str(image.chain_id)
     try:
         layers = image_layers(handle, image)

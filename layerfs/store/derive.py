@@ -26,17 +26,32 @@ from layerfs.store.layer_writer import MIN_SHARED, LayerKey, spread_range
 from layerfs.store.nodes import read_nodes
 
 __all__ = [
+    "TREE_LATER",
     "LayerKeys",
     "aligned",
     "chain_digest",
     "derive_layer_tree",
     "encode_layer_tree",
     "encode_merged_tree",
+    "is_tree_later",
     "merge_layers",
     "restore_record",
     "rewrite_merged_trees",
     "tree_uuid",
 ]
+
+
+#: Stands in place of a merged tree that is made when it is first needed. No tree, so whoever opens it makes the tree.
+TREE_LATER = b"layerfs: this tree is made when it is first needed\n"
+
+
+def is_tree_later(path: str) -> bool:
+    """Return whether a merged tree has not been needed yet."""
+    try:
+        with open(path, "rb") as file:
+            return file.read(len(TREE_LATER) + 1) == TREE_LATER
+    except FileNotFoundError:
+        return False
 
 
 def tree_uuid(kind: str, digest: Digest) -> bytes:

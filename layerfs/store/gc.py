@@ -23,7 +23,7 @@ from layerfs.linux.durable import fsync_directory, write_document
 from layerfs.linux.lock import FileLock
 from layerfs.linux.safe_path import remove_tree
 from layerfs.linux.sparse import copy_range
-from layerfs.store.derive import LayerKeys, encode_layer_tree, encode_merged_tree
+from layerfs.store.derive import LayerKeys, encode_layer_tree, encode_merged_tree, is_tree_later
 from layerfs.store.handle import StoreHandle
 from layerfs.store.ingest import COLLECTOR, sweep
 from layerfs.store.kept_blob import manifest_blobs
@@ -251,8 +251,8 @@ def _rewrite_trees(handle: StoreHandle, layer: LayerRecord, moves: dict[int, _Mo
     )
     for chain, image in rows.fetchall():
         path = handle.layout.merged_tree(Digest.parse(chain))
-        if not os.path.exists(path):
-            continue
+        if not os.path.exists(path) or is_tree_later(path):
+            continue  # made from the layers when it is needed
         root = read_nodes(open_tree(path), keys.get)
         for node in walk(root):
             if node.device is leaving:

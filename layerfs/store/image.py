@@ -17,7 +17,7 @@ from layerfs.formats.reference import Reference
 from layerfs.formats.tree import Node
 from layerfs.linux.durable import fsync_directory, write_document
 from layerfs.linux.lock import FileLock
-from layerfs.store.derive import LayerKeys, chain_digest, merge_layers
+from layerfs.store.derive import TREE_LATER, LayerKeys, chain_digest, merge_layers
 from layerfs.store.handle import StoreHandle
 from layerfs.store.ingest import Ingest, IngestedLayer
 from layerfs.store.layer import LayerRecord, get_layer, open_tree
@@ -64,12 +64,15 @@ class NewImage:
         manifest: digest and bytes of the manifest.
         layers: bottom first, as the config's diffIDs.
         names: names that shall mean this image from now on.
+        tree_later: whether its merged tree is made when it is first needed: for who waits for the image, and knows that
+            its layers fit together.
     """
 
     config: tuple[Digest, bytes]
     manifest: tuple[Digest, bytes]
     layers: Sequence[IngestedLayer]
     names: Sequence[Reference]
+    tree_later: bool = False
 
 
 def commit_images(ingest: Ingest, images: Sequence[NewImage]) -> list[ImageRecord]:
@@ -102,7 +105,8 @@ def _write_files(ingest: Ingest, image: NewImage) -> Digest:
         # Another load may have written it and died before its name was durable.
         fsync_directory(os.path.dirname(path), sync=handle.sync)
     else:
-        write_document(path, _merge(ingest, image.layers), sync=handle.sync)
+        merged = TREE_LATER if image.tree_later else _merge(ingest, image.layers)
+        write_document(path, merged, sync=handle.sync and not image.tree_later)
     handle.write_blob(*image.config)
     handle.write_blob(*image.manifest)
     if ingest.blobs is not None:

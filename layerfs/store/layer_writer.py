@@ -16,7 +16,7 @@ from functools import partial
 from typing import Protocol
 from zlib import crc32
 
-from layerfs.errors import LimitExceeded
+from layerfs.errors import LimitExceeded, quoted
 from layerfs.formats.digest import Digest
 from layerfs.formats.tar import BLOCK, Member, TarReader
 from layerfs.formats.tree import LayerTree, Node
@@ -318,5 +318,5 @@ def spread_range(end: int, member: Member) -> tuple[int, int]:
     start = -(-end // MIN_SHARED) * MIN_SHARED
     stop = start + -(-member.size // BLOCK) * BLOCK
     if stop > MAX_LAYER:
-        raise LimitExceeded(f"sparse file {member.name[:200]!r} of {member.size} bytes is too large")
+        raise LimitExceeded(f"sparse file {quoted(member.name)} of {member.size} bytes is too large")
     return start, stop

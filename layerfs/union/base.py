@@ -122,6 +122,7 @@ class UnionPart:
             if file.owned and file.fd >= 0:
                 os.close(file.fd)
         self._files.clear()
+        self._nodes.close()
         self._lower.close()
         if self._upper is not None:
             self._upper.close()
@@ -217,10 +218,10 @@ class UnionPart:
             raise FileNotFoundError(ENOENT, os.strerror(ENOENT))
         return node
 
-    def _attributes(self, node: Node) -> Attributes:
-        """Return what stat says of a node."""
+    def _attributes(self, node: Node, status: os.stat_result | None = None) -> Attributes:
+        """Return what stat says of a node; ``status`` is that of its inode in the upper, if it is at hand."""
         if node.upper and self._upper is not None:
-            found = self._upper.attributes(node)
+            found = self._upper.attributes(node, status)
             if node.lower is not None:
                 found = found._replace(nlink=0 if node.is_gone else 1)
         else:

@@ -63,13 +63,13 @@ class ChangePart(ViewPart, FilePart):
             opened.append(os.open(at, _NEW, stat.S_IMODE(mode), dir_fd=dir_fd))
 
         try:
-            node = self._make(parent, name, stat.S_IFREG | mode, caller, make)
+            node, status = self._make(parent, name, stat.S_IFREG | mode, caller, make)
         except BaseException:
             for fd in opened:
                 os.close(fd)
             raise
         file = OpenFile(node, opened[0], 0, None, owned=True, writable=True, strips=caller.uid != 0)
-        return self._opened(file), self._entered(node)
+        return self._opened(file), self._entered(node, status)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attributes:
         """Make a file, device, fifo or socket; counts as a lookup.
@@ -83,7 +83,7 @@ class ChangePart(ViewPart, FilePart):
         def make(at: bytes, dir_fd: int) -> None:
             os.mknod(at, mode, rdev, dir_fd=dir_fd)
 
-        return self._entered(self._make(parent, name, mode, caller, make))
+        return self._entered(*self._make(parent, name, mode, caller, make))
 
     def mkdir(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attributes:
         """Make a directory; counts as a lookup. Raises as :meth:`create`."""
@@ -91,7 +91,7 @@ class ChangePart(ViewPart, FilePart):
         def make(at: bytes, dir_fd: int) -> None:
             os.mkdir(at, stat.S_IMODE(mode), dir_fd=dir_fd)
 
-        return self._entered(self._make(parent, name, stat.S_IFDIR | mode, caller, make))
+        return self._entered(*self._make(parent, name, stat.S_IFDIR | mode, caller, make))
 
     def symlink(self, parent: int, name: bytes, target: bytes, caller: Caller) -> Attributes:
         """Make a symbolic link; counts as a lookup. Raises as :meth:`create`."""
@@ -99,7 +99,7 @@ class ChangePart(ViewPart, FilePart):
         def make(at: bytes, dir_fd: int) -> None:
             os.symlink(target, at, dir_fd=dir_fd)
 
-        return self._entered(self._make(parent, name, stat.S_IFLNK | 0o777, caller, make))
+        return self._entered(*self._make(parent, name, stat.S_IFLNK | 0o777, caller, make))
 
     def link(self, ino: int, parent: int, name: bytes) -> Attributes:
         """Give a file another name; counts as a lookup.
@@ -197,10 +197,10 @@ class ChangePart(ViewPart, FilePart):
         with upper.inode(node) as fd:
             os.removexattr(descriptor_path(fd), stored)
 
-    def _entered(self, node: Node) -> Attributes:
+    def _entered(self, node: Node, status: os.stat_result | None = None) -> Attributes:
         """Return the attributes of an inode that the kernel is told of."""
         node.lookups += 1
-        return self._attributes(node)
+        return self._attributes(node, status)
 
     def _prepare(self, parent: Node, name: bytes) -> tuple[Upper, bool]:
         """Make sure that a name is free in a directory of the upper.
@@ -231,7 +231,7 @@ class ChangePart(ViewPart, FilePart):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         return upper, False
 
-    def _make(self, parent: int, name: bytes, mode: int, caller: Caller, make: _Make) -> Node:
+    def _make(self, parent: int, name: bytes, mode: int, caller: Caller, make: _Make) -> tuple[Node, os.stat_result]:
         """Make an inode, give it its owner, and put it in its place."""
         directory = self._nodes[parent]
         upper, covered = self._prepare(directory, name)
@@ -250,9 +250,11 @@ class ChangePart(ViewPart, FilePart):
                 except BaseException:
                     (os.rmdir if stat.S_ISDIR(mode) else os.unlink)(name, dir_fd=fd)
                     raise
-                return self._find_upper(directory, name, os.stat(name, dir_fd=fd, follow_symlinks=False))
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+                return self._find_upper(directory, name, status), status
         self._make_over(upper, directory, fd, name, mode, caller, make)
-        return self._find_upper(directory, name, os.stat(name, dir_fd=fd, follow_symlinks=False))
+        status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        return self._find_upper(directory, name, status), status
 
     def _make_over(
         self, upper: Upper, directory: Node, fd: int, name: bytes, mode: int, caller: Caller, make: _Make

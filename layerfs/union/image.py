@@ -17,6 +17,8 @@ from layerfs.union.lower import LowerFile
 
 __all__ = ["ImageLower"]
 
+#: Names of decoded directories that are kept, 200 bytes each; decoding one again takes as long as a request.
+_KEPT = 100_000
 #: FUSE wants 1 for the root and nothing for 0.
 _FIRST = 2
 
@@ -35,6 +37,8 @@ class ImageLower:
         self._devices = devices
         self._fds: dict[int, int] = {}
         self._links: dict[int, list[list[bytes]]] | None = None
+        self._recent: dict[int, dict[bytes, tuple[int, int]]] = {}
+        self._kept = 0
         self.root: int = tree.root
         self.limit: int = tree.limit + _FIRST
 
@@ -45,12 +49,24 @@ class ImageLower:
 
     def lookup(self, directory: int, name: bytes) -> int | None:
         """Return the inode number of a name, or None."""
-        entry = self._tree.names(directory).get(name)
+        entry = (self._recent.get(directory) or self._names(directory)).get(name)
         return entry[0] if entry else None
 
     def entries(self, directory: int) -> Iterable[tuple[bytes, int]]:
         """Return the names in byte order."""
-        return [(name, entry[0]) for name, entry in self._tree.names(directory).items()]
+        return [(name, entry[0]) for name, entry in self._names(directory).items()]
+
+    def _names(self, directory: int) -> dict[bytes, tuple[int, int]]:
+        """Return a decoded directory; those that were decoded long ago are dropped."""
+        found = self._recent.get(directory)
+        if found is None:
+            found = self._recent[directory] = self._tree.names(directory)
+            self._kept += len(found)
+            while self._kept > _KEPT and len(self._recent) > 1:
+                oldest = next(iter(self._recent))
+                self._kept -= len(self._recent.pop(oldest))
+                self._tree.drop_names(oldest)
+        return found
 
     def number(self, reference: int) -> int:
         """Return the inode number."""

@@ -78,7 +78,7 @@ class ListingPart(UnionPart):
             place = 2
         lower, get = self._lower, self._nodes.get
         plain = self._owners is None and not self._static_nlink and not node.upper
-        for index in range(place - 2, len(rows)):
+        for index in range(max(0, place - 2), len(rows)):
             name, reference = rows[index]
             if plain:
                 # Nothing can lie above here, so neither the upper nor a node of it need be asked.

@@ -20,6 +20,10 @@ ROOT = 1
 _SPARE = 1 << 62
 
 
+#: One number object for all inodes of a type: there are tens of thousands of them.
+_KINDS = {kind << 12: kind << 12 for kind in range(16)}
+
+
 class Node:
     """An inode of the union.
 
@@ -46,7 +50,7 @@ class Node:
     def __init__(self, ino: int, kind: int, lower: Reference | None, *, upper: bool) -> None:
         """Make a node without a name."""
         self.ino = ino
-        self.kind = kind
+        self.kind = _KINDS.get(kind, kind)
         self.lower = lower
         self.upper = upper
         self.parent: Node | None = None
@@ -99,6 +103,13 @@ class NodeTable:
         self._nodes[node.ino] = node
         node.parent, node.name = parent, name
         parent.pins += 1
+
+    def close(self) -> None:
+        """Close the descriptors of inodes without a name."""
+        for node in self._nodes.values():
+            if node.fd >= 0:
+                os.close(node.fd)
+                node.fd = -1
 
     def spare_number(self) -> int:
         """Return a number that no inode ever had."""

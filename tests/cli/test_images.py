@@ -175,7 +175,7 @@ def test_check_and_gc(shell: Shell, image: Built) -> None:
     tree = next(Path(shell.env["LAYERFS_ROOT"], "images").rglob("*.erofs"), None) or next(
         path for path in Path(shell.env["LAYERFS_ROOT"], "images").rglob("*") if path.is_file()
     )
-    tree.write_bytes(b"")
+    tree.write_bytes(b"damage")
     result = shell.try_("check", "--format", "json")
     assert result.exit_code == 1
     assert [problem["kind"] for problem in json.loads(result.stdout)] == ["tree"]
@@ -189,7 +189,7 @@ def test_info(shell: Shell, image: Built) -> None:
     assert (document["root"], document["root_source"]) == (shell.env["LAYERFS_ROOT"], "environment")
     assert (document["images"], document["layers"], document["containers"]) == (1, 2, 0)
     assert {backend["backend"] for backend in document["backends"]} == {"overlay", "fuse"}
-    assert "fuse: not, because " in shell("info")
+    assert "  fuse: " in shell("info")
 
 
 def test_a_damaged_document_hides_no_other_image(shell: Shell, image: Built, tmp_path: Path) -> None:

@@ -3,10 +3,15 @@
 from __future__ import annotations
 
 import json
+import os
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
+from layerfs.mount.fuse.start import wait_for_end
 from tests.cli.archive import BASE, Built
 from tests.cli.conftest import Shell
 
@@ -111,11 +116,43 @@ def test_options(shell: Shell, image: Built, target: Path, lower: str) -> None:
     assert {"nosuid", "nodev", "noexec"} & options_of(target) == {"noexec"}
 
 
-def test_backends(shell: Shell, image: Built, target: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    assert "FUSE" in shell.fails(8, "mount", "--backend", "fuse", image.name, str(target))
+@pytest.mark.needs_fuse
+def test_one_container_by_two_backends(shell: Shell, image: Built, target: Path) -> None:
+    pytest.importorskip("pyfuse3")
     shell.env["LAYERFS_BACKEND"] = "fuse"
-    shell.fails(8, "mount", image.name, str(target))
-    shell("mount", "--backend", "overlay", image.name, str(target))
+    shell("mount", "--name", "web", image.name, str(target))
+    (row,) = shell.json("mount", "--format", "json")
+    assert row["backend"] == "fuse"
+    os.kill(row["pid"], 0)
+    (target / "etc/hostname").write_text("by fuse\n")
+    (target / "bin/sh").unlink()
+    changes = shell("diff", "web")
+    assert changes.splitlines() == ["C /bin", "D /bin/sh", "C /etc", "C /etc/hostname"]
+    shell("umount", "web")
+    assert wait_for_end(row["pid"], 0)
+    del shell.env["LAYERFS_BACKEND"]
+    shell("mount", "--backend", "overlay", "--name", "web", str(target))
+    assert (target / "etc/hostname").read_text() == "by fuse\n"
+    (target / "srv/new").write_text("by the kernel\n")
+    shell("umount", "web")
+    shell("mount", "--backend", "fuse", "--name", "web", str(target))
+    assert (target / "srv/new").read_text() == "by the kernel\n"
+    assert not (target / "bin/sh").exists()
+    # Its process is killed: the next mount takes away what it left.
+    (row,) = shell.json("mount", "--format", "json")
+    os.kill(row["pid"], signal.SIGKILL)
+    shell("umount", "web")
+    shell("mount", "--backend", "fuse", "--name", "web", str(target))
+    (row,) = shell.json("mount", "--format", "json")
+    os.kill(row["pid"], signal.SIGKILL)
+    assert wait_for_end(row["pid"], 10)
+    assert shell("mount", "--read-only", "--backend", "overlay", image.name, str(target)) == f"{target}\n"
+    assert (target / "etc/hostname").read_text() == "top\n"
+    shell("umount", str(target))
+    shell("rm", "web")
+    assert "reads the image as it is stored" in shell.fails(
+        8, "mount", "--backend", "fuse", "--lower", "dirs", image.name, str(target)
+    )
 
 
 def test_a_mount_whose_name_cannot_be_said_is_undone(shell: Shell, image: Built, target: Path) -> None:
@@ -167,3 +204,28 @@ def test_two_read_only_mounts_without_a_target(shell: Shell, image: Built) -> No
     shell("mount", "--read-only", image.name)
     assert "is mounted at" in shell.fails(6, "mount", "--read-only", image.name)
     shell("umount", image.name)
+
+
+def test_a_mount_of_a_killed_process_is_found(shell: Shell, image: Built, target: Path, tmp_path: Path) -> None:
+    words = ("mount", "--name", "web", image.name, str(target))
+    program = [sys.executable, "-c", "from layerfs_cli.main import main; main()", *words]
+    trace = ["strace", "-f", "-qq", "-o", "/dev/null", "-e", "trace=rename", "-e", "inject=rename:signal=KILL:when=1"]
+    subprocess.run([*trace, *program], env={**os.environ, **shell.env}, check=False, capture_output=True)
+    assert (target / "etc/hostname").exists()
+    assert not list((tmp_path / "run/mounts").glob("*.json"))
+    assert [row["container"] for row in shell.json("mount", "--format", "json")] == ["web"]
+    assert "is mounted at" in shell.fails(6, "rm", "web")
+    shell("umount", "web")
+    shell("rm", "web")
+
+
+def test_the_tables_of_the_kernel_are_no_target(shell: Shell, image: Built) -> None:
+    program = "from layerfs_cli.main import main; main()"
+    for target in ("/proc", "/proc/self", "/sys", "/dev/shm"):
+        ran = subprocess.run(
+            ["unshare", "-m", "--propagation", "private", sys.executable, "-c", program, "mount", image.name, target],
+            env={**os.environ, **shell.env}, check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        assert (ran.returncode, ran.stdout) == (8, "")
+        assert "which mounting itself needs" in ran.stderr
+    assert shell.json("ps", "--format", "json") == []

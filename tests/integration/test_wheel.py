@@ -59,3 +59,12 @@ def test_it_installs_from_wheels_alone_and_starts(wheel: Path, tmp_path: Path) -
         [python.with_name("layerfs"), "--version"], check=True, cwd=empty, stdout=subprocess.PIPE, text=True
     )
     assert _metadata(wheel)["Version"] in shown.stdout
+    # pyfuse3 is not there: the commands say so, and nothing else misses it.
+    told = subprocess.run([python.with_name("layerfs"), "--root", tmp_path / "store", "info"], check=True, cwd=empty,
+                          stdout=subprocess.PIPE, text=True)  # fmt: skip
+    assert "fuse: not, because " in told.stdout
+    (tmp_path / "lower").mkdir()
+    refused = subprocess.run([python.with_name("layerfs-fuse"), "-o", f"lowerdir={tmp_path}/lower", empty],
+                             check=False, cwd=empty, capture_output=True, text=True)  # fmt: skip
+    assert refused.returncode == 1
+    assert refused.stderr == "layerfs-fuse: error: No module named 'pyfuse3': install layerfs[fuse]\n"

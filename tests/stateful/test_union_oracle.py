@@ -14,7 +14,18 @@ from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_sta
 
 from layerfs.linux.mount_api import umount
 from layerfs.mount.fuse.start import wait_for_end
-from tests.union_oracle import ACCESS_ACL, DEFAULT_ACL, OLD, USER, Actor, Pair, describe_tree, mount_fuse, mount_kernel
+from tests.union_oracle import (
+    ACCESS_ACL,
+    DEFAULT_ACL,
+    OLD,
+    USER,
+    Actor,
+    Pair,
+    describe_tree,
+    is_uncounted,
+    mount_fuse,
+    mount_kernel,
+)
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_fuse]
 
@@ -58,6 +69,9 @@ class Comparison(RuleBasedStateMachine):
 
     def both(self, *operation: Any) -> None:
         mine, kernels = (actor.do(*operation) for actor in self.actors)
+        if mine != kernels and operation[1] in {"stat", "fstat"}:
+            # The kernel copies a directory up above what it refuses then, and counts no links of such a one.
+            mine, kernels = ((*one[:1], 0, *one[2:]) if is_uncounted(mine, kernels) else one for one in (mine, kernels))
         assert mine == kernels, operation
 
     @rule(uid=users, path=paths)

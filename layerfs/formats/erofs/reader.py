@@ -190,6 +190,24 @@ class Tree:
             self._names[nid] = found
         return found
 
+    def scan(self, nid: int) -> Iterator[tuple[bytes, int, int]]:
+        """Yield the same as :meth:`readdir`, and keep nothing: for who walks a whole tree once.
+
+        Raises:
+            OSError: ENOTDIR when ``nid`` is no directory.
+            FormatError: the directory's data is damaged.
+        """
+        inode = self.inode(nid)
+        if not stat.S_ISDIR(inode.mode):
+            raise NotADirectoryError(ENOTDIR, strerror(ENOTDIR))
+        for name, child, kind in self._entries(inode):
+            if name not in (b".", b".."):
+                yield name, child, kind
+
+    def drop_names(self, nid: int) -> None:
+        """Forget a decoded directory, which the next look at it decodes again: for readers that must stay small."""
+        self._names.pop(nid, None)
+
     def lookup(self, nid: int, name: bytes) -> int | None:
         """Return the inode number of a name in a directory, or None. Raises as :meth:`names`."""
         entry = self.names(nid).get(name)

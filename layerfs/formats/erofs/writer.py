@@ -14,7 +14,7 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
 
-from layerfs.errors import FormatError, LimitExceeded
+from layerfs.errors import FormatError, LimitExceeded, quoted
 from layerfs.formats.erofs.layout import (
     BLOCK,
     BLOCK_BITS,
@@ -349,8 +349,8 @@ def _xattr_entry(name: bytes, value: bytes) -> bytes:
             if (rest and index not in (2, 3)) or (not rest and index in (2, 3)):
                 break
     else:
-        raise FormatError(f"xattr {name[:80]!r} is in no namespace that EROFS knows (user, trusted, security, ACL)")
+        raise FormatError(f"xattr {quoted(name, 80)} is in no namespace of EROFS (user, trusted, security, ACL)")
     if len(rest) > 255 or len(value) > 0xFFFF:
-        raise LimitExceeded(f"xattr {name[:80]!r} of {len(value)} bytes is too long")
+        raise LimitExceeded(f"xattr {quoted(name, 80)} of {len(value)} bytes is too long")
     entry = XATTR_ENTRY.pack(len(rest), index, len(value)) + rest + value
     return entry + bytes(-len(entry) % 4)

@@ -27,7 +27,7 @@ from __future__ import annotations
 import struct
 from zlib import adler32
 
-from layerfs.errors import FormatError
+from layerfs.errors import FormatError, quoted
 
 __all__ = [
     "BLOCK",
@@ -86,11 +86,11 @@ def parse_number(field: bytes) -> int:
         if first == 0xFF:
             return value - (1 << (8 * len(field)))
         if first != 0x80:
-            raise FormatError(f"number field {field!r} is neither octal nor base-256")
+            raise FormatError(f"number field {quoted(field)} is neither octal nor base-256")
         return value ^ (0x80 << (8 * (len(field) - 1)))
     digits = field.strip(b" \0")
     if digits.translate(None, _OCTAL):
         digits = digits.partition(b"\0")[0].rstrip(b" ")
         if digits.translate(None, _OCTAL):
-            raise FormatError(f"number field {field!r} is not octal")
+            raise FormatError(f"number field {quoted(field)} is not octal")
     return int(digits, 8) if digits else 0

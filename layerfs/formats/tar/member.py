@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from layerfs.errors import FormatError, LimitExceeded, UnsafePath
+from layerfs.errors import FormatError, LimitExceeded, UnsafePath, quoted
 
 __all__ = ["MAX_ID", "MAX_NAME", "MAX_PATH", "Member", "SparseMap", "split_path"]
 
@@ -77,13 +77,13 @@ def split_path(path: bytes, *, what: str = "path") -> list[bytes]:
     if not path:
         raise FormatError(f"empty {what}")
     if len(path) > MAX_PATH:
-        raise LimitExceeded(f"{what} of {len(path)} bytes is longer than {MAX_PATH}: {path[:80]!r}…")
+        raise LimitExceeded(f"{what} of {len(path)} bytes is longer than {MAX_PATH}: {quoted(path, 80)}")
     if b"\0" in path:
-        raise UnsafePath(f"{what} {path[:200]!r} contains a NUL byte")
+        raise UnsafePath(f"{what} {quoted(path)} contains a NUL byte")
     parts = [part for part in path.split(b"/") if part and part != b"."]
     for part in parts:
         if part == b"..":
-            raise UnsafePath(f"{what} {path[:200]!r} contains '..'")
+            raise UnsafePath(f"{what} {quoted(path)} contains '..'")
         if len(part) > MAX_NAME:
-            raise LimitExceeded(f"{what} {path[:80]!r}… has a name longer than {MAX_NAME} bytes")
+            raise LimitExceeded(f"{what} {quoted(path, 80)} has a name longer than {MAX_NAME} bytes")
     return parts

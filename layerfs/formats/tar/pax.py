@@ -8,7 +8,7 @@ Source: POSIX.1-2017 pax, "pax Extended Header".
 
 from __future__ import annotations
 
-from layerfs.errors import FormatError
+from layerfs.errors import FormatError, quoted
 
 __all__ = ["parse_records", "parse_time"]
 
@@ -61,7 +61,7 @@ def parse_time(value: bytes, key: str) -> tuple[int, int]:
     negative = value.startswith(b"-")
     whole, _, fraction = value.removeprefix(b"-").partition(b".")
     if not whole or len(whole) > 20 or (whole + fraction).translate(None, _DIGITS):
-        raise FormatError(f"pax {key} is no time: {value[:40]!r}")
+        raise FormatError(f"pax {key} is no time: {quoted(value, 40)}")
     seconds = int(whole)
     nanoseconds = int(fraction[:9].ljust(9, b"0"))
     if not negative:

@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 
-from layerfs.errors import FormatError, LimitExceeded, UnsupportedFormat
+from layerfs.errors import FormatError, LimitExceeded, UnsupportedFormat, quoted
 from layerfs.formats.tar.header import BLOCK, HEADER, NUL_BLOCK, checksum_matches, parse_number
 from layerfs.formats.tar.member import MAX_ID, Member
 from layerfs.formats.tar.pax import parse_records, parse_time
@@ -244,7 +244,7 @@ class TarReader:
             member.link = self._long_link
         if self._records:
             if self._long_name is not None and any(key == b"path" for key, _ in self._records):
-                raise FormatError(f"{member.name[:200]!r} has both a GNU and a pax name")
+                raise FormatError(f"{quoted(member.name)} has both a GNU and a pax name")
             if _apply(member, self._records):
                 self._sparse_text = member
                 self._gathered = []
@@ -279,7 +279,7 @@ class TarReader:
         if kind in _HEADER_ONLY:
             member.size = member.data_size = 0
             if kind in b"34" and not (0 <= member.major <= _MAX_MAJOR and 0 <= member.minor <= _MAX_MINOR):
-                raise FormatError(f"{member.name[:200]!r} has device number {member.major}:{member.minor}")
+                raise FormatError(f"{quoted(member.name)} has device number {member.major}:{member.minor}")
         elif kind in b"0\0":
             _check_size(member)
             if kind == b"\0":  # how v7 wrote files, and, with a slash at the end, directories
@@ -291,13 +291,13 @@ class TarReader:
             self._reset(member.data_offset + _padded(member.data_size))
             return
         else:
-            raise UnsupportedFormat(f"{member.name[:200]!r} is of type {kind!r}, which no layer may contain")
+            raise UnsupportedFormat(f"{quoted(member.name)} is of type {quoted(kind)}, which no layer may contain")
         if not (0 <= member.uid <= MAX_ID and 0 <= member.gid <= MAX_ID):
             raise FormatError(
-                f"{member.name[:200]!r} is owned by {member.uid}:{member.gid}, outside 0..{MAX_ID}",
+                f"{quoted(member.name)} is owned by {member.uid}:{member.gid}, outside 0..{MAX_ID}",
             )
         if not -_MAX_SIZE <= member.mtime <= _MAX_SIZE:
-            raise FormatError(f"{member.name[:200]!r} has the impossible time {member.mtime}")
+            raise FormatError(f"{quoted(member.name)} has the impossible time {member.mtime}")
         self._members += 1
         if self._members > MAX_MEMBERS:
             raise LimitExceeded(f"archive has more than {MAX_MEMBERS} members")
@@ -318,7 +318,7 @@ def _padded(size: int) -> int:
 
 def _check_size(member: Member) -> None:
     if not (0 <= member.data_size <= _MAX_SIZE and 0 <= member.size <= _MAX_SIZE):
-        raise FormatError(f"{member.name[:200]!r} has the impossible size {member.size}")
+        raise FormatError(f"{quoted(member.name)} has the impossible size {member.size}")
 
 
 def _apply(member: Member, records: list[tuple[bytes, bytes]]) -> bool:
@@ -339,7 +339,7 @@ def _apply(member: Member, records: list[tuple[bytes, bytes]]) -> bool:
     for key in _PAX_NUMBERS:
         if text := values.get(key):
             if len(text) > 20 or not text.isdigit():
-                raise FormatError(f"pax {key.decode()} is no number: {text[:40]!r}")
+                raise FormatError(f"pax {key.decode()} is no number: {quoted(text, 40)}")
             setattr(member, "data_size" if key == b"size" else key.decode(), int(text))
     sparse_file = member.sparse is not None
     if values.get(b"size") and not sparse_file:
@@ -356,15 +356,15 @@ def _apply_sparse(member: Member, records: list[tuple[bytes, bytes]], values: di
     size = values.get(b"GNU.sparse.realsize", values.get(b"GNU.sparse.size"))
     version = (values.get(b"GNU.sparse.major"), values.get(b"GNU.sparse.minor"))
     if version not in ((None, None), (b"1", b"0"), (b"0", b"0"), (b"0", b"1")):
-        raise UnsupportedFormat(f"{member.name[:200]!r} is sparse in format {version[0]!r}.{version[1]!r}")
+        raise UnsupportedFormat(f"{quoted(member.name)} is sparse in format {version[0]!r}.{version[1]!r}")
     if size is None or len(size) > 20 or not size.isdigit():
-        raise FormatError(f"{member.name[:200]!r} is sparse without a size")
+        raise FormatError(f"{quoted(member.name)} is sparse without a size")
     member.size = int(size)
     if version == (b"1", b"0"):
         return True
     pieces = map_from_records(records)
     if pieces is None:
-        raise FormatError(f"{member.name[:200]!r} is sparse without a map")
+        raise FormatError(f"{quoted(member.name)} is sparse without a map")
     member.sparse = tuple(pieces)
     return False
 
@@ -376,4 +376,4 @@ def _libarchive_xattr(name: bytes, value: bytes) -> tuple[bytes, bytes]:
     try:
         return unquote_to_bytes(name), base64.b64decode(value + b"=" * (-len(value) % 4), validate=True)
     except binascii.Error as error:
-        raise FormatError(f"xattr {name[:80]!r} is no base64") from error
+        raise FormatError(f"xattr {quoted(name, 80)} is no base64") from error

@@ -5,7 +5,7 @@ Sources: GNU tar manual, "Storing Sparse Files" (old GNU format, PAX formats 0.0
 
 from __future__ import annotations
 
-from layerfs.errors import FormatError, LimitExceeded
+from layerfs.errors import FormatError, LimitExceeded, quoted
 from layerfs.formats.tar.header import BLOCK, parse_number
 from layerfs.formats.tar.member import SparseMap
 
@@ -95,7 +95,7 @@ def check_map(pieces: list[tuple[int, int]], size: int, stored: int) -> SparseMa
 
 def _decimal(text: bytes) -> int:
     if not text or len(text) > 20 or not text.isdigit():
-        raise FormatError(f"sparse map has {text[:30]!r} where a number belongs")
+        raise FormatError(f"sparse map has {quoted(text, 30)} where a number belongs")
     return int(text)
 
 

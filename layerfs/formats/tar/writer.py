@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 from urllib.parse import quote_from_bytes
 
-from layerfs.errors import FormatError
+from layerfs.errors import FormatError, quoted
 from layerfs.formats.tar.header import BLOCK, HEADER
 from layerfs.formats.tar.member import Member
 
@@ -44,7 +44,7 @@ def encode_member(member: Member) -> bytes:
     """
     name, link = member.name, member.link
     if b"\0" in name or b"\0" in link or not name:
-        raise FormatError(f"{name[:200]!r} or its link {link[:200]!r} cannot be written: empty, or with a NUL")
+        raise FormatError(f"{quoted(name)} or its link {quoted(link)} cannot be written: empty, or with a NUL")
     records: dict[bytes, bytes] = {}
     short, prefix = _split(name)
     if len(short) > _NAME:

@@ -9,7 +9,7 @@ in trio only after that. One worker serves all requests one after the other, so 
 from __future__ import annotations
 
 import select
-from collections.abc import Awaitable, Callable
+from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
 from typing import Any
 
@@ -24,16 +24,27 @@ _POLL = 2
 _TURN = 512
 
 
+class _Done:
+    """What can be awaited and has no more to do; one for all, where a coroutine each time costs more than the rest."""
+
+    def __await__(self) -> Generator[Any, Any, None]:
+        return _nothing()  # type: ignore[no-any-return]
+
+
+_DONE = _Done()
+_nothing: Any = ().__iter__
+
+
 class _NoLock:
     """A lock for a single worker."""
 
-    async def __aenter__(self) -> None:
-        """Take nothing."""
+    def __aenter__(self) -> _Done:
+        return _DONE
 
-    async def __aexit__(
+    def __aexit__(
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
-    ) -> None:
-        """Give nothing back."""
+    ) -> _Done:
+        return _DONE
 
 
 class _Polling:
@@ -47,7 +58,7 @@ class _Polling:
     def __getattr__(self, name: str) -> Any:
         return getattr(trio.lowlevel, name)
 
-    async def wait_readable(self, fd: int) -> None:
+    def wait_readable(self, fd: int) -> Awaitable[None]:
         """Wait for a request."""
         if self._poll is None:
             waiter = select.poll()
@@ -56,10 +67,9 @@ class _Polling:
         self._count += 1
         if self._count == 2:
             self._ready()
-        if not self._count % _TURN:
-            await trio.lowlevel.checkpoint()
-        if not self._poll(_POLL):
-            await trio.lowlevel.wait_readable(fd)
+        if self._count % _TURN and self._poll(_POLL):
+            return _DONE
+        return trio.lowlevel.wait_readable(fd)  # noqa: ASYNC105 - pyfuse3 awaits what it gets
 
 
 class _Trio:
@@ -74,17 +84,18 @@ class _Trio:
         return getattr(trio, name)
 
 
-async def run(ready: Callable[[], None], beside: Callable[[], Awaitable[None]]) -> None:
+async def run(ready: Callable[[], None], beside: Callable[..., Awaitable[None]]) -> None:
     """Serve requests until the file system is unmounted.
 
     Args:
         ready: called when the kernel's first request is answered; the mount works from then on.
-        beside: a task that runs meanwhile, and is cancelled at the end.
+        beside: a task that runs meanwhile, and is cancelled at the end; nothing is served before it says that it has
+            started (``task_status`` of :meth:`trio.Nursery.start`).
     """
     pyfuse3.trio = _Trio(ready)  # type: ignore[attr-defined]
     try:
         async with trio.open_nursery() as nursery:
-            nursery.start_soon(beside)
+            await nursery.start(beside)
             await pyfuse3.main(min_tasks=1, max_tasks=1)
             nursery.cancel_scope.cancel()
     finally:

@@ -63,7 +63,11 @@ class UnionOperations(pyfuse3.Operations):
         self.enable_acl = acl
         self._acl = acl
         self._union = union
-        self._timeout = timeout
+        self._shared = EntryAttributes()
+        self._shared.entry_timeout = self._shared.attr_timeout = timeout
+        self._shared.st_nlink = 0
+        self._owners: tuple[int, ...] = (0, 0, 0, 0)
+        self._times: tuple[int, ...] = (0, 0, 0)
         self._missing = EntryAttributes()
         self._missing.st_ino = 0
         self._missing.entry_timeout = timeout
@@ -235,11 +239,15 @@ class UnionOperations(pyfuse3.Operations):
         self._union.removexattr(ino, name)
 
     def _entry(self, found: Attributes) -> EntryAttributes:
-        """Return attributes in the form of pyfuse3."""
-        entry = EntryAttributes()
-        (
-            entry.st_ino, entry.st_mode, entry.st_nlink, entry.st_uid, entry.st_gid, entry.st_rdev, entry.st_size,
-            entry.st_blocks, entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns,
-        ) = found  # fmt: skip
-        entry.entry_timeout = entry.attr_timeout = self._timeout
+        """Return attributes in the form of pyfuse3: one object for all, which is copied before the next request."""
+        entry = self._shared
+        entry.st_ino, entry.st_mode, _, _, _, _, entry.st_size, entry.st_blocks, _, _, _ = found
+        # Files of one package have one owner and one time: what is the same as last time is not set again.
+        owners, times = found[2:6], found[8:]
+        if owners != self._owners:
+            self._owners = owners
+            entry.st_nlink, entry.st_uid, entry.st_gid, entry.st_rdev = owners
+        if times != self._times:
+            self._times = times
+            entry.st_atime_ns, entry.st_mtime_ns, entry.st_ctime_ns = times
         return entry

@@ -91,8 +91,8 @@ def serve(wanted: FuseSpecification, ready: Callable[[], None], *, notify_socket
             ready()
             _notify(notify_socket, b"READY=1")
 
-        async def ending() -> None:
-            await _wait_for_signal(wanted.target, mounts_itself=mounts_itself)
+        async def ending(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
+            await _wait_for_signal(wanted.target, task_status, mounts_itself=mounts_itself)
 
         try:
             trio.run(run, started, ending)
@@ -160,9 +160,10 @@ def _helper_options(wanted: FuseSpecification) -> set[str]:
     return words
 
 
-async def _wait_for_signal(target: str, *, mounts_itself: bool) -> None:
+async def _wait_for_signal(target: str, status: trio.TaskStatus[None], *, mounts_itself: bool) -> None:
     """Detach the mount at the first signal, end at the second."""
     with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        status.started()
         detached = False
         async for _ in signals:
             if detached:

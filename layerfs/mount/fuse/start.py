@@ -53,7 +53,14 @@ def start_fuse(wanted: FuseSpecification, *, log: str | None = None) -> tuple[in
         command = [sys.executable, "-P", "-m", "layerfs.mount.fuse.daemon", str(source), str(ready)]
         if log is not None:
             command.append(log)
-        with subprocess.Popen(command, pass_fds=(source, ready), stdin=subprocess.DEVNULL):
+        try:
+            process = subprocess.Popen(command, pass_fds=(source, ready), stdin=subprocess.DEVNULL)
+        except OSError as error:
+            raise MountError(
+                f"cannot start {sys.executable} to serve {wanted.target}: {error.strerror}", errno=error.errno,
+                backend=_BACKEND,
+            ) from error  # fmt: skip
+        with process:
             os.close(source)
             os.close(ready)
             source = ready = -1
@@ -84,7 +91,8 @@ def start_fuse(wanted: FuseSpecification, *, log: str | None = None) -> tuple[in
 def is_dead(target: str | os.PathLike[str]) -> bool:
     """Whether a path is covered by a mount of layerfs whose process has died."""
     try:
-        os.stat(target)
+        # Not stat: the kernel still answers that from what the process had said.
+        os.statvfs(target)
     except OSError as error:
         if error.errno != errno.ENOTCONN:
             return False

@@ -11,7 +11,6 @@ import pytest
 from hypothesis import given, settings
 
 from layerfs.api import Image, Store
-from layerfs.linux.mount_api import umount
 from tests.integration.changeset.random_trees import Tree, reshape, tar_of, trees
 from tests.integration.tree_compare import describe, differences
 from tests.store_audit import assert_clean
@@ -93,28 +92,39 @@ def test_squashed_layers_are_the_same_tree(one: Tree, two: Tree, three: Tree) ->
         assert _exported(store, upper) == _exported(store, image)
 
 
-@pytest.mark.needs_overlay
-@EXAMPLES
-@given(trees(), trees())
-def test_what_a_mounted_container_shows_is_what_is_committed(old: Tree, new: Tree) -> None:
+def _committed_is_shown(backend: str, old: Tree, new: Tree) -> None:
     with _scratch() as (store, folder):
         image = _image(store, old, "a")
         expected = _exported(store, _image(store, new, "b"))
         for name in ("box", "committed"):
             (folder / name).mkdir()
-        store.mount(image, folder / "box", name="box")
+        store.mount(image, folder / "box", name="box", backend=backend)
         try:
             reshape(folder / "box", old, new)
             committed = store.commit("box", "c")
             assert store.commit("box", "again").id == committed.id
             shown = describe(folder / "box")
         finally:
-            umount(folder / "box")
+            store.umount("box")
         assert _exported(store, "box") == expected
         assert _exported(store, committed) == expected
-        store.mount(committed, folder / "committed", read_only=True)
+        assert_clean(store)
+        store.mount(committed, folder / "committed", read_only=True, backend=backend)
         try:
             assert differences(shown, describe(folder / "committed")) == []
         finally:
-            umount(folder / "committed")
-        assert_clean(store)
+            store.umount(str(folder / "committed"))
+
+
+@pytest.mark.needs_overlay
+@EXAMPLES
+@given(trees(), trees())
+def test_what_the_kernel_shows_is_what_is_committed(old: Tree, new: Tree) -> None:
+    _committed_is_shown("overlay", old, new)
+
+
+@pytest.mark.needs_fuse
+@settings(max_examples=12)
+@given(trees(), trees())
+def test_what_the_fuse_union_shows_is_what_is_committed(old: Tree, new: Tree) -> None:
+    _committed_is_shown("fuse", old, new)

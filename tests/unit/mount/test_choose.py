@@ -46,23 +46,36 @@ def test_without_erofs_directories_are_taken_unless_erofs_is_asked_for(machine: 
     assert caught.value.reasons == {"overlay": "this kernel has no erofs file system"}
 
 
-def test_fuse_is_explained_in_one_line(machine: Machine) -> None:
+def test_fuse_is_explained_in_one_line(machine: Machine, monkeypatch: pytest.MonkeyPatch) -> None:
     machine()
+    monkeypatch.setattr("importlib.util.find_spec", lambda _name: None)
     with pytest.raises(BackendUnavailable) as caught:
         choose_backend("fuse")
     assert "\n" not in str(caught.value)
-    assert "no FUSE backend yet" in str(caught.value)
+    assert "pyfuse3 is not installed" in str(caught.value)
     assert caught.value.hint == "use --backend overlay"
     assert caught.value.exit_code == 8
 
 
 def test_without_privilege_root_is_the_way_out(machine: Machine) -> None:
-    machine(privilege="user 1000 lacks CAP_SYS_ADMIN")
+    machine(privilege="user 1000 lacks CAP_SYS_ADMIN", fuse="/dev/fuse cannot be opened")
     with pytest.raises(BackendUnavailable) as caught:
         choose_backend()
     assert str(caught.value) == "no backend works here: user 1000 lacks CAP_SYS_ADMIN"
     assert caught.value.hint == "run as root"
     assert set(caught.value.reasons) == {"overlay", "overlay (lower=dirs)", "fuse"}
+
+
+def test_without_privilege_fuse_is_the_choice(machine: Machine) -> None:
+    pytest.importorskip("pyfuse3")
+    machine(privilege="user 1000 lacks CAP_SYS_ADMIN")
+    assert choose_backend().backend == "fuse"
+    with pytest.raises(BackendUnavailable) as caught:
+        choose_backend("overlay")
+    assert caught.value.hint == "use --backend fuse"
+    with pytest.raises(BackendUnavailable) as caught:
+        choose_backend("fuse", "dirs")
+    assert "not directories" in str(caught.value)
 
 
 def test_explanations_read_as_sentences(machine: Machine) -> None:

@@ -200,7 +200,7 @@ def test_transports(store: Store, tmp_path: Path) -> None:
     with pytest.raises(NotFound):
         store.load(tmp_path / "missing")
     with pytest.raises(UnsupportedFormat):
-        store.pull("docker://alpine")
+        store.pull("docker-daemon:alpine")
 
 
 def test_an_image_without_layers(store: Store) -> None:

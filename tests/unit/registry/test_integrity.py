@@ -360,3 +360,40 @@ def test_compression_inside_is_found_by_bytes_not_by_name(store: Store) -> None:
         (loaded,) = store.load(pipe(outer(members)))
         assert contents(store, loaded) == {b"/a": noise(5000)}
         store.remove_image("t:1")
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+@pytest.mark.parametrize("damage", ["garbage", "cut"])
+def test_a_blob_that_is_not_what_was_promised_is_that_first_of_all(
+    store: Store, tmp_path: Path, kind: str, damage: str
+) -> None:
+    members = oci(IMAGE)
+    name = blob_path(digest(IMAGE.blobs[1]))
+    blob = members[name]
+    assert isinstance(blob, bytes)
+    members[name] = noise(len(blob), "garbage") if damage == "garbage" else blob[:-20]
+    with pytest.raises(IntegrityError):
+        store.load(_sources(tmp_path, members, kind))
+    assert_clean(store)
+
+
+@pytest.mark.parametrize("kind", SOURCES)
+def test_an_error_inside_a_layer_names_it(store: Store, tmp_path: Path, kind: str) -> None:
+    image = TestImage([layer({"good": b""}), layer({"../out": b"x"})], ["bad:1"])
+    with pytest.raises(FormatError, match=r"^layer \S+: path '\.\./out' contains '\.\.'$"):
+        store.load(_sources(tmp_path, oci(image), kind))
+    assert_clean(store)
+
+
+def test_names_with_a_digest_in_an_archive_are_not_given(store: Store, tmp_path: Path) -> None:
+    image = TestImage([layer({"a": b""})], ["kept:1"])
+    members = docker_old(image)
+    manifest = json.loads(document(members, "manifest.json"))
+    manifest[0]["RepoTags"].append("other@sha256:" + "0" * 64)
+    members["manifest.json"] = json.dumps(manifest).encode()
+    (loaded,) = store.load(_sources(tmp_path, members, "file"))
+    assert loaded.names == ("docker.io/library/kept:1",)
+    manifest[0]["RepoTags"] = ["NO NAME"]
+    members["manifest.json"] = json.dumps(manifest).encode()
+    with pytest.raises(FormatError, match="RepoTags"):
+        store.load(_sources(tmp_path, members, "file"))

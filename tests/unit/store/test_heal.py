@@ -312,3 +312,19 @@ def test_duplicates_that_borrow_survive_their_donor(store: Store, tmp_path: Path
     assert_whole(store)
     store.remove_image("second:1")
     assert_whole(store)
+
+
+def test_rot_that_only_a_check_sees_is_healed_after_it(store: Store, tmp_path: Path) -> None:
+    """Size and times are right, so nothing but reading everything finds it."""
+    store.load(_layout(tmp_path, DONOR))
+    path = _tar(store, DONOR)
+    before = path.stat()
+    with path.open("r+b") as file:
+        file.seek(3000)
+        file.write(b"rot")
+    os.utime(path, ns=(before.st_atime_ns, before.st_mtime_ns))
+    store.load(_layout(tmp_path, DONOR))
+    (problem,) = store.check()
+    assert problem.kind == "layer"
+    store.load(_layout(tmp_path, DONOR))
+    assert_whole(store)

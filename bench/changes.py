@@ -1,0 +1,177 @@
+"""changes: diff, commit and save of a container with 1,000 changed files on a large image, beside the peers.
+
+Every tool gets the image in a storage of its own and the same change made through its own mount: 700 files written to,
+150 removed, 150 new. Then each asks for what was changed, and makes an image of it.
+"""
+
+from __future__ import annotations
+
+import argparse
+import json
+import os
+import shlex
+import shutil
+import subprocess
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from bench.corpus import CorpusImage, image
+from bench.debian import run
+from bench.load import layerfs_command, store_environment
+from bench.measure import Report, Sample, command, fresh_directory, fresh_filesystem, interleave, settle
+from bench.peers import containerd, podman
+
+__all__ = ["change", "main"]
+
+_WRITTEN, _REMOVED, _NEW = 700, 150, 150
+
+
+def change(top: Path) -> None:
+    """Change 1,000 files below a directory, the same ones every time."""
+    files = [
+        Path(folder) / name
+        for folder, _, names in os.walk(top / "usr/lib")
+        for name in names
+        if (Path(folder) / name).is_file() and not (Path(folder) / name).is_symlink()
+    ]
+    files = sorted(path for path in files if path.stat().st_nlink == 1)[:: max(1, len(files) // 1200)]
+    for number, path in enumerate(files[: _WRITTEN + _REMOVED + _NEW]):
+        if number < _WRITTEN:
+            with path.open("ab") as file:
+                file.write(b"# changed\n")
+        elif number < _WRITTEN + _REMOVED:
+            path.unlink()
+        else:
+            path.with_name(f"{path.name}.new").write_text(f"new {number}\n")
+
+
+def _output(words: Sequence[str | Path], **options: object) -> str:
+    done = subprocess.run([os.fspath(w) for w in words], check=True, capture_output=True, text=True, **options)  # type: ignore[call-overload]
+    return str(done.stdout).strip()
+
+
+@contextmanager
+def _layerfs(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], Sample]]]:
+    environment = store_environment(work)
+    tool = layerfs_command()
+    target = work / "target"
+    target.mkdir()
+    command([tool, "load", "-q", "-i", found.oci_archive], env=environment)
+    command([tool, "mount", found.name, target, "--name", "box"], env=environment)
+    change(target)
+    command([tool, "umount", "box"], env=environment)
+    command([tool, "commit", "box", "changed"], env=environment)
+    command([tool, "ls", "changed"], env=environment)  # makes its tree
+
+    def commit() -> Sample:
+        subprocess.run([tool, "rmi", "-f", "again"], env=environment, check=False, capture_output=True)
+        settle()
+        return command([tool, "commit", "box", "again", "-m", "again"], env=environment)
+
+    saved = [tool, "save", found.name]
+    yield {
+        "layerfs --version": lambda: command([tool, "--version"], env=environment),
+        "layerfs ps": lambda: command([tool, "ps"], env=environment),
+        "layerfs diff CONTAINER": lambda: command([tool, "diff", "box"], env=environment),
+        "layerfs diff -o (layer tar)": lambda: command([tool, "diff", "box", "-o", "/dev/null"], env=environment),
+        "layerfs diff IMAGE IMAGE": lambda: command([tool, "diff", found.name, "changed"], env=environment),
+        "layerfs commit": commit,
+        "layerfs --no-sync commit": lambda: _no_sync_commit(tool, environment),
+        "layerfs save to a pipe": lambda: _shell(f"{shlex.join(saved)} > >(cat > /dev/null)", environment),
+    }
+
+
+def _no_sync_commit(tool: str, environment: dict[str, str]) -> Sample:
+    subprocess.run([tool, "rmi", "-f", "again"], env=environment, check=False, capture_output=True)
+    return command([tool, "--no-sync", "commit", "box", "again", "-m", "again"], env=environment)
+
+
+@contextmanager
+def _podman(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], Sample]]]:
+    tool = podman(work)
+    loaded = _output([*tool, "load", "--quiet", "--input", found.docker_archive]).split()[-1]
+    container = _output([*tool, "create", loaded, "sh"])
+    change(Path(_output([*tool, "mount", container])))
+    run([*tool, "umount", container])
+    yield {
+        "podman --version": lambda: command(["podman", "--version"]),
+        "podman diff": lambda: command([*tool, "diff", container]),
+    }
+    subprocess.run(["umount", "--quiet", f"{work}/root/overlay"], check=False)
+
+
+@contextmanager
+def _buildah(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], Sample]]]:
+    tool = ["buildah", "--root", f"{work}/root", "--runroot", f"{work}/run", "--storage-driver", "overlay"]
+    container = _output([*tool, "from", f"oci-archive:{found.oci_archive}"])
+    change(Path(_output([*tool, "mount", container])))
+    run([*tool, "umount", container])
+    yield {"buildah commit": lambda: command([*tool, "commit", "--quiet", container, "localhost/changed"])}
+    subprocess.run(["umount", "--quiet", f"{work}/root/overlay"], check=False)
+
+
+@contextmanager
+def _umoci(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], Sample]]]:
+    layout, bundle = work / "layout", work / "bundle"
+    shutil.copytree(found.oci, layout)
+    run(["umoci", "unpack", "--image", f"{layout}:latest", bundle])
+    change(bundle / "rootfs")
+    yield {"umoci repack": lambda: command(["umoci", "repack", "--image", f"{layout}:changed", bundle])}
+
+
+@contextmanager
+def _containerd(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], Sample]]]:
+    with containerd(work) as (ctr, _):
+        name = f"localhost/{found.name}:latest"
+        run([*ctr, "images", "import", "--base-name", f"localhost/{found.name}", found.oci_archive])
+        config = json.loads(_output(["skopeo", "inspect", "--config", f"oci-archive:{found.oci_archive}"]))
+        from layerfs.formats.digest import Digest, chain_id
+
+        parent = str(chain_id([Digest.parse(text) for text in config["rootfs"]["diff_ids"]]))
+        target = work / "target"
+        target.mkdir()
+        for line in _output([*ctr, "snapshots", "prepare", "--target", target, "box", parent]).splitlines():
+            run(shlex.split(line))
+        change(target)
+        run(["umount", target])
+        del name
+        yield {"ctr snapshots diff": lambda: _shell(shlex.join([*ctr, "snapshots", "diff", "box"]) + " > /dev/null")}
+
+
+def _shell(script: str, environment: dict[str, str] | None = None) -> Sample:
+    return command(["bash", "-euo", "pipefail", "-c", script], env=environment)
+
+
+_TOOLS = {"podman": _podman, "buildah": _buildah, "umoci": _umoci, "ctr": _containerd}
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the scenario with options from the command line."""
+    parser = argparse.ArgumentParser(prog="python -m bench changes", description=__doc__.partition("\n")[0])
+    parser.add_argument("--image", default="python-app")
+    parser.add_argument("--rounds", type=int, default=3)
+    parser.add_argument("--scratch", type=Path, help="measure in an existing file system, not in a fresh one")
+    parser.add_argument("--only", action="append", choices=tuple(_TOOLS), help="peers; all unless given")
+    options = parser.parse_args(arguments)
+    found = image(options.image)
+    report = Report("changes", vars(options) | {"scratch": str(options.scratch)})
+    with ExitStack() as stack:
+        place = stack.enter_context(fresh_directory(options.scratch) if options.scratch else fresh_filesystem())
+        variants = {
+            "cat | sha256sum (the docker archive)": lambda: _shell(
+                f"cat {shlex.quote(str(found.docker_archive))} | sha256sum > /dev/null"
+            )
+        }
+        for name, prepare in {"layerfs": _layerfs, **_TOOLS}.items():
+            if name != "layerfs" and (not shutil.which(name) or (options.only and name not in options.only)):
+                continue
+            work = place / name[0]  # podman takes no long paths
+            work.mkdir()
+            variants |= stack.enter_context(prepare(found, work))
+        settle()
+        samples, failed = interleave(variants, options.rounds)
+        report.table(
+            f"{found.name}: 1,000 changed files", samples, base="layerfs --version", failed=failed, unit=("ms", 1e3)
+        )
+    report.write()

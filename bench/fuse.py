@@ -1,0 +1,450 @@
+"""fuse: one image through layerfs's FUSE backend, through fuse-overlayfs, and through overlayfs of the kernel.
+
+Every row is measured with client and server pinned to one CPU, where a request costs what it computes, and with
+``--free`` without, where waking an idle virtual CPU costs more than most requests. CPU time is that of the client and
+of the process that serves the mount together. A row that changes something starts on an upper directory of its own.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import os
+import random
+import resource
+import shutil
+import stat
+import subprocess
+import time
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+from bench.debian import run
+from bench.measure import Report, Sample, drop_caches, interleave
+from bench.mount import store_with
+from layerfs.api import Image, Store
+from layerfs.linux.mount_api import umount
+from layerfs.mount.fuse.specification import FuseSpecification
+from layerfs.mount.fuse.start import start_fuse, wait_for_end
+from layerfs.store.image import find_image, merged_tree
+from layerfs.store.layer import device_paths
+
+__all__ = ["main"]
+
+_TICK = os.sysconf("SC_CLK_TCK")
+_SAMPLE = 100_000
+_FILES = 2_000
+_CREATED = 5_000
+
+
+@dataclass(frozen=True)
+class Tree:
+    """What a row works on: the mount and the paths in it, relative, in an order that is random but always the same."""
+
+    top: bytes
+    paths: list[bytes]
+    files: list[bytes]
+
+
+@dataclass(frozen=True)
+class Row:
+    """One line of the table: ``job`` returns how many operations it did; cold ones begin with empty caches."""
+
+    name: str
+    job: Callable[[Tree], int]
+    cold: bool = False
+    before: Callable[[Tree], object] | None = None
+
+
+@dataclass
+class Mounted:
+    """A live mount: where, and the process that serves it, if there is one."""
+
+    target: Path
+    pid: int | None
+
+
+Variant = Callable[[Path, Path, Path], Mounted]
+
+
+def _walk(tree: Tree) -> int:
+    count = 0
+    pending = [tree.top]
+    while pending:
+        directory = pending.pop()
+        with os.scandir(directory) as entries:
+            for entry in entries:
+                count += 1
+                entry.stat(follow_symlinks=False)
+                if entry.is_dir(follow_symlinks=False):
+                    pending.append(directory + b"/" + os.fsencode(entry.name))
+    return count
+
+
+def _stat(tree: Tree) -> int:
+    chosen = random.Random(2).choices(tree.paths, k=_SAMPLE)
+    for path in chosen:
+        os.lstat(tree.top + path)
+    return len(chosen)
+
+
+def _stat_once(tree: Tree) -> int:
+    for path in tree.paths:
+        os.lstat(tree.top + path)
+    return len(tree.paths)
+
+
+def _missing_again(tree: Tree) -> int:
+    directories = [os.path.dirname(path) + b"/missing" for path in tree.paths[:200]]
+    for _ in range(_SAMPLE // len(directories)):
+        for path in directories:
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(tree.top + path)
+    return _SAMPLE
+
+
+def _missing_different(tree: Tree) -> int:
+    names = [os.path.dirname(path) + b"/missing%d" % number for number, path in enumerate(tree.paths)]
+    for path in names:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(tree.top + path)
+    return len(names)
+
+
+def _read(tree: Tree) -> int:
+    for path in tree.files:
+        fd = os.open(tree.top + path, os.O_RDONLY)
+        os.read(fd, 4096)
+        os.close(fd)
+    return len(tree.files)
+
+
+def _write_big(tree: Tree) -> int:
+    block = os.urandom(1 << 20)
+    fd = os.open(tree.top + b"/big", os.O_WRONLY | os.O_CREAT | os.O_TRUNC, 0o644)
+    for _ in range(1024):
+        os.write(fd, block)
+    os.close(fd)
+    return 1024
+
+
+def _read_big(tree: Tree) -> int:
+    fd = os.open(tree.top + b"/big", os.O_RDONLY)
+    while os.read(fd, 1 << 20):
+        pass
+    os.close(fd)
+    return 1024
+
+
+def _read_random(tree: Tree) -> int:
+    order = random.Random(3)
+    fd = os.open(tree.top + b"/big", os.O_RDONLY)
+    os.posix_fadvise(fd, 0, 0, os.POSIX_FADV_RANDOM)
+    for _ in range(10_000):
+        os.pread(fd, 4096, order.randrange(1 << 18) << 12)
+    os.close(fd)
+    return 10_000
+
+
+def _create(tree: Tree) -> int:
+    os.mkdir(tree.top + b"/new")
+    for number in range(_CREATED):
+        fd = os.open(tree.top + b"/new/%d" % number, os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o644)
+        os.write(fd, b"x" * 100)
+        os.close(fd)
+    return _CREATED
+
+
+def _rename_new(tree: Tree) -> int:
+    for number in range(_CREATED):
+        os.rename(tree.top + b"/new/%d" % number, tree.top + b"/new/r%d" % number)
+    return _CREATED
+
+
+def _unlink_new(tree: Tree) -> int:
+    for number in range(_CREATED):
+        os.unlink(tree.top + b"/new/%d" % number)
+    return _CREATED
+
+
+def _append(tree: Tree) -> int:
+    for path in tree.files[:_FILES]:
+        fd = os.open(tree.top + path, os.O_WRONLY | os.O_APPEND)
+        os.write(fd, b"x")
+        os.close(fd)
+    return _FILES
+
+
+def _chmod(tree: Tree) -> int:
+    for path in tree.files[:_FILES]:
+        os.chmod(tree.top + path, 0o600)
+    return _FILES
+
+
+def _rename_lower(tree: Tree) -> int:
+    for path in tree.files[:_FILES]:
+        os.rename(tree.top + path, tree.top + path + b".moved")
+    return _FILES
+
+
+def _unlink_lower(tree: Tree) -> int:
+    for path in tree.files[:_FILES]:
+        os.unlink(tree.top + path)
+    return _FILES
+
+
+def _copy_up_big(tree: Tree) -> int:
+    largest = max(tree.files, key=lambda path: os.lstat(tree.top + path).st_size)
+    size = os.lstat(tree.top + largest).st_size
+    fd = os.open(tree.top + largest, os.O_WRONLY | os.O_APPEND)
+    os.close(fd)
+    return max(1, size >> 20)
+
+
+def _tar(tree: Tree) -> int:
+    subprocess.run(["tar", "-C", tree.top, "--one-file-system", "-cf", "-", "."], stdout=subprocess.DEVNULL, check=True)
+    return 1
+
+
+def _imports(tree: Tree) -> int:
+    code = "import numpy, pandas, django.db.models"
+    found = subprocess.run(["chroot", tree.top, "python3", "-c", code], check=False, capture_output=True, text=True)
+    if found.returncode:
+        raise RuntimeError(found.stderr[-500:])
+    return 1
+
+
+def _git(*words: str) -> Callable[[Tree], int]:
+    def job(tree: Tree) -> int:
+        root = os.fsdecode(tree.top) + "/usr/lib"
+        environment = {"HOME": "/nonexistent", "GIT_OPTIONAL_LOCKS": "0", "PATH": os.environ["PATH"]}
+        subprocess.run(["git", "-c", "safe.directory=*", "-c", "core.preloadIndex=false", "-C", root, *words],
+                       check=True, stdout=subprocess.DEVNULL, env=environment)  # fmt: skip
+        return 1
+
+    return job
+
+
+def _make_repository(tree: Tree) -> None:
+    _git("init", "-q")(tree)
+    _git("add", "python3")(tree)
+
+
+def _compile(tree: Tree) -> int:
+    top = tree.top + b"/src"
+    os.mkdir(top)
+    for number in range(30):
+        headers = "".join(f"#include <{name}.h>\n" for name in ("stdio", "stdlib", "string"))
+        text = f"{headers}int f{number}(int x) {{ return x + {number}; }}\n"
+        Path(os.fsdecode(top), f"f{number}.c").write_text(text)
+        subprocess.run(["gcc", "-c", f"f{number}.c"], cwd=top, check=True)
+    return 30
+
+
+ROWS = {
+    "walk-cold": Row("walk with stat, cold", _walk, cold=True),
+    "walk": Row("walk with stat, warm", _walk, before=_walk),
+    "stat-cold": Row("stat of every path, cold", _stat_once, cold=True),
+    "stat": Row("100,000 random stats, warm", _stat, before=_walk),
+    "missing-again": Row("a missing name, repeated", _missing_again, before=_walk),
+    "missing": Row("missing names, all different", _missing_different, before=_walk),
+    "read-cold": Row("open and read 4 KiB, cold", _read, cold=True),
+    "read": Row("open and read 4 KiB, warm", _read, before=_read),
+    "write-big": Row("write 1 GiB, per MiB", _write_big),
+    "read-big": Row("read 1 GiB, cold, per MiB", _read_big, cold=True, before=_write_big),
+    "read-random": Row("random reads of 4 KiB, cold", _read_random, cold=True, before=_write_big),
+    "create": Row("create and write a file", _create),
+    "rename-new": Row("rename a new file", _rename_new, before=_create),
+    "unlink-new": Row("unlink a new file", _unlink_new, before=_create),
+    "append": Row("copy-up of a file by append", _append, before=_walk),
+    "chmod": Row("copy-up of a file by chmod", _chmod, before=_walk),
+    "copy-big": Row("copy-up of the largest file, per MiB", _copy_up_big, before=_walk),
+    "rename": Row("rename a file of the image", _rename_lower, before=_walk),
+    "unlink": Row("unlink a file of the image", _unlink_lower, before=_walk),
+    "tar-cold": Row("tar of the tree, cold", _tar, cold=True),
+    "tar": Row("tar of the tree, warm", _tar, before=_tar),
+    "imports-cold": Row("python imports numpy, pandas, django, cold", _imports, cold=True),
+    "git-cold": Row("git status, cold", _git("status"), cold=True, before=_make_repository),
+    "git": Row("git status, warm", _git("status"), before=_make_repository),
+    "compile": Row("compile a C file", _compile),
+}
+
+
+def _cpu_of(pid: int | None) -> float:
+    if pid is None:
+        return 0.0
+    fields = Path(f"/proc/{pid}/stat").read_text().rsplit(")", 1)[1].split()
+    return (int(fields[11]) + int(fields[12])) / _TICK
+
+
+def _cpu_of_client() -> float:
+    both = (resource.getrusage(resource.RUSAGE_SELF), resource.getrusage(resource.RUSAGE_CHILDREN))
+    return sum(usage.ru_utime + usage.ru_stime for usage in both)
+
+
+@contextlib.contextmanager
+def _mounted(variant: Variant, scratch: Path, upper: Path | None) -> Iterator[Mounted]:
+    """Mount a variant on a new upper directory, or go on with one."""
+    target, work = scratch / "mnt", scratch / "work"
+    for path in (target, work):
+        path.mkdir(exist_ok=True)
+    found = variant(upper or scratch / "upper", work, target)
+    try:
+        yield found
+    finally:
+        umount(target)
+        if found.pid is not None:
+            wait_for_end(found.pid, 20)
+
+
+def _measure(
+    row: Row, variant: Variant, scratch: Path, paths: tuple[list[bytes], list[bytes]], cpu: int | None
+) -> Sample:
+    shutil.rmtree(scratch, ignore_errors=True)
+    scratch.mkdir()
+    (scratch / "upper").mkdir()
+    tree = Tree(os.fsencode(scratch / "mnt"), *paths)
+    with contextlib.ExitStack() as stack:
+        found = stack.enter_context(_mounted(variant, scratch, None))
+        if row.before is not None:
+            row.before(tree)
+        if row.cold:
+            stack.close()
+            found = stack.enter_context(_mounted(variant, scratch, None))
+            drop_caches()
+        else:
+            os.sync()
+        if cpu is not None:
+            os.sched_setaffinity(0, {cpu})
+            if found.pid is not None:
+                os.sched_setaffinity(found.pid, {cpu})
+        try:
+            server, client, start = _cpu_of(found.pid), _cpu_of_client(), time.perf_counter()
+            count = row.job(tree)
+            wall = time.perf_counter() - start
+            spent = _cpu_of_client() - client + _cpu_of(found.pid) - server
+        finally:
+            os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        peak = 0
+        if found.pid is not None:
+            status = Path(f"/proc/{found.pid}/status").read_text()
+            peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
+    return Sample(wall / count, spent / count, peak)
+
+
+def _variants(store: Store, found: Image, chosen: list[str], directories: list[str]) -> dict[str, Variant]:
+    """Return how each file system mounts the image."""
+    record = find_image(store._handle, str(found.id))
+    tree_path = store._handle.layout.merged_tree(record.chain_id)
+    devices = tuple(device_paths(store._handle, merged_tree(store._handle, record)))
+
+    def image(upper: Path, work: Path, target: Path) -> Mounted:
+        wanted = FuseSpecification(target=str(target), tree=tree_path, devices=devices, upper=str(upper),
+                                   work=str(work), nosuid=False, nodev=False, allow_other=True)  # fmt: skip
+        return Mounted(target, start_fuse(wanted)[1])
+
+    def stacked(upper: Path, work: Path, target: Path) -> Mounted:
+        wanted = FuseSpecification(target=str(target), lowers=tuple(directories), upper=str(upper), work=str(work),
+                                   nosuid=False, nodev=False, allow_other=True)  # fmt: skip
+        return Mounted(target, start_fuse(wanted)[1])
+
+    def fuse_overlayfs(upper: Path, work: Path, target: Path) -> Mounted:
+        options = f"lowerdir={':'.join(directories)},upperdir={upper},workdir={work}"
+        before = _processes("fuse-overlayfs")
+        run(["fuse-overlayfs", "-o", options, target])
+        (pid,) = _processes("fuse-overlayfs") - before
+        return Mounted(target, pid)
+
+    def kernel(upper: Path, work: Path, target: Path) -> Mounted:
+        options = f"lowerdir={':'.join(directories)},upperdir={upper},workdir={work}"
+        if len(options) > 4000:
+            mount_stack(directories, upper, work, target)
+        else:
+            run(["mount", "-t", "overlay", "overlay", "-o", options, target])
+        return Mounted(target, None)
+
+    every = {"layerfs": image, "layerfs, directories": stacked, "fuse-overlayfs": fuse_overlayfs,
+             "kernel overlayfs": kernel}  # fmt: skip
+    return {name: variant for name, variant in every.items() if name in chosen}
+
+
+def mount_stack(directories: list[str], upper: Path, work: Path, target: Path) -> None:
+    """Mount overlayfs in the kernel over more directories than mount(2) has room for."""
+    from layerfs.mount.option import MountOptions
+    from layerfs.mount.overlay import mount_directories
+
+    mount_directories(directories, target, upper=upper, work=work, options=MountOptions(nosuid=False, nodev=False))
+
+
+def _processes(name: str) -> set[int]:
+    found = set()
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):
+            if Path(f"/proc/{pid}/comm").read_text().strip() == name[:15]:
+                found.add(int(pid))
+    return found
+
+
+def _directories(store: Store, found: Image, root: Path, *, flat: bool) -> list[str]:
+    """Unpack the image's layers to directories for the others; ``flat`` into one."""
+    from layerfs.mount.image import _unpack, _unpacked
+
+    record = find_image(store._handle, str(found.id))
+    tree = merged_tree(store._handle, record)
+    if flat:
+        return [_unpack(store._handle, tree, str(root / "flat"), None)]
+    return _unpacked(store._handle, record, tree, None)
+
+
+def _paths(directory: Path) -> tuple[list[bytes], list[bytes]]:
+    """List a mounted image: all paths, and regular files that are not empty and have one link."""
+    paths, files = [], []
+    for top, directories, names in os.walk(os.fsencode(directory)):
+        base = top[len(os.fsencode(directory)) :]
+        paths += [base + b"/" + name for name in directories + names]
+        for name in names:
+            status = os.lstat(top + b"/" + name)
+            if stat.S_ISREG(status.st_mode) and status.st_size and status.st_nlink == 1:
+                files.append(base + b"/" + name)
+    order = random.Random(1)
+    order.shuffle(paths)
+    order.shuffle(files)
+    return paths, files
+
+
+def main(arguments: list[str]) -> None:
+    """Measure."""
+    parser = argparse.ArgumentParser(prog="python -m bench fuse", description=__doc__)
+    parser.add_argument("--image", default="python-app")
+    parser.add_argument("--rounds", type=int, default=2)
+    parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated: " + ", ".join(ROWS))
+    parser.add_argument("--variants", default="layerfs,fuse-overlayfs,kernel overlayfs")
+    parser.add_argument("--flat", action="store_true", help="give the others the image as one directory")
+    parser.add_argument("--free", action="store_true", help="do not pin client and server to one CPU")
+    options = parser.parse_args(arguments)
+    report = Report("fuse", vars(options))
+    chosen = options.variants.split(",")
+    if "layerfs directories" in chosen:
+        chosen.append("layerfs, directories")
+    with store_with([options.image]) as (store, root, images):
+        found = images[options.image]
+        directories = _directories(store, found, root, flat=options.flat)
+        variants = _variants(store, found, chosen, directories)
+        mountpoint = root / "look"
+        mountpoint.mkdir()
+        mount = store.mount(found, mountpoint, read_only=True)
+        paths = _paths(mountpoint)
+        store.umount(mount.target)
+        print(f"{len(paths[0])} entries, {len(directories)} directories stacked")
+        scratch = root / "run"
+        for key in options.rows.split(","):
+            row = ROWS[key]
+
+            def one(variant: Variant, row: Row = row) -> Callable[[], Sample]:
+                return lambda: _measure(row, variant, scratch, paths, None if options.free else 0)
+
+            samples, failed = interleave({name: one(variant) for name, variant in variants.items()}, options.rounds)
+            base = "fuse-overlayfs" if "fuse-overlayfs" in samples else next(iter(samples), "")
+            report.table(row.name, samples, base=base, failed=failed, unit=("µs", 1e6))
+    report.write()

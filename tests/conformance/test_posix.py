@@ -1,0 +1,361 @@
+"""What any file system must do: checks that take a directory and nothing else.
+
+They run on the machine's own file system too, which is the oracle of the checks themselves, and on overlayfs.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import mmap
+import os
+import random
+import shutil
+import stat
+import subprocess
+import tempfile
+import threading
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from layerfs.linux.mount_api import umount
+from layerfs.linux.rename import EXCHANGE, NOREPLACE, rename
+from layerfs.mount.fuse.start import wait_for_end
+from tests.union_oracle import AT_FDCWD, USER, acting_as, mount_fuse, mount_kernel
+
+pytestmark = [pytest.mark.needs_root]
+
+KINDS = [
+    "host",
+    pytest.param("overlayfs", marks=pytest.mark.needs_overlay),
+    pytest.param("union", marks=pytest.mark.needs_fuse),
+]
+
+
+@pytest.fixture(scope="module", params=KINDS)
+def mounted(request: pytest.FixtureRequest) -> Iterator[Path]:
+    """A file system of one kind; its lower holds ``lower/0`` to ``lower/99`` and a tree."""
+    folder = Path(tempfile.mkdtemp(prefix="layerfs-conformance-"))
+    folder.chmod(0o755)
+    paths = {name: folder / name for name in ("lower", "upper", "work", "mnt")}
+    for path in paths.values():
+        path.mkdir()
+        path.chmod(0o777)
+    for number in range(100):
+        (paths["lower"] / f"{number}").write_text(f"lower {number}")
+    pid = None
+    if request.param == "host":
+        shutil.copytree(paths["lower"], paths["mnt"], dirs_exist_ok=True)
+    elif request.param == "overlayfs":
+        mount_kernel([paths["lower"]], paths["upper"], paths["work"], paths["mnt"])
+    else:
+        pid = mount_fuse([paths["lower"]], paths["upper"], paths["work"], paths["mnt"])
+    try:
+        yield paths["mnt"]
+    finally:
+        if request.param != "host":
+            umount(paths["mnt"])
+        if pid is not None:
+            assert wait_for_end(pid, 10)
+        shutil.rmtree(folder)
+
+
+@pytest.fixture
+def place(mounted: Path, request: pytest.FixtureRequest) -> Path:
+    """A new directory that everybody may write to."""
+    path = mounted / f"p-{abs(hash(request.node.name))}"
+    path.mkdir()
+    path.chmod(0o777)
+    return path
+
+
+def errno_of(function: Callable[[], object]) -> int:
+    try:
+        function()
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+@pytest.mark.parametrize("length", [255, 256])
+def test_the_longest_name(place: Path, length: int) -> None:
+    name = place / ("n" * length)
+    expected = 0 if length <= 255 else errno.ENAMETOOLONG
+    assert errno_of(lambda: name.write_text("x")) == expected
+    assert errno_of(name.mkdir) == (expected or errno.EEXIST)
+    assert errno_of(name.stat) == expected
+    (place / "o").symlink_to("x")
+    assert errno_of(lambda: (place / "o").rename(name)) == expected
+
+
+def test_a_path_of_almost_path_max(place: Path) -> None:
+    names = []
+    length = len(os.fsencode(place))
+    while length + 201 < 4090:
+        names.append("d" * 200)
+        length += 201
+    deep = place.joinpath(*names)
+    deep.mkdir(parents=True)
+    (deep / "f").write_text("deep")
+    os.link(deep / "f", deep / "g")
+    (deep / "g").rename(place / "shallow")
+    assert (place / "shallow").stat().st_nlink == 2
+    shutil.rmtree(place / names[0])
+
+
+def test_an_unlinked_file_lives_on(place: Path) -> None:
+    for name in (place / "new", place.parent / "1"):
+        name.write_text("text")
+        fd = os.open(name, os.O_RDWR)
+        name.unlink()
+        assert os.fstat(fd).st_nlink == 0
+        os.pwrite(fd, b"T", 0)
+        os.fchmod(fd, 0o600)
+        os.ftruncate(fd, 3)
+        assert os.pread(fd, 10, 0) == b"Tex"
+        assert stat.S_IMODE(os.fstat(fd).st_mode) == 0o600
+        os.close(fd)
+        assert not name.exists()
+
+
+def test_a_removed_directory_takes_nothing_more(place: Path) -> None:
+    (place / "d").mkdir()
+    fd = os.open(place / "d", os.O_RDONLY | os.O_DIRECTORY)
+    (place / "d").rmdir()
+    assert errno_of(lambda: os.mkdir("x", dir_fd=fd)) == errno.ENOENT
+    assert os.listdir(fd) == []
+    os.close(fd)
+
+
+def test_links_are_counted(place: Path) -> None:
+    (place / "a").write_text("")
+    for number in range(10):
+        os.link(place / "a", place / f"l{number}")
+    assert (place / "l3").stat().st_nlink == 11
+    assert len({(place / f"l{number}").stat().st_ino for number in range(10)}) == 1
+    for number in range(9):
+        (place / f"l{number}").unlink()
+    (place / "a").rename(place / "l9")  # two names of one file: nothing happens
+    assert sorted(os.listdir(place)) == ["a", "l9"]
+    assert (place / "a").stat().st_nlink == 2
+
+
+def test_renaming(place: Path) -> None:
+    (place / "f").write_text("f")
+    (place / "g").write_text("g")
+    (place / "d/e").mkdir(parents=True)
+    (place / "empty").mkdir()
+    assert errno_of(lambda: os.rename(place / "d", place / "d/e/x")) == errno.EINVAL
+    assert errno_of(lambda: os.rename(place / "f", place / "d")) == errno.EISDIR
+    assert errno_of(lambda: os.rename(place / "d", place / "f")) == errno.ENOTDIR
+    assert errno_of(lambda: os.rename(place / "empty", place / "d")) in {errno.ENOTEMPTY, errno.EEXIST}
+    at = os.fsencode
+    no_replace = errno_of(lambda: rename(AT_FDCWD, at(place / "f"), AT_FDCWD, at(place / "g"), NOREPLACE))
+    assert no_replace == errno.EEXIST
+    rename(AT_FDCWD, at(place / "f"), AT_FDCWD, at(place / "d"), EXCHANGE)
+    assert (place / "d").read_text() == "f"
+    assert os.listdir(place / "f") == ["e"]
+    (place / "f").rename(place / "empty")
+    assert os.listdir(place / "empty") == ["e"]
+    assert (place / "empty/e/..").stat().st_ino == (place / "empty").stat().st_ino
+
+
+def test_times(place: Path) -> None:
+    (place / "f").write_text("")
+    os.utime(place / "f", ns=(1_111_111_111_222_222_222, 1_333_333_333_444_444_444))
+    assert (place / "f").stat().st_mtime_ns == 1_333_333_333_444_444_444
+    before = (place / "f").stat()
+    os.chmod(place / "f", 0o600)
+    after = (place / "f").stat()
+    assert after.st_mtime_ns == before.st_mtime_ns
+    assert after.st_ctime_ns >= before.st_ctime_ns
+    os.utime(place, ns=(1, 1))
+    (place / "new").write_text("")
+    assert place.stat().st_mtime_ns > 1
+    os.utime(place, ns=(1, 1))
+    (place / "new").unlink()
+    assert place.stat().st_mtime_ns > 1
+
+
+def test_permissions(place: Path) -> None:
+    (place / "secret").write_text("s")
+    (place / "secret").chmod(0o600)
+    (place / "sticky").mkdir()
+    (place / "sticky").chmod(0o1777)
+    (place / "sticky/root").write_text("")
+    with acting_as(USER):
+        assert errno_of((place / "secret").read_text) == errno.EACCES
+        assert errno_of(lambda: os.chmod(place / "secret", 0o777)) == errno.EPERM
+        assert errno_of(lambda: os.chown(place / "secret", USER, USER)) == errno.EPERM
+        assert errno_of((place / "sticky/root").unlink) == errno.EPERM
+        assert errno_of(lambda: (place.parent / "not-mine").write_text("")) in {0, errno.EACCES}
+        (place / "mine").write_text("m")
+        assert (place / "mine").stat().st_uid == USER
+        os.chmod(place / "mine", 0o4755)
+        with open(place / "mine", "a") as file:
+            file.write("x")
+        assert stat.S_IMODE((place / "mine").stat().st_mode) == 0o755
+
+
+def test_set_group_id_is_inherited(place: Path) -> None:
+    (place / "d").mkdir()
+    os.chown(place / "d", 0, 77)
+    (place / "d").chmod(0o2777)
+    (place / "d/sub").mkdir()
+    with acting_as(USER):
+        (place / "d/f").write_text("")
+        (place / "d/sub2").mkdir()
+    assert stat.S_IMODE((place / "d/sub").stat().st_mode) & 0o2000
+    for name in ("sub", "sub2", "f"):
+        assert (place / "d" / name).stat().st_gid == 77
+
+
+def test_exclusive_creation_happens_once(place: Path) -> None:
+    won: list[int] = []
+
+    def attempt(number: int) -> None:
+        for name in range(50):
+            with contextlib.suppress(FileExistsError):
+                os.close(os.open(place / f"{name}", os.O_CREAT | os.O_EXCL | os.O_WRONLY))
+                won.append(number)
+
+    workers = [threading.Thread(target=attempt, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert len(won) == 50
+
+
+def test_appending_from_several_writers_loses_nothing(place: Path) -> None:
+    def append() -> None:
+        fd = os.open(place / "log", os.O_WRONLY | os.O_APPEND | os.O_CREAT)
+        for _ in range(100):
+            os.write(fd, b"0123456789\n")
+        os.close(fd)
+
+    workers = [threading.Thread(target=append) for _ in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    assert (place / "log").read_bytes() == b"0123456789\n" * 400
+
+
+def test_locks_exclude(place: Path) -> None:
+    (place / "f").write_text("")
+    with open(place / "f") as one, open(place / "f") as other:
+        fcntl.flock(one, fcntl.LOCK_EX)
+        assert errno_of(lambda: fcntl.flock(other, fcntl.LOCK_EX | fcntl.LOCK_NB)) == errno.EWOULDBLOCK
+
+
+def test_devices_fifos_and_sockets(place: Path) -> None:
+    for mode, device in ((stat.S_IFCHR, os.makedev(1, 3)), (stat.S_IFBLK, os.makedev(7, 200)), (stat.S_IFIFO, 0),
+                         (stat.S_IFSOCK, 0)):  # fmt: skip
+        name = place / f"{mode}"
+        os.mknod(name, mode | 0o640, device)
+        found = name.lstat()
+        assert (stat.S_IFMT(found.st_mode), stat.S_IMODE(found.st_mode), found.st_rdev) == (mode, 0o640, device)
+    with open(place / f"{stat.S_IFCHR}", "wb") as null:
+        null.write(b"x")
+
+
+def test_xattrs(place: Path) -> None:
+    (place / "f").write_text("")
+    (place / "l").symlink_to("f")
+    os.setxattr(place / "f", "user.a", b"1" * 1000)
+    assert errno_of(lambda: os.setxattr(place / "f", "user.a", b"", os.XATTR_CREATE)) == errno.EEXIST
+    assert errno_of(lambda: os.setxattr(place / "f", "user.b", b"", os.XATTR_REPLACE)) == errno.ENODATA
+    assert errno_of(lambda: os.setxattr(place / "l", "user.a", b"", follow_symlinks=False)) == errno.EPERM
+    os.setxattr(place / "l", "trusted.a", b"link", follow_symlinks=False)
+    assert "trusted.a" not in os.listxattr(place / "f")
+    os.removexattr(place / "f", "user.a")
+    assert errno_of(lambda: os.getxattr(place / "f", "user.a")) == errno.ENODATA
+    with acting_as(USER):
+        assert os.listxattr(place / "l", follow_symlinks=False) == []
+
+
+def test_holes_and_big_offsets(place: Path) -> None:
+    with open(place / "f", "wb") as file:
+        file.seek(5 << 30)
+        file.write(b"end")
+    assert (place / "f").stat().st_size == (5 << 30) + 3
+    assert (place / "f").stat().st_blocks < 1000
+    with open(place / "f", "rb") as again:
+        assert again.read(4096) == bytes(4096)
+        again.seek(5 << 30)
+        assert again.read() == b"end"
+
+
+@pytest.mark.parametrize("seed", [1, 2, 3])
+def test_random_reads_and_writes_by_all_ways(place: Path, seed: int) -> None:
+    """Reads, writes, truncations and shared mappings of one file against a copy in memory."""
+    chance = random.Random(seed)
+    path = place.parent / f"{seed + 10}"  # a file of the lower
+    fd, second = os.open(path, os.O_RDWR), os.open(path, os.O_RDONLY)
+    model = bytearray(path.read_bytes())
+    for step in range(600):
+        offset, size = chance.randrange(200_000), chance.randrange(1, 30_000)
+        what = chance.choice(["write", "write", "read", "truncate", "map-write", "map-read", "sync"])
+        if what == "write":
+            data = chance.randbytes(size)
+            os.pwrite(fd, data, offset)
+            if len(model) < offset:
+                model.extend(bytes(offset - len(model)))
+            model[offset : offset + size] = data
+        elif what == "read":
+            assert os.pread(chance.choice([fd, second]), size, offset) == model[offset : offset + size], step
+        elif what == "truncate":
+            os.ftruncate(fd, offset)
+            del model[offset:]
+            model.extend(bytes(offset - len(model)))
+        elif what.startswith("map") and len(model) > offset + size:
+            with mmap.mmap(fd, len(model)) as mapping:
+                if what == "map-read":
+                    assert mapping[offset : offset + size] == model[offset : offset + size], step
+                else:
+                    data = chance.randbytes(size)
+                    mapping[offset : offset + size] = data
+                    model[offset : offset + size] = data
+        elif what == "sync":
+            os.fsync(fd)
+        assert os.fstat(fd).st_size == len(model), step
+    os.close(fd)
+    os.close(second)
+    assert path.read_bytes() == model
+
+
+@pytest.mark.parametrize("seed", [1, 2])
+def test_a_tree_torn_by_several_processes_can_be_removed(place: Path, seed: int) -> None:
+    """Random changes by four at once in one tree, and then nothing may be left over or in the way."""
+
+    def tear(number: int) -> None:
+        chance = random.Random(seed * 10 + number)
+
+        def some() -> Path:
+            return place.joinpath(*(f"n{chance.randrange(4)}" for _ in range(chance.randint(1, 4))))
+
+        actions: list[Callable[[], object]] = [
+            lambda: some().mkdir(), lambda: some().mkdir(), lambda: some().write_bytes(b"x" * 9000),
+            lambda: some().unlink(), lambda: some().rmdir(), lambda: some().rename(some()),
+            lambda: os.link(some(), some()), lambda: some().symlink_to("n1"), lambda: os.listdir(some()),
+            lambda: some().chmod(chance.randrange(0o1000)), lambda: os.truncate(some(), 10),
+            lambda: rename(AT_FDCWD, os.fsencode(some()), AT_FDCWD, os.fsencode(some()), EXCHANGE),
+        ]  # fmt: skip
+        for _ in range(500):
+            with contextlib.suppress(OSError, ValueError):
+                chance.choice(actions)()
+
+    workers = [threading.Thread(target=tear, args=(number,)) for number in range(4)]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for directory, names, files in os.walk(place):
+        for name in [*names, *files]:
+            os.lstat(os.path.join(directory, name))
+    subprocess.run(["rm", "-rf", place], check=True)
+    assert not place.exists()

@@ -1,0 +1,105 @@
+"""The whole flow without privileges: in a user namespace, and as an ordinary user through fusermount3."""
+
+from __future__ import annotations
+
+import os
+import shutil
+import subprocess
+import sys
+import tempfile
+from collections.abc import Iterator
+from pathlib import Path
+
+import pytest
+
+from tests.cli.archive import Built
+
+pytestmark = pytest.mark.needs_fuse
+
+USER = 1000
+
+#: Loads, mounts, writes, compares, unmounts, mounts again; run by the Python of the tests.
+FLOW = """
+import os, stat, sys
+from layerfs.api import Store
+home, archive = sys.argv[1:]
+target = os.path.join(home, "mnt")
+os.mkdir(target)
+with Store.open(os.path.join(home, "store"), runroot=os.path.join(home, "run")) as store:
+    image = store.load(archive)[0]
+    mount = store.mount(image, target, name="box")
+    assert mount.backend == "fuse", mount
+    def at(name):
+        return os.path.join(target, name)
+    assert os.lstat(at("etc/hostname")).st_uid == os.geteuid()
+    with open(at("etc/hostname"), "a") as file:
+        file.write("more")
+    os.chmod(at("etc/hostname"), 0o4711)
+    os.mkdir(at("srv/new"), 0o500)
+    os.symlink("nowhere", at("srv/link"))
+    os.unlink(at("bin/sh"))
+    os.rename(at("etc/hostname"), at("srv/moved"))
+    changes = [(change.kind, change.path) for change in store.diff("box")]
+    for expected in ((b"D", b"/bin/sh"), (b"D", b"/etc/hostname"), (b"A", b"/srv/moved"), (b"A", b"/srv/new")):
+        assert (expected[0].decode(), expected[1]) in changes, changes
+    store.umount("box")
+    assert not os.path.ismount(target)
+    store.mount(None, target, name="box")
+    assert open(at("srv/moved")).read() == "top\\nmore"
+    assert stat.S_IMODE(os.lstat(at("srv/moved")).st_mode) == 0o4711
+    assert stat.S_IMODE(os.lstat(at("srv/new")).st_mode) == 0o500
+    assert not os.path.exists(at("bin/sh"))
+    store.umount("box")
+print("done")
+"""
+
+
+@pytest.fixture
+def home() -> Iterator[Path]:
+    """A directory that other users can reach, and theirs."""
+    path = Path(tempfile.mkdtemp(prefix="layerfs-user-"))
+    path.chmod(0o755)
+    yield path
+    shutil.rmtree(path)
+
+
+@pytest.fixture
+def archive(home: Path) -> Path:
+    path = home / "image.tar"
+    Built().docker_archive(path)
+    path.chmod(0o644)
+    return path
+
+
+@pytest.mark.needs_userns
+def test_in_a_user_namespace(home: Path, archive: Path) -> None:
+    place = home / "inside"
+    place.mkdir()
+    command = ["unshare", "--user", "--map-root-user", "--mount", sys.executable, "-c", FLOW, str(place), str(archive)]
+    done = subprocess.run(command, check=False, capture_output=True, text=True)
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+    upper = next((place / "store/snapshots").glob("*/upper"))
+    assert os.getxattr(upper / "srv/moved", "user.containers.override_stat").endswith(b":4711")
+
+
+@pytest.mark.needs_root
+def test_as_an_ordinary_user(home: Path, archive: Path) -> None:
+    if shutil.which("fusermount3") is None:
+        pytest.skip("fusermount3 is not installed")
+    place = home / "own"
+    place.mkdir()
+    os.chown(place, USER, USER)
+    try:
+        able = subprocess.run(
+            [sys.executable, "-c", "import layerfs, os; os.close(os.open('/dev/fuse', os.O_RDWR))"], check=False,
+            capture_output=True, text=True, user=USER, group=USER, extra_groups=[], cwd="/",
+        )  # fmt: skip
+    except PermissionError:
+        pytest.skip(f"user {USER} cannot run {sys.executable}")
+    if able.returncode:
+        pytest.skip(f"user {USER}: {able.stderr.strip().splitlines()[-1]}")
+    done = subprocess.run(
+        [sys.executable, "-c", FLOW, str(place), str(archive)], check=False, capture_output=True, text=True, user=USER,
+        group=USER, extra_groups=[], cwd="/",
+    )  # fmt: skip
+    assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr

@@ -1,0 +1,185 @@
+"""A small union over each kind of lower, as whoever runs the tests."""
+
+from __future__ import annotations
+
+import os
+import stat
+from collections.abc import Callable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+
+import pytest
+
+from layerfs.formats.erofs.reader import Tree
+from layerfs.formats.erofs.writer import Device, write_tree
+from layerfs.formats.tree import Node, directory
+from layerfs.union.attribute import Attributes
+from layerfs.union.image import ImageLower
+from layerfs.union.lower import Lower
+from layerfs.union.mark import USER_PREFIX
+from layerfs.union.node import ROOT
+from layerfs.union.stack import StackLower
+from layerfs.union.union import Union
+from layerfs.union.upper import Upper
+
+#: What is below: directories, and files with their content.
+FILES = {"a/f": b"hello", "a/b/deep": b"deep", "top": b"x" * 5000, "empty": b""}
+BLOCK = 512
+
+
+@dataclass
+class Caller:
+    """Whoever runs the tests."""
+
+    uid: int = 0
+    gid: int = 0
+    umask: int = 0o022
+
+
+@dataclass
+class Work:
+    """A union with its directories, and paths instead of numbers."""
+
+    union: Union
+    upper: Path
+    caller: Caller
+
+    def find(self, path: str) -> Attributes | None:
+        """Look a path up."""
+        found: Attributes | None = self.union.getattr(ROOT)
+        for name in filter(None, path.split("/")):
+            assert found is not None
+            found = self.union.lookup(found.ino, name.encode())
+            if found is None:
+                return None
+        return found
+
+    def at(self, path: str) -> Attributes:
+        found = self.find(path)
+        assert found is not None, path
+        return found
+
+    def read(self, path: str) -> bytes:
+        handle = self.union.open(self.at(path).ino, os.O_RDONLY, self.caller)
+        try:
+            return self.union.read(handle, 0, 1 << 20)
+        finally:
+            self.union.release(handle)
+
+    def write(self, path: str, data: bytes, flags: int = 0) -> None:
+        handle = self.union.open(self.at(path).ino, os.O_WRONLY | flags, self.caller)
+        try:
+            assert self.union.write(handle, 0, data) == len(data)
+        finally:
+            self.union.release(handle)
+
+    def create(self, directory: str, name: str, data: bytes = b"") -> Attributes:
+        handle, found = self.union.create(self.at(directory).ino, name.encode(), 0o644, self.caller)
+        self.union.write(handle, 0, data)
+        self.union.release(handle)
+        return found
+
+    def names(self, path: str) -> list[str]:
+        return sorted(name for name, _ in self.entries(path) if name not in {".", ".."})
+
+    def entries(self, path: str) -> list[tuple[str, Attributes]]:
+        found: list[tuple[str, Attributes]] = []
+
+        def take(name: bytes, attributes: Attributes, _place: int) -> bool:
+            found.append((name.decode(), attributes))
+            return True
+
+        handle = self.union.opendir(self.at(path).ino)
+        self.union.readdir(handle, 0, take)
+        self.union.releasedir(handle)
+        return found
+
+
+def make_directories(folder: Path) -> list[str]:
+    """Return two layers, top first: together they show FILES and a link pair."""
+    top, bottom = folder / "top-layer", folder / "bottom-layer"
+    for layer in (top, bottom):
+        layer.mkdir()
+    for path, content in FILES.items():
+        place = (top if path == "a/b/deep" else bottom) / path
+        place.parent.mkdir(parents=True, exist_ok=True)
+        place.write_bytes(content)
+    (bottom / "a").mkdir(exist_ok=True)
+    (bottom / "gone").write_bytes(b"whited out")
+    os.mknod(top / "gone", stat.S_IFCHR, 0)
+    (bottom / "opaque").mkdir()
+    (bottom / "opaque/hidden").write_bytes(b"")
+    (top / "opaque").mkdir()
+    os.setxattr(top / "opaque", "user.overlay.opaque", b"y")
+    (bottom / "one").write_bytes(b"linked")
+    os.link(bottom / "one", bottom / "a/two")
+    (bottom / "link").symlink_to("a/f")
+    return [str(top), str(bottom)]
+
+
+def make_image(folder: Path) -> ImageLower:
+    """Return an image with the same content."""
+    tar = folder / "layer.tar"
+    content = bytearray(BLOCK)
+    root = directory(implicit=False)
+
+    def regular(data: bytes) -> Node:
+        node = Node(stat.S_IFREG | 0o644, mtime=1_000_000_000)
+        node.uid = node.gid = os.geteuid()
+        node.device, node.offset, node.size = "0", len(content), len(data)
+        content.extend(data.ljust(-(-len(data) // BLOCK) * BLOCK, b"\0"))
+        return node
+
+    def place(path: str, node: Node) -> None:
+        at = root
+        *above, name = path.encode().split(b"/")
+        for one in above:
+            assert at.children is not None
+            at = at.children.setdefault(one, directory(implicit=False))
+        assert at.children is not None
+        at.children[name] = node
+
+    for path, data in FILES.items():
+        place(path, regular(data))
+    place("opaque", directory(implicit=False))
+    linked = regular(b"linked")
+    place("one", linked)
+    place("a/two", linked)
+    link = Node(stat.S_IFLNK | 0o777)
+    link.target = b"a/f"
+    place("link", link)
+    tar.write_bytes(content)
+    image = write_tree(root, [Device("0", b"0" * 64, len(content) // BLOCK)], bytes(16))
+    return ImageLower(Tree(image), [str(tar)])
+
+
+Make = Callable[[], Work]
+
+
+@pytest.fixture(params=["directories", "image"])
+def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
+    """Makes a union; a second one continues on the same upper directory."""
+    made: list[Union] = []
+    layers = make_directories(tmp_path) if request.param == "directories" else []
+    upper, work = tmp_path / "upper", tmp_path / "work"
+    upper.mkdir()
+    work.mkdir()
+
+    def build() -> Work:
+        while made:
+            made.pop().close()
+        top = Upper(str(upper), str(work), USER_PREFIX)
+        lower: Lower = make_image(tmp_path) if not layers else StackLower(layers, USER_PREFIX, device=top.device)
+        made.append(Union(lower, top))
+        return Work(made[-1], upper, Caller(os.geteuid(), os.getegid()))
+
+    before = len(os.listdir("/proc/self/fd"))
+    yield build
+    while made:
+        made.pop().close()
+    assert len(os.listdir("/proc/self/fd")) == before
+
+
+@pytest.fixture
+def work(make: Make) -> Work:
+    return make()
