@@ -7,7 +7,6 @@ output.
 from __future__ import annotations
 
 import re
-import shutil
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -105,6 +104,8 @@ class TerminalProgress:
         Args:
             color: False for none.
         """
+        import shutil  # here: it brings all compressions of the standard library along
+
         from rich.console import Console
         from rich.progress import BarColumn, Progress, TextColumn
 
