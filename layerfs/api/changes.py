@@ -8,6 +8,7 @@ from collections.abc import Iterator
 from layerfs.api.base import StorePart
 from layerfs.changeset.change import Change
 from layerfs.changeset.upper import compare_upper
+from layerfs.linux.probe import feature
 from layerfs.store import image as catalog
 from layerfs.store.snapshot import find_snapshot
 
@@ -28,4 +29,6 @@ class ChangePart(StorePart):
         snapshot = find_snapshot(self._handle, container)
         record = catalog.find_image(self._handle, str(snapshot.image))
         upper = os.path.join(self._handle.layout.snapshot(snapshot.id), "upper")
-        yield from compare_upper(upper, catalog.merged_tree(self._handle, record))
+        # As whoever mounts here keeps the marks; see layerfs.mount.fuse.serve.
+        userxattr = not feature("trusted-xattrs").usable
+        yield from compare_upper(upper, catalog.merged_tree(self._handle, record), userxattr=userxattr)
