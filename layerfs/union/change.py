@@ -233,9 +233,7 @@ class ChangePart(ViewPart, FilePart):
             raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST))
         return upper, False
 
-    def _make(
-        self, parent: int, name: bytes, mode: int, caller: Caller, make: _Make
-    ) -> tuple[Node, os.stat_result]:
+    def _make(self, parent: int, name: bytes, mode: int, caller: Caller, make: _Make) -> tuple[Node, os.stat_result]:
         """Make an inode, give it its owner, and put it in its place."""
         directory = self._nodes[parent]
         upper, covered = self._prepare(directory, name)

@@ -43,8 +43,9 @@ with Store.open(os.path.join(home, "store"), runroot=os.path.join(home, "run")) 
     os.mkdir(at("bin/inside"))
     os.rename(at("etc/hostname"), at("srv/moved"))
     changes = [(change.kind, change.path) for change in store.diff("box")]
-    for expected in ((b"D", b"/bin/sh"), (b"A", b"/bin/inside"), (b"D", b"/etc/hostname"), (b"A", b"/srv/moved"), (b"A", b"/srv/new")):
-        assert (expected[0].decode(), expected[1]) in changes, changes
+    for kind, path in (("D", "/bin/sh"), ("A", "/bin/inside"), ("D", "/etc/hostname"), ("A", "/srv/moved"),
+                       ("A", "/srv/new")):
+        assert (kind, path.encode()) in changes, changes
     store.umount("box")
     assert not os.path.ismount(target)
     store.mount(None, target, name="box")
