@@ -203,13 +203,16 @@ def _copy_up_big(tree: Tree) -> int:
 
 
 def _tar(tree: Tree) -> int:
-    subprocess.run(["tar", "-C", tree.top, "--one-file-system", "-cf", "-", "."], stdout=subprocess.DEVNULL, check=True)
+    # Through a pipe: tar reads nothing when its archive is /dev/null.
+    subprocess.run(["sh", "-c", 'tar -C "$0" --one-file-system -cf - . | cat >/dev/null', tree.top], check=True)
     return 1
 
 
 def _imports(tree: Tree) -> int:
     code = "import numpy, pandas, django.db.models"
-    found = subprocess.run(["chroot", tree.top, "python3", "-c", code], check=False, capture_output=True, text=True)
+    found = subprocess.run(
+        ["chroot", tree.top, "/opt/venv/bin/python3", "-c", code], check=False, capture_output=True, text=True
+    )
     if found.returncode:
         raise RuntimeError(found.stderr[-500:])
     return 1
@@ -377,6 +380,60 @@ def mount_stack(directories: list[str], upper: Path, work: Path, target: Path) -
     mount_directories(directories, target, upper=upper, work=work, options=MountOptions(nosuid=False, nodev=False))
 
 
+@contextlib.contextmanager
+def _null_server(root: Path) -> Iterator[Mounted]:
+    """A C server that knows no name: what a lookup costs at least."""
+    program, target = root / "null_server", root / "null"
+    target.mkdir(exist_ok=True)
+    flags = subprocess.run(
+        ["pkg-config", "--cflags", "--libs", "fuse3"], check=True, capture_output=True, text=True
+    ).stdout.split()
+    run(["gcc", "-O2", "-o", program, Path(__file__).with_name("null_server.c"), *flags])
+    with subprocess.Popen([program, target]) as process:
+        while not target.is_mount():
+            time.sleep(0.01)
+        try:
+            yield Mounted(target, process.pid)
+        finally:
+            umount(target)
+
+
+def _lookups(mounted: Mounted) -> Sample:
+    """Look up names that are missing and different each time, client and server pinned to one CPU."""
+    count = 30_000
+    number = random.Random().randrange(1 << 60)
+    paths = [os.fsencode(mounted.target) + b"/%x" % (number + step) for step in range(count)]
+    os.sched_setaffinity(0, {0})
+    if mounted.pid is not None:
+        os.sched_setaffinity(mounted.pid, {0})
+    try:
+        start, spent = time.perf_counter(), _cpu_of_client() + _cpu_of(mounted.pid)
+        for path in paths:
+            with contextlib.suppress(FileNotFoundError):
+                os.lstat(path)
+        wall = time.perf_counter() - start
+        return Sample(wall / count, (_cpu_of_client() + _cpu_of(mounted.pid) - spent) / count)
+    finally:
+        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+
+
+def _compare_lookups(variants: dict[str, Variant], root: Path, rounds: int, report: Report) -> None:
+    """Compare an uncached lookup with that of the null server."""
+    with contextlib.ExitStack() as stack:
+        mounted = {"null C server": stack.enter_context(_null_server(root))}
+        for name, variant in variants.items():
+            scratch = root / f"lookup-{len(mounted)}"
+            scratch.mkdir()
+            (scratch / "upper").mkdir()
+            mounted[name] = stack.enter_context(_mounted(variant, scratch, None))
+
+        def one(found: Mounted) -> Callable[[], Sample]:
+            return lambda: _lookups(found)
+
+        samples, failed = interleave({name: one(found) for name, found in mounted.items()}, rounds)
+    report.table("an uncached lookup", samples, base="null C server", failed=failed, unit=("µs", 1e6))
+
+
 def _processes(name: str) -> set[int]:
     found = set()
     for pid in filter(str.isdigit, os.listdir("/proc")):
@@ -420,6 +477,7 @@ def main(arguments: list[str]) -> None:
     parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated: " + ", ".join(ROWS))
     parser.add_argument("--variants", default="layerfs,fuse-overlayfs,kernel overlayfs")
+    parser.add_argument("--lookups", action="store_true", help="compare an uncached lookup with a null C server first")
     parser.add_argument("--flat", action="store_true", help="give the others the image as one directory")
     parser.add_argument("--free", action="store_true", help="do not pin client and server to one CPU")
     options = parser.parse_args(arguments)
@@ -438,7 +496,9 @@ def main(arguments: list[str]) -> None:
         store.umount(mount.target)
         print(f"{len(paths[0])} entries, {len(directories)} directories stacked")
         scratch = root / "run"
-        for key in options.rows.split(","):
+        if options.lookups:
+            _compare_lookups(variants, root, options.rounds, report)
+        for key in filter(None, options.rows.split(",")):
             row = ROWS[key]
 
             def one(variant: Variant, row: Row = row) -> Callable[[], Sample]:

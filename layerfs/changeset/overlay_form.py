@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
+from layerfs.linux.probe import feature
 
 __all__ = ["uses_userxattr"]
 
 
 def uses_userxattr() -> bool:
-    """Return whether writable layers of this process have overlayfs's marks in ``user.``: trusted ones are root's."""
-    return os.geteuid() != 0
+    """Return whether writable layers of this process have overlayfs's marks in ``user.``: trusted ones need privilege."""
+    return not feature("trusted-xattrs").usable

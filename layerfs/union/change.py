@@ -68,6 +68,8 @@ class ChangePart(ViewPart, FilePart):
             for fd in opened:
                 os.close(fd)
             raise
+        # Every write asks for the capabilities of the file; asking here costs one call.
+        node.bare = not os.listxattr(opened[0])
         file = OpenFile(node, opened[0], 0, None, owned=True, writable=True, strips=caller.uid != 0)
         return self._opened(file), self._entered(node, status)
 

@@ -19,6 +19,8 @@ __all__ = ["ImageLower"]
 
 #: Names of decoded directories that are kept, 200 bytes each; decoding one again takes as long as a request.
 _KEPT = 100_000
+#: Files whose place is remembered: programs and libraries are opened again and again.
+_PLACES = 4_096
 #: FUSE wants 1 for the root and nothing for 0.
 _FIRST = 2
 
@@ -39,11 +41,13 @@ class ImageLower:
         self._links: dict[int, list[list[bytes]]] | None = None
         self._recent: dict[int, dict[bytes, tuple[int, int]]] = {}
         self._kept = 0
+        self._places: dict[int, LowerFile] = {}
         self.root: int = tree.root
         self.limit: int = tree.limit + _FIRST
 
     def close(self) -> None:
         """Close the layer tars."""
+        self._places.clear()
         while self._fds:
             os.close(self._fds.popitem()[1])
 
@@ -97,6 +101,16 @@ class ImageLower:
 
     def open(self, reference: int) -> LowerFile:
         """Return where a file's bytes lie in its layer tar."""
+        known = self._places.get(reference)
+        if known is not None:
+            return known
+        if len(self._places) >= _PLACES:
+            self._places.clear()
+        place = self._places[reference] = self._place(reference)
+        return place
+
+    def _place(self, reference: int) -> LowerFile:
+        """Find a file's bytes, and open the layer tar if this is its first file."""
         inode = self._tree.inode(reference)
         if stat.S_ISDIR(inode.mode):
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR))

@@ -76,14 +76,11 @@ class ViewPart(UnionPart):
         if node.upper and self._upper is not None:
             with self._upper.inode(node) as fd:
                 path = descriptor_path(fd)
-                try:
-                    return os.getxattr(path, stored)
-                except OSError as error:
-                    if error.errno != ENODATA:
-                        raise
                 # Every write asks for the capabilities of a file that hardly ever has any xattr.
-                node.bare = not os.listxattr(path)
-                raise OSError(ENODATA, os.strerror(ENODATA))
+                if not os.listxattr(path):
+                    node.bare = True
+                    raise OSError(ENODATA, os.strerror(ENODATA))
+                return os.getxattr(path, stored)
         xattrs = self._lower.xattrs(node.lower)
         if not xattrs:
             node.bare = True
