@@ -8,5 +8,5 @@ __all__ = ["uses_userxattr"]
 
 
 def uses_userxattr() -> bool:
-    """Return whether writable layers of this process have overlayfs's marks in ``user.``: trusted ones need privilege."""
+    """Return whether this process keeps overlayfs's marks in ``user.``: trusted ones need privilege."""
     return not feature("trusted-xattrs").usable
