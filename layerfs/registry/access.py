@@ -37,15 +37,15 @@ class Access:
         auth_files: files with credentials, the first that has one counts; a name ending in ``.dockercfg`` is read in
             docker's old form. Those that do not exist are passed over.
         required_auth_file: one that has to exist, instead of all others; None for none.
-        credential: to be used for every registry, instead of what files say.
+        credential: for the registry that is named first, instead of what files say; its mirrors do not get it.
         anonymous: use no credentials at all.
-        token: a bearer token to send as it is.
+        token: a bearer token to send as it is, to the registry that is named first.
         certificate_roots: directories with one directory of certificates per registry, all that exist count.
         certificates: one directory of certificates for every registry, instead of those.
         verify_tls: False allows bad certificates and plain HTTP everywhere; True nowhere, whatever registries.conf
             says; None leaves it to registries.conf.
         registries: files of registries.conf, the main one first.
-        policy: the trust policy's file; None accepts everything.
+        policy: the trust policy's file, which has to exist; None accepts everything.
         proxies: URL of the proxy by scheme, and under ``no`` the hosts that need none.
         jobs: layers transferred at a time.
         attempts: how often a request that may succeed later is made before its error counts.
@@ -90,8 +90,13 @@ class Access:
         """
         from layerfs.formats.policy import Policy
 
-        raw = read_optional(self.policy) if self.policy is not None else None
-        return None if raw is None or self.policy is None else Policy.parse(raw, self.policy)
+        if self.policy is None:
+            return None
+        raw = read_optional(self.policy)
+        if raw is None:
+            # Without it nothing would be refused, which is not what naming one means.
+            raise LayerfsError(f"policy file {self.policy} does not exist")
+        return Policy.parse(raw, self.policy)
 
 
 def read_optional(path: str) -> bytes | None:

@@ -43,8 +43,14 @@ class Credentials:
         self._found: dict[tuple[str, str], Credential | None] = {}
         self._lock = threading.Lock()
 
-    def find(self, domain: str, path: str = "") -> Credential | None:
+    def find(self, domain: str, path: str = "", *, named: bool = True) -> Credential | None:
         """Return what opens a repository, or None for no credential.
+
+        Args:
+            domain: its registry.
+            path: its path there.
+            named: whether it is the registry that the user named: only that one gets the credential that came with
+                the command, and no mirror of it.
 
         Raises:
             FormatError: a file is broken.
@@ -54,7 +60,7 @@ class Credentials:
         """
         if self._access.anonymous:
             return None
-        if self._access.credential is not None:
+        if self._access.credential is not None and named:
             return self._access.credential
         with self._lock:
             key = (domain, path)

@@ -145,7 +145,8 @@ class Push:
         wanted = self._compression
         blob = layer.blob
         announced = layer_compression(blob.media_type)
-        if wanted is None or wanted == announced:
+        # Who asks for a level wants these bytes, not those that somebody else made of the layer.
+        if self._level is None and (wanted is None or wanted == announced):
             if self._is_there(layer, blob.digest, blob.size):
                 return blob
             pieces = self._bytes_as_named(layer)
@@ -155,7 +156,7 @@ class Push:
                 return blob
         compression: Compression = wanted or ("gzip" if announced == "none" else announced)
         media_type = (_DOCKER_TYPES if self._docker else _OCI_TYPES)[compression]
-        known = self._known_blob(layer, compression)
+        known = self._known_blob(layer, compression) if self._level is None else None
         if known is not None:
             return Descriptor(media_type, *known)
         if compression == "none":

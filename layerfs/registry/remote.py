@@ -62,6 +62,8 @@ class Registries:
         self._credentials = Credentials(access, self.config.credential_helpers)
         self._check = check
         self._servers: dict[tuple[str, str, bool], Server] = {}
+        #: The registry that gets the credential or token that came with the command: the first one that was named.
+        self._named: str | None = None
 
     @classmethod
     @contextmanager
@@ -88,10 +90,9 @@ class Registries:
         Raises:
             Denied: its registry is blocked.
         """
-        return [
-            self._repository(endpoint.reference, insecure=endpoint.insecure)
-            for endpoint in self.config.endpoints(reference)
-        ]
+        endpoints = self.config.endpoints(reference)
+        self._named = self._named or endpoints[-1].reference.domain
+        return [self._repository(endpoint.reference, insecure=endpoint.insecure) for endpoint in endpoints]
 
     def write_to(self, reference: Reference) -> Repository:
         """Return the repository itself, which is the only one to write to.
@@ -103,6 +104,7 @@ class Registries:
 
     def server(self, domain: str) -> Server:
         """Return a registry without a repository."""
+        self._named = self._named or domain
         return self._server(domain, "", insecure=self.config.is_insecure(domain))
 
     def _repository(self, reference: Reference, *, insecure: bool) -> Repository:
@@ -114,8 +116,9 @@ class Registries:
         key = (domain, path, allowed)
         if key not in self._servers:
             self._servers[key] = Server(
-                self.http, self.access, domain, self._credentials, path=path, insecure=allowed, check=self._check
-            )
+                self.http, self.access, domain, self._credentials,
+                path=path, insecure=allowed, named=domain == self._named, check=self._check,
+            )  # fmt: skip
         return self._servers[key]
 
 

@@ -56,6 +56,7 @@ class Server:
         *,
         path: str = "",
         insecure: bool = False,
+        named: bool = True,
         check: Callable[[], None] | None = None,
     ) -> None:
         """Prepare; nothing is sent.
@@ -67,6 +68,7 @@ class Server:
             credentials: where to look for one.
             path: of the repository, to choose a credential by.
             insecure: whether bad certificates and plain HTTP are allowed.
+            named: whether the user named it, so that it may have what came with the command.
             check: polled while waiting to try again.
         """
         self.domain = domain
@@ -76,9 +78,10 @@ class Server:
         self._insecure = insecure
         self._check = check
         self._base: str | None = None if insecure else f"https://{self._host}"
-        credential = credentials.find(domain, path)
-        self._has_credential = credential is not None or access.token is not None
-        self.authorizer = Authorizer(http, credential, token=access.token, insecure=insecure)
+        credential = credentials.find(domain, path, named=named)
+        token = access.token if named else None
+        self._has_credential = credential is not None or token is not None
+        self.authorizer = Authorizer(http, credential, token=token, insecure=insecure)
 
     def send(
         self,

@@ -59,7 +59,8 @@ class Watch:
         """
         self.aborted = False
         self._pause = min(1.0, timeout / 4)
-        self._operations: dict[int, Operation] = {}
+        #: By thread, the innermost last: a body that is sent may come from another registry.
+        self._operations: dict[int, list[Operation]] = {}
         self._connections: set[Cuttable] = set()
         self._wake = threading.Condition(threading.Lock())
         self._thread: threading.Thread | None = None
@@ -77,7 +78,7 @@ class Watch:
         with self._wake:
             if self.aborted:
                 raise Cut("given up", expired=False)
-            self._operations[thread] = operation
+            self._operations.setdefault(thread, []).append(operation)
             if self._thread is None:
                 self._thread = threading.Thread(target=self._run, name="layerfs-watch", daemon=True)
                 self._thread.start()
@@ -88,7 +89,13 @@ class Watch:
                 raise
         finally:
             with self._wake:
-                del self._operations[thread]
+                operations = self._operations[thread]
+                operations.pop()
+                if operations:
+                    # What waited for this one had no time of its own meanwhile.
+                    operations[-1].deadline = max(operations[-1].deadline, time.monotonic() + seconds)
+                else:
+                    del self._operations[thread]
         # The end of a connection may look like the end of a header or body.
         if operation.expired:
             raise Cut(f"no answer within {seconds:g} s", expired=True)
@@ -97,7 +104,7 @@ class Watch:
         """Yield a body's pieces, each of which gives this thread's operation ``seconds`` from then on."""
         thread = threading.get_ident()
         for piece in pieces:
-            self._operations[thread].deadline = time.monotonic() + seconds
+            self._operations[thread][-1].deadline = time.monotonic() + seconds
             yield piece
 
     def opened(self, connection: Cuttable) -> None:
@@ -110,9 +117,9 @@ class Watch:
 
     def used(self, connection: Cuttable) -> None:
         """Take note that this thread's operation uses a connection."""
-        operation = self._operations.get(threading.get_ident())
-        if operation is not None:
-            operation.connection = connection
+        operations = self._operations.get(threading.get_ident())
+        if operations:
+            operations[-1].connection = connection
 
     def gone(self, connection: Cuttable) -> None:
         """Forget a connection."""
@@ -140,7 +147,8 @@ class Watch:
         with self._wake:
             while not self._closed:
                 now = time.monotonic()
-                for operation in self._operations.values():
+                for operations in self._operations.values():
+                    operation = operations[-1]
                     if operation.deadline <= now and not operation.expired and operation.connection is not None:
                         operation.expired = True
                         operation.connection.cut()

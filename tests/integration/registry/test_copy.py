@@ -9,12 +9,12 @@ from pathlib import Path
 
 import pytest
 
-from bench.registry import Registry
+from bench.registry import Registry, registry_server
 from layerfs.api import Store
 from layerfs.api.copying import copy
 from layerfs.errors import FormatError, IntegrityError, InvalidReference, LayerfsError, NotFound, UnsupportedFormat
 from tests.cli.conftest import Shell
-from tests.image_builder import TestImage, docker_old, layer, oci, outer, write_layout
+from tests.image_builder import TestImage, docker_old, layer, noise, oci, outer, write_layout
 from tests.integration.registry.conftest import IMAGE, PLAIN, put, skopeo
 from tests.integration.registry.test_real_registry import skopeo_manifest
 from tests.store_audit import assert_whole
@@ -48,6 +48,16 @@ def test_a_chain_keeps_every_byte(registry: Registry, layout: Path, tmp_path: Pa
     # And what skopeo lays down is read.
     skopeo("copy", "--quiet", places[1], f"dir:{tmp_path}/theirs")
     assert str(copy(f"dir:{tmp_path}/theirs", f"oci:{tmp_path}/layout3", access=PLAIN)) == digest
+
+
+def test_large_layers_go_from_one_registry_to_another(registry: Registry, tmp_path: Path) -> None:
+    """A body that is sent while it comes from elsewhere is watched on both sides."""
+    image = TestImage([layer({f"big{number}": noise(9_000_000, number)}) for number in range(3)], ["app"])
+    put(write_layout(tmp_path / "large", oci(image)), registry.name("large:1"))
+    raw = skopeo_manifest(registry.name("large:1"))
+    with registry_server(tmp_path / "other") as other:
+        copy(f"docker://{registry.name('large:1')}", f"docker://{other.name('large:2')}", access=PLAIN)
+        assert skopeo_manifest(other.name("large:2")) == raw
 
 
 def _entries(layout: Path) -> list[dict[str, dict[str, str]]]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import gzip
 import json
 import time
@@ -452,6 +453,41 @@ def test_authorization_never_goes_elsewhere(store: Store, registry: FaultyRegist
             store.remove_image(f"{registry.address}/team/app")
         assert other.count("/blobs/") >= 15
         assert {request.authorization for request in other.asked} == {None}
+
+
+def test_what_came_with_the_command_is_for_the_named_registry_only(
+    store: Store, registry: FaultyRegistry, tmp_path: object
+) -> None:
+    """Neither a mirror nor the other side of a copy gets the credential or the token of the command."""
+    from pathlib import Path
+
+    from layerfs.api.copying import copy
+
+    mirror = FaultyRegistry()
+    mirror.fault = challenge
+    registry.fault = challenge
+    with serving(mirror):
+        conf = Path(str(tmp_path)) / "registries.conf"
+        conf.write_text(
+            f'[[registry]]\nlocation = "{registry.address}"\ninsecure = true\n'
+            f'[[registry.mirror]]\nlocation = "{mirror.address}"\ninsecure = true\n'
+        )
+        for given in ({"credential": Credential("me", SECRET)}, {"token": TOKEN}):
+            access = replace(QUICK, registries=(str(conf),), **given)
+            with contextlib.suppress(RegistryError):
+                pull(store, registry, access)
+            with contextlib.suppress(LayerfsError):
+                access = replace(QUICK, **given)
+                copy(f"docker://{registry.address}/team/app", f"docker://{mirror.address}/x", access=access)
+        assert mirror.asked
+        assert {request.authorization for request in mirror.asked} == {None}
+    assert any(request.authorization for request in registry.asked)
+
+
+def test_a_policy_that_is_not_there_lets_nothing_in(store: Store, registry: FaultyRegistry) -> None:
+    with pytest.raises(LayerfsError, match="policy file /nowhere does not exist"):
+        pull(store, registry, replace(QUICK, policy="/nowhere"))
+    assert store.images() == []
 
 
 def test_a_challenge_of_a_foreign_host_is_not_answered(store: Store, registry: FaultyRegistry) -> None:
