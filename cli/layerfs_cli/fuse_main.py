@@ -16,10 +16,18 @@ from typing import TYPE_CHECKING, Any, NoReturn
 import click
 
 if TYPE_CHECKING:
+    from collections.abc import Sequence
+
     from layerfs.mount.fuse.specification import FuseSpecification
     from layerfs.union.owner import Range
 
 __all__ = ["main"]
+
+#: 2^32-1 is (uid_t)-1, which owns nothing.
+_MAX_ID = 2**32 - 2
+
+#: A year of seconds; the kernel takes any number, and what is longer was not meant.
+_LONGEST_TIMEOUT = 366 * 86400
 
 #: Options that ask for what holds anyway, or that are the kernel's.
 _SILENT = frozenset({
@@ -140,6 +148,8 @@ def _specification(target: str, given: dict[str, str | None]) -> FuseSpecificati
     upper, work = path("upperdir"), path("workdir")
     if (upper is None) != (work is None):
         raise click.UsageError("upperdir and workdir go together")
+    if upper is not None and work is not None:
+        _refuse_overlap(upper, work, lowers)
     users, groups = _ranges(given.pop("uidmapping", None)), _ranges(given.pop("gidmapping", None))
     root = _flag(given, "squash_to_root")
     uid, gid = _number(given, "squash_to_uid"), _number(given, "squash_to_gid")
@@ -162,6 +172,8 @@ def _specification(target: str, given: dict[str, str | None]) -> FuseSpecificati
             fields["timeout"] = float(timeout)
         except ValueError:
             raise click.UsageError(f"timeout is no number: {timeout}") from None
+        if not 0 <= fields["timeout"] <= _LONGEST_TIMEOUT:
+            raise click.UsageError(f"timeout is not between 0 and {_LONGEST_TIMEOUT} seconds: {timeout}")
     source = given.pop("fsname", None) or "layerfs"
     _warn(sorted(key for key in given if key not in _SILENT and not key.startswith(("x-", "context"))))
     return FuseSpecification(
@@ -182,9 +194,20 @@ def _number(given: dict[str, str | None], key: str) -> int | None:
     if key not in given:
         return None
     value = given.pop(key)
-    if value is None or not value.isdecimal():
-        raise click.UsageError(f"{key} needs a number")
+    if value is None or not value.isdecimal() or int(value) > _MAX_ID:
+        raise click.UsageError(f"{key} needs a number up to {_MAX_ID}")
     return int(value)
+
+
+def _refuse_overlap(upper: str, work: str, lowers: Sequence[str]) -> None:
+    """Refuse directories of which one lies in another: what is written would show up in a place that never changes."""
+    real = [os.path.realpath(path) for path in (upper, work, *lowers)]
+    for position, (name, place) in enumerate((("upperdir", real[0]), ("workdir", real[1]))):
+        for other in real[position + 1 :]:
+            common = os.path.commonpath((place, other))
+            # A lower may well contain the upper or work directory, as / does; it may not lie in them.
+            if common == place or (common == other and other in real[:2]):
+                raise click.UsageError(f"{name} {place} and {other} overlap")
 
 
 def _ranges(text: str | None) -> tuple[Range, ...]:
@@ -197,6 +220,8 @@ def _ranges(text: str | None) -> tuple[Range, ...]:
     if len(numbers) % 3 or not all(number.isdecimal() for number in numbers):
         raise click.UsageError(f"a mapping is SHOWN:STORED:COUNT, not {text}")
     values = [int(number) for number in numbers]
+    if any(start + values[at + 2] > _MAX_ID + 1 for at in range(0, len(values), 3) for start in values[at : at + 2]):
+        raise click.UsageError(f"a mapping ends at {_MAX_ID}, which {text} passes")
     return tuple(Range(*values[at : at + 3]) for at in range(0, len(values), 3))
 
 

@@ -16,6 +16,7 @@ import errno
 import fcntl
 import functools
 import os
+import time
 from collections.abc import Callable, Iterator, Sequence
 
 from layerfs.errors import BackendUnavailable, Conflict, MountError
@@ -33,6 +34,9 @@ StrPath = str | os.PathLike[str]
 MAX_LOWERS = 500
 
 _BACKEND = "overlay"
+
+#: Seconds that mounting may wait for another mount of the same upper directory that is being made.
+_PATIENCE = 5.0
 #: File systems without what an upper directory needs: whiteouts, trusted xattrs or temporary files.
 _NEVER_UPPER = frozenset({"overlay", "nfs", "nfs4", "cifs", "smb3", "9p", "vfat", "exfat", "fuseblk", "proc", "sysfs"})
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
@@ -237,7 +241,13 @@ def _exclusive_upper(upper: StrPath | None) -> Iterator[None]:
             f"upper directory {os.fspath(upper)} cannot be opened: {err.strerror}", errno=err.errno, backend=_BACKEND
         ) from err
     try:
-        fcntl.flock(fd, fcntl.LOCK_EX)
+        try:
+            _wait_for_lock(fd)
+        except BlockingIOError as err:
+            raise Conflict(
+                f"upper directory {os.fspath(upper)} is in use by another mount", reason="mounted",
+                hint="unmount what serves it first",
+            ) from err  # fmt: skip
         holder = find_upper_mount(upper)
         if holder is not None:
             raise Conflict(
@@ -248,6 +258,24 @@ def _exclusive_upper(upper: StrPath | None) -> Iterator[None]:
         yield
     finally:
         os.close(fd)
+
+
+def _wait_for_lock(fd: int) -> None:
+    """Take the lock of an upper directory: another mount in the making ends soon, one through FUSE holds it for life.
+
+    Raises:
+        BlockingIOError: it was not free for long enough.
+    """
+    end = time.monotonic() + _PATIENCE
+    while True:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            if time.monotonic() > end:
+                raise
+            time.sleep(0.01)
+        else:
+            return
 
 
 def _attach(

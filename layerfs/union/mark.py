@@ -14,6 +14,8 @@ import stat
 from errno import ENODATA, ENOTSUP, EPERM
 
 __all__ = [
+    "AUFS_OPAQUE",
+    "AUFS_WHITEOUT",
     "OVERRIDE_XATTR",
     "TRUSTED_PREFIX",
     "USER_PREFIX",
@@ -28,6 +30,11 @@ __all__ = [
 
 TRUSTED_PREFIX = b"trusted.overlay."
 USER_PREFIX = b"user.overlay."
+#: How containers/storage lays layers down when it mounts through a program, and what fuse-overlayfs writes where it may
+#: make no device: an empty file hides the name behind its prefix, or all of its directory.
+AUFS_WHITEOUT = b".wh."
+AUFS_OPAQUE = b".wh..wh..opq"
+FUSE_OVERLAYFS_OPAQUE = b"user.fuseoverlayfs.opaque"
 #: Owner and mode where a process may not chown: ``UID:GID:MODE``, the mode in octal (containers/storage's form).
 OVERRIDE_XATTR = b"user.containers.override_stat"
 
@@ -91,7 +98,10 @@ def read_opaque(fd: int, prefix: bytes) -> bytes:
     raw = {os.fsencode(name) for name in names}
     if prefix + b"redirect" in raw:
         raise OSError(EPERM, "directory is a redirect")
-    return get_xattr(fd, prefix + b"opaque") or b"" if prefix + b"opaque" in raw else b""
+    for mark in (prefix + b"opaque", FUSE_OVERLAYFS_OPAQUE):
+        if mark in raw:
+            return get_xattr(fd, mark) or b""
+    return b""
 
 
 def has_whiteout_mark(name: bytes, dir_fd: int, prefix: bytes) -> bool:

@@ -15,7 +15,16 @@ from errno import EIO, EISDIR
 
 from layerfs.union.attribute import Attributes, from_status
 from layerfs.union.lower import LowerFile
-from layerfs.union.mark import get_xattr, has_whiteout_mark, is_whiteout, open_inode, read_opaque, read_xattrs
+from layerfs.union.mark import (
+    AUFS_OPAQUE,
+    AUFS_WHITEOUT,
+    get_xattr,
+    has_whiteout_mark,
+    is_whiteout,
+    open_inode,
+    read_opaque,
+    read_xattrs,
+)
 
 __all__ = ["StackLower"]
 
@@ -87,6 +96,9 @@ class StackLower:
             source = _Source(number, None, b"")
             source.mark = read_opaque(root, prefix)
             sources.append(source)
+            # The kernel merges all roots, whatever their marks; a root that is opaque in the other form hides the rest.
+            if not source.mark and self._opaque(root, beneath=True):
+                break
         self.root = _Entry(stat.S_IFDIR, 1, tuple(sources), b"")
         self.limit: int = 0 if self._plain else (len(devices) + 2) << _DEVICE_SHIFT
 
@@ -99,6 +111,8 @@ class StackLower:
 
     def lookup(self, directory: _Entry, name: bytes) -> _Entry | None:
         """Return the entry of a name, or None."""
+        if name.startswith(AUFS_WHITEOUT):
+            return None
         if len(directory.sources) == 1:
             return self._resolve(directory.sources, name)
         indexes = self._names(directory).get(name)
@@ -199,10 +213,21 @@ class StackLower:
             below = _Source(source.layer, source, name)
             number = number or self._number(status)
             found.append(below)
-            below.mark = read_opaque(self._directory(below), self._prefix)
+            below.mark = self._opaque(self._directory(below), beneath=index < last)
             if index < last and below.mark == b"y":
                 break
         return _Entry(stat.S_IFDIR, number, tuple(found), name) if found else None
+
+    def _opaque(self, fd: int, *, beneath: bool) -> bytes:
+        """Return the opaque mark of a directory; the one that is a file only matters with something beneath."""
+        mark = read_opaque(fd, self._prefix)
+        if not mark and beneath:
+            try:
+                os.stat(AUFS_OPAQUE, dir_fd=fd, follow_symlinks=False)
+            except FileNotFoundError:
+                return b""
+            return b"y"
+        return mark
 
     def _is_marked(self, source: _Source, name: bytes, fd: int, status: os.stat_result) -> bool:
         """Whether an entry is a whiteout by xattr, which counts only in directories that say so."""
@@ -223,7 +248,11 @@ class StackLower:
             try:
                 with os.scandir(fd) as entries:
                     rows = [(os.fsencode(entry.name), entry) for entry in entries]
+                    whiteouts = []
                     for name, entry in rows:
+                        if name.startswith(AUFS_WHITEOUT):
+                            whiteouts.append(name[len(AUFS_WHITEOUT) :])
+                            continue
                         if name in hidden:
                             continue
                         if self._hides(entry, source, name, fd):
@@ -239,6 +268,7 @@ class StackLower:
                                 hidden.add(name)
             finally:
                 os.close(fd)
+            hidden.update(whiteouts)  # only now: a whiteout hides what lies in lower layers, not beside it
         self._listings[directory] = found
         if len(self._listings) > _LISTED:
             self._listings.popitem(last=False)

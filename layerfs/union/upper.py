@@ -65,10 +65,12 @@ class Upper:
         with contextlib.ExitStack() as stack:
             self.root = _opened(stack, os.open(upper, _DIRECTORY & ~os.O_NOFOLLOW))
             self._lock = _opened(stack, os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            try:
-                fcntl.flock(self._lock, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            except BlockingIOError:
-                raise OSError(errno.EBUSY, "work directory is in use by another mount", work) from None
+            self._upper_lock = _opened(stack, os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            for fd, place in ((self._lock, work), (self._upper_lock, upper)):
+                try:
+                    fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                except BlockingIOError:
+                    raise OSError(errno.EBUSY, "directory is in use by another mount", place) from None
             self.device = os.fstat(self.root).st_dev
             if os.fstat(self._lock).st_dev != self.device:
                 raise OSError(errno.EXDEV, "upper and work directory are on different file systems", work)
@@ -83,7 +85,7 @@ class Upper:
         """Close all descriptors; the work directory is free again."""
         while self._fds:
             os.close(self._fds.popitem()[1])
-        for fd in (self.work, self._lock, self.root):
+        for fd in (self.work, self._lock, self._upper_lock, self.root):
             os.close(fd)
 
     def directory(self, node: Node) -> int:

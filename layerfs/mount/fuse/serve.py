@@ -28,6 +28,7 @@ from layerfs.linux.probe import feature
 from layerfs.mount.fuse.loop import run
 from layerfs.mount.fuse.operations import UnionOperations
 from layerfs.mount.fuse.specification import FuseSpecification
+from layerfs.mount.overlay import find_upper_mount
 from layerfs.store.layer import open_tree
 from layerfs.union.image import ImageLower
 from layerfs.union.lower import Lower
@@ -112,6 +113,8 @@ def _union(wanted: FuseSpecification, *, raw_umask: bool) -> Union:
     with contextlib.ExitStack() as stack:
         upper = None
         if wanted.upper is not None and wanted.work is not None:
+            if find_upper_mount(wanted.upper) is not None:
+                raise OSError(errno.EBUSY, "upper directory is mounted by the kernel", wanted.upper)
             upper = Upper(wanted.upper, wanted.work, prefix)
             stack.callback(upper.close)
         lower: Lower

@@ -345,7 +345,16 @@ def test_the_command_says_what_is_wrong(target: Path, lower: Path) -> None:
         (["-o", f"lowerdir={lower}", lower / "file"], 2, f"layerfs-fuse: error: {lower}/file is not a directory\n"),
         (["-o", f"lowerdir={lower},uidmapping=1:2", target], 2,
          "layerfs-fuse: error: a mapping is SHOWN:STORED:COUNT, not 1:2\n"),
-        (["-o", f"lowerdir={lower},squash_to_uid=x", target], 2, "layerfs-fuse: error: squash_to_uid needs a number\n"),
+        (["-o", f"lowerdir={lower},squash_to_uid=x", target], 2,
+         "layerfs-fuse: error: squash_to_uid needs a number up to 4294967294\n"),
+        (["-o", f"lowerdir={lower},squash_to_gid=4294967295", target], 2,
+         "layerfs-fuse: error: squash_to_gid needs a number up to 4294967294\n"),
+        (["-o", f"lowerdir={lower},uidmapping=0:4294967290:100", target], 2,
+         "layerfs-fuse: error: a mapping ends at 4294967294, which 0:4294967290:100 passes\n"),
+        (["-o", f"lowerdir={lower},timeout=nan", target], 2,
+         "layerfs-fuse: error: timeout is not between 0 and 31622400 seconds: nan\n"),
+        (["-o", f"lowerdir={lower},upperdir={target},workdir={target}", target], 2,
+         f"layerfs-fuse: error: upperdir {target} and {target} overlap\n"),
     ):  # fmt: skip
         done = _command(*words)  # type: ignore[arg-type]
         assert (done.returncode, done.stderr) == (code, message)

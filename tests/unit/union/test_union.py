@@ -441,6 +441,44 @@ def test_whiteouts_as_xattrs(tmp_path: Path) -> None:
     lower.close()
 
 
+def test_whiteouts_as_containers_storage_lays_them_down(tmp_path: Path) -> None:
+    for path in (
+        "top/.wh.gone",
+        "top/kept",
+        "top/.wh.kept",
+        "top/o/.wh..wh..opq",
+        "top/o/new",
+        "top/d/.wh.f",
+        "top/d/g",
+    ):
+        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / path).write_text("top")
+    (tmp_path / "top/u").mkdir()
+    os.setxattr(tmp_path / "top/u", "user.fuseoverlayfs.opaque", b"y")
+    for path in ("gone", "kept", "o/old", "d/f", "d/g", "d/h", "u/old", "below"):
+        (tmp_path / "bottom" / path).parent.mkdir(parents=True, exist_ok=True)
+        (tmp_path / "bottom" / path).write_text("bottom")
+    lower = StackLower([str(tmp_path / "top"), str(tmp_path / "bottom")], USER_PREFIX)
+
+    def names(*path: bytes) -> list[bytes]:
+        entry = lower.root
+        for part in path:
+            found = lower.lookup(entry, part)
+            assert found is not None
+            entry = found
+        return sorted(name for name, _ in lower.entries(entry))
+
+    assert names() == [b"below", b"d", b"kept", b"o", b"u"]
+    assert (names(b"o"), names(b"d"), names(b"u")) == ([b"new"], [b"g", b"h"], [])
+    for name in (b"gone", b".wh.gone", b".wh.kept"):
+        assert lower.lookup(lower.root, name) is None
+    lower.close()
+    (tmp_path / "top/.wh..wh..opq").write_text("")
+    lower = StackLower([str(tmp_path / "top"), str(tmp_path / "bottom")], USER_PREFIX)
+    assert names() == [b"d", b"kept", b"o", b"u"]
+    lower.close()
+
+
 def test_a_link_put_into_the_upper_by_somebody_else_leads_nowhere(work: Work, tmp_path: Path) -> None:
     # Nobody may write to a mounted upper; who does it anyway must not get more than that.
     secret = tmp_path / "secret"
