@@ -15,6 +15,7 @@ from typing import Protocol
 
 from layerfs.changeset.lower import LowerTree
 from layerfs.errors import Conflict
+from layerfs.formats.whiteout import OVERRIDE_XATTR, parse_override
 
 __all__ = [
     "ContentTree",
@@ -134,10 +135,24 @@ class UpperEntry:
         self._fd, self._name, self._prefix, self._through = fd, name, prefix, through
         self._xattrs: dict[bytes, bytes] | None = None
         self.mode, self.uid, self.gid = status.st_mode, status.st_uid, status.st_gid
+        if prefix == b"user.overlay.":
+            self._take_meant_owner()
         self.mtime, self.mtime_ns = divmod(status.st_mtime_ns, 1_000_000_000)
         self.size, self.links = status.st_size, status.st_nlink
         self.rdev = status.st_rdev if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode) else 0
         self.identity: object = (status.st_dev, status.st_ino)
+
+    def _take_meant_owner(self) -> None:
+        """Take owner and mode as the FUSE union keeps them for who may not give files away: its user is root inside."""
+        if stat.S_ISREG(self.mode) or stat.S_ISDIR(self.mode):
+            meant = parse_override(self.marks().get(OVERRIDE_XATTR, b""))
+            if meant is not None:
+                self.uid, self.gid, bits = meant
+                self.mode = stat.S_IFMT(self.mode) | bits
+                return
+        if os.geteuid() != 0:
+            self.uid = 0 if self.uid == os.geteuid() else self.uid
+            self.gid = 0 if self.gid == os.getegid() else self.gid
 
     def xattrs(self) -> dict[bytes, bytes]:
         """Return the xattrs that belong to the content, by full name."""
@@ -232,5 +247,6 @@ def content_xattrs(xattrs: dict[bytes, bytes], prefix: bytes | None) -> dict[byt
     return {
         name: value
         for name, value in xattrs.items()
-        if name not in _IGNORED_XATTRS and not (prefix is not None and name.startswith(prefix))
+        if name not in _IGNORED_XATTRS
+        and not (prefix is not None and (name.startswith(prefix) or name == OVERRIDE_XATTR))
     }

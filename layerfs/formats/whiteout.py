@@ -18,10 +18,12 @@ __all__ = [
     "LINK_XATTR",
     "OPAQUE_MARKER",
     "OPAQUE_XATTR",
+    "OVERRIDE_XATTR",
     "WHITEOUT_PREFIX",
     "hidden_name",
     "is_private_xattr",
     "is_whiteout_device",
+    "parse_override",
 ]
 
 WHITEOUT_PREFIX = b".wh."
@@ -42,7 +44,10 @@ AUFS_PREFIX = b".wh..wh."
 #: Names that a file system reads as commands. An archive may not set them in any spelling: they would turn files of
 #: the image into redirects, opaque directories or foreign owners once mounted.
 _PRIVATE_PREFIXES = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.", b"trusted.layerfs.")
-_PRIVATE_NAMES = frozenset((b"user.containers.override_stat", b"user.rootlesscontainers"))
+#: Owner and mode where a process may not chown: ``UID:GID:MODE``, the mode in octal (containers/storage's form).
+OVERRIDE_XATTR = b"user.containers.override_stat"
+
+_PRIVATE_NAMES = frozenset((OVERRIDE_XATTR, b"user.rootlesscontainers"))
 
 
 def hidden_name(name: bytes) -> bytes | None:
@@ -64,6 +69,15 @@ def hidden_name(name: bytes) -> bytes | None:
     if hidden in (b"", b".", b".."):
         raise UnsafePath(f"whiteout {quoted(name)} names no file")
     return hidden
+
+
+def parse_override(value: bytes) -> tuple[int, int, int] | None:
+    """Return owner, group and permission bits of an :data:`OVERRIDE_XATTR`; other programs append more fields to it."""
+    parts = value.rstrip(b"\0").split(b":")
+    try:
+        return int(parts[0]), int(parts[1]), int(parts[2], 8) & 0o7777
+    except (ValueError, IndexError):
+        return None
 
 
 def is_private_xattr(name: bytes) -> bool:

@@ -13,6 +13,8 @@ import os
 import stat
 from errno import ENODATA, ENOTSUP, EPERM
 
+from layerfs.formats.whiteout import OVERRIDE_XATTR
+
 __all__ = [
     "AUFS_OPAQUE",
     "AUFS_WHITEOUT",
@@ -35,8 +37,6 @@ USER_PREFIX = b"user.overlay."
 AUFS_WHITEOUT = b".wh."
 AUFS_OPAQUE = b".wh..wh..opq"
 FUSE_OVERLAYFS_OPAQUE = b"user.fuseoverlayfs.opaque"
-#: Owner and mode where a process may not chown: ``UID:GID:MODE``, the mode in octal (containers/storage's form).
-OVERRIDE_XATTR = b"user.containers.override_stat"
 
 _NONE = frozenset({ENODATA, ENOTSUP, EPERM})
 _INODE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC

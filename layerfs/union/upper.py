@@ -18,6 +18,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Iterator
 
+from layerfs.formats.whiteout import parse_override
 from layerfs.linux.rename import EXCHANGE, rename
 from layerfs.linux.safe_path import remove_tree
 from layerfs.union.attribute import Attributes, from_status
@@ -312,12 +313,11 @@ def _override(fd: int, mode: int, uid: int, gid: int) -> None:
 
 
 def _overridden(found: Attributes, value: bytes | None) -> Attributes:
-    """Return attributes with owner and mode from the xattr; other programs append more fields to it."""
+    """Return attributes with owner and mode from the xattr."""
     if value is None:
         return found
-    parts = value.rstrip(b"\0").split(b":")
-    try:
-        uid, gid, bits = int(parts[0]), int(parts[1]), int(parts[2], 8)
-    except (ValueError, IndexError):
+    wanted = parse_override(value)
+    if wanted is None:
         return found
-    return found._replace(uid=uid, gid=gid, mode=stat.S_IFMT(found.mode) | stat.S_IMODE(bits))
+    uid, gid, bits = wanted
+    return found._replace(uid=uid, gid=gid, mode=stat.S_IFMT(found.mode) | bits)

@@ -1,0 +1,46 @@
+"""Changes of a container that FUSE serves in a user namespace, where owners and marks are kept in other xattrs."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+_LAYERFS = f'"{sys.executable}" -c "from layerfs_cli.main import main; main()"'
+
+_SCRIPT = f"""
+set -e
+layerfs() {{ {_LAYERFS} --root store --runroot run "$@"; }}
+layerfs import source ns:1 >/dev/null
+layerfs mount ns:1 target --name box --backend fuse >/dev/null
+rm -r target/d
+mkdir target/d
+chmod 640 target/mode
+: >> target/touched
+layerfs umount box >/dev/null
+layerfs diff box
+layerfs commit box ns:2 >/dev/null
+layerfs export ns:2 | tar tv --numeric-owner
+"""
+
+
+@pytest.mark.needs_userns
+@pytest.mark.needs_fuse
+def test_opaque_directories_and_owners(tmp_path: Path) -> None:
+    for name in ("d/hidden", "mode", "touched"):
+        path = tmp_path / "source" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_text(name)
+    (tmp_path / "target").mkdir()
+    done = subprocess.run(
+        ["unshare", "-Urm", "bash", "-c", _SCRIPT], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    changes, listing = done.stdout.splitlines()[:3], done.stdout.splitlines()[3:]
+    assert changes == ["C /d", "D /d/hidden", "C /mode"]
+    assert [line.split()[:2] for line in listing] == [
+        ["drwxr-xr-x", "0/0"], ["drwxr-xr-x", "0/0"], ["-rw-r-----", "0/0"], ["-rw-r--r--", "0/0"],
+    ]  # fmt: skip
+    assert [line.split()[-1] for line in listing] == ["./", "d/", "mode", "touched"]
