@@ -26,6 +26,7 @@ settings.load_profile("quick")
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--expect", default="", help="capabilities that must be there: root,userns,fuse,overlay")
+    parser.addoption("--large", action="store_true", help="also tests that take minutes on the image of a gigabyte")
 
 
 @cache

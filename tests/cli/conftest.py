@@ -58,7 +58,11 @@ class Shell:
     def process(self, *words: str, **options: Any) -> subprocess.Popen[bytes]:
         """Start the real program."""
         return subprocess.Popen(
-            [sys.executable, "-c", "from layerfs_cli.main import main; main()", *words],
+            # Whoever runs the tests in the background may have made them ignore interrupts.
+            [
+                "env", "--default-signal=INT,TERM,HUP", sys.executable, "-c",
+                "from layerfs_cli.main import main; main()", *words,
+            ],
             env={**os.environ, **self.env}, **options,
         )  # fmt: skip
 
