@@ -34,7 +34,8 @@ def test_only_our_two_packages_land_in_site_packages(wheel: Path) -> None:
     tops = {name.partition("/")[0] for name in names}
     assert {top for top in tops if not top.endswith(".dist-info")} == {"layerfs", "layerfs_cli"}
     assert {"layerfs/py.typed", "layerfs_cli/py.typed"} <= set(names)
-    assert all(name.endswith((".py", "py.typed")) for name in names if ".dist-info/" not in name)
+    others = {name for name in names if ".dist-info/" not in name and not name.endswith((".py", "py.typed"))}
+    assert others == {"layerfs_cli/report_page.html"}
 
 
 def test_it_is_pure_and_pyfuse3_is_an_extra(wheel: Path) -> None:
