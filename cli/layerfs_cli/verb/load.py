@@ -16,6 +16,8 @@ from layerfs_cli.progress import show_progress
 from layerfs_cli.settings import settings_of
 
 if TYPE_CHECKING:
+    from typing import BinaryIO
+
     from layerfs.api import Image
 
 __all__ = ["command", "print_loaded"]
@@ -51,11 +53,13 @@ def command(
     if source == "-" and (sys.stdin is None or os.isatty(sys.stdin.fileno())):
         what = "closed" if sys.stdin is None else "a terminal"
         raise click.UsageError(f"standard input is {what}: redirect an archive into it, or name one with -i", context)
-    from layerfs_cli.standard_input import standard_input
-
     settings = settings_of(context)
     with ExitStack() as stack:
-        stream = stack.enter_context(standard_input()) if source == "-" else source
+        stream: BinaryIO | str = source
+        if source == "-":
+            from layerfs_cli.standard_input import standard_input
+
+            stream = stack.enter_context(standard_input())
         store = stack.enter_context(settings.open_store())
         progress = stack.enter_context(show_progress(settings, quiet=quiet))
         images = store.load(

@@ -11,7 +11,6 @@ libarchive's tar(5) for the form of names that hold a ``=``.
 from __future__ import annotations
 
 import base64
-from urllib.parse import quote_from_bytes
 
 from layerfs.errors import FormatError, quoted
 from layerfs.formats.tar.header import BLOCK, HEADER
@@ -62,6 +61,8 @@ def encode_member(member: Member) -> bytes:
         records[b"mtime"] = _decimal(member.mtime, member.mtime_ns)
     for key, value in (member.xattrs or {}).items():
         if b"=" in key:
+            from urllib.parse import quote_from_bytes  # noqa: PLC0415 - few have such names, and all need a quick start
+
             coded = quote_from_bytes(key, safe="").encode()
             records[b"LIBARCHIVE.xattr." + coded] = base64.b64encode(value).rstrip(b"=")
         else:
