@@ -44,6 +44,9 @@ def _layerfs(source: Callable[[CorpusImage], Path]) -> ImportVariant:
 def _measured(variant: ImportVariant, found: CorpusImage, scratch: Path | None) -> Callable[[], Sample]:
     def one() -> Sample:
         with fresh_directory(scratch) if scratch else fresh_filesystem() as root:
+            # Every time: a virtual machine's memory may be taken back between two runs.
+            for path in (*found.layers(), found.oci_archive, found.docker_archive):
+                command(["cat", path])
             settle()
             sample = variant(found, root)
             start = time.perf_counter()
@@ -89,8 +92,6 @@ def main(arguments: Sequence[str]) -> None:
         if options.on:
             words = options.on.split(",")
             variants = {key: run for key, run in variants.items() if any(word in key for word in words)}
-        for path in (*found.layers(), found.oci_archive, found.docker_archive):
-            command(["cat", path])
         ready = {key: _measured(run, found, options.scratch) for key, run in variants.items()}
         samples, failed = interleave(ready, options.rounds)
         base = "gzip, sha256sum"
