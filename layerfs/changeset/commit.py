@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from itertools import chain
 
 from layerfs.changeset.build import (
@@ -29,7 +29,7 @@ from layerfs.changeset.layer_tar import write_layer
 from layerfs.changeset.overlay_form import uses_userxattr
 from layerfs.changeset.trees import walk_tree, walk_trees
 from layerfs.changeset.upper import walk_upper
-from layerfs.errors import Conflict, InvalidReference, NotFound
+from layerfs.errors import Conflict, FormatError, InvalidReference, NotFound
 from layerfs.formats.amend import history_step, new_config, with_layers
 from layerfs.formats.erofs.reader import Tree
 from layerfs.formats.oci import ImageConfig
@@ -222,15 +222,25 @@ def import_tree(
     base = ImageConfig.parse(new_config(platform or Platform.host()))
     with_layers(base, [], [], changes=changes)
     with building(handle, check=check) as ingest:
-        pieces = source
         if isinstance(source, str):
             pieces = write_layer(walk_upper(source, None, whole=True), latest=latest, check=check)
-        assert not isinstance(pieces, str)
+        else:
+            pieces = _not_empty(source)
         built = ingest_layer(ingest, pieces, compression)
         created = _time_of(ingest, built, base, latest)
         step = history_step(created, "layerfs import", author=author or "", comment=message)
         config = with_layers(base, [built.layer.diff_id], [step], created=created, author=author, changes=changes)
         return save_image(ingest, config, [built], reference, force=force)
+
+
+def _not_empty(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Pass a tar on; one without a byte is what a broken pipe leaves, and no image."""
+    found = False
+    for piece in pieces:
+        found = found or bool(piece)
+        yield piece
+    if not found:
+        raise FormatError("the archive is empty")
 
 
 def _consistent_layer(

@@ -5,11 +5,12 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 from layerfs.errors import FormatError, InvalidReference, LayerfsError, NotFound
 from layerfs.formats.auth_file import HUB_KEY, AuthFile, Credential, normal_key
-from layerfs.formats.oci import Index, Manifest
+from layerfs.formats.digest import Digest
+from layerfs.formats.oci import ImageConfig, Index, Manifest
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import DEFAULT_DOMAIN, Reference
 from layerfs.linux.durable import write_document
@@ -18,7 +19,33 @@ from layerfs.registry.access import Access
 from layerfs.registry.credential import ask_helper, read_auth_file
 from layerfs.registry.remote import Registries, find_remote, parse_received
 
-__all__ = ["fetch_config", "fetch_manifest", "list_tags", "log_in", "log_out", "registry_domain"]
+__all__ = [
+    "RemoteImage",
+    "fetch_config",
+    "fetch_image",
+    "fetch_manifest",
+    "list_tags",
+    "log_in",
+    "log_out",
+    "registry_domain",
+]
+
+
+@dataclass(frozen=True, slots=True)
+class RemoteImage:
+    """An image on a registry.
+
+    Attributes:
+        repository: its full name, without tag and digest.
+        digest: of what the name means: the index, where there is one.
+        manifest: of the image for the platform asked for.
+        config: of that image.
+    """
+
+    repository: str
+    digest: Digest
+    manifest: Manifest
+    config: ImageConfig
 
 
 def list_tags(access: Access, repository: str) -> Iterator[str]:
@@ -66,12 +93,30 @@ def fetch_config(access: Access, name: str, platform: Platform) -> bytes:
     Raises:
         As :func:`fetch_manifest`, and NotFound for a platform that there is not.
     """
+    *_, raw = _fetch(access, name, platform)
+    return raw
+
+
+def fetch_image(access: Access, name: str, platform: Platform) -> RemoteImage:
+    """Return what the documents of an image say; of an index, those of the image for a platform.
+
+    Raises:
+        As :func:`fetch_config`.
+    """
+    reference, digest, manifest, raw = _fetch(access, name, platform)
+    config = ImageConfig.parse(raw, algorithm=manifest.config.digest.algorithm)
+    return RemoteImage(f"{reference.domain}/{reference.path}", digest, manifest, config)
+
+
+def _fetch(access: Access, name: str, platform: Platform) -> tuple[Reference, Digest, Manifest, bytes]:
+    """Return the canonical name, the digest of what it means, the image's manifest, and its config's bytes."""
     with Registries.open(access) as registries:
-        _, places, received = find_remote(registries, name)
+        reference, places, received = find_remote(registries, name)
         document = parse_received(received)
+        digest = document.digest
         for _ in range(4):
             if isinstance(document, Manifest):
-                return places[0].document(document.config, "config")
+                return reference, digest, document, places[0].document(document.config, "config")
             assert isinstance(document, Index)
             document = parse_received(places[0].manifest(document.select(platform).digest))
         raise FormatError("indexes are nested more than 4 deep")

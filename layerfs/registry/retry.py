@@ -41,6 +41,12 @@ def parse_retry_after(text: str | None) -> float | None:
     return max(0.0, (date - datetime.now(UTC)).total_seconds())
 
 
+def _tell(error: RegistryError, pause: float) -> None:
+    import logging  # noqa: PLC0415 - where all goes well it is not needed, and takes 5 ms to import
+
+    logging.getLogger(__name__).warning("%s; trying again in %.0f s", error, max(pause, 1))
+
+
 class Backoff:
     """Counts the attempts of one job, and waits between them. For one thread."""
 
@@ -83,6 +89,7 @@ class Backoff:
                     str(error), retry_after=named, hint=f"The registry says to come back in {named / 60:.0f} minutes."
                 ) from error
             pause = max(pause, named)
+        _tell(error, pause)
         until = time.monotonic() + pause
         while (left := until - time.monotonic()) > 0:
             if self._check is not None:

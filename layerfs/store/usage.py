@@ -51,7 +51,8 @@ class Usage:
         saved_by_files: bytes not stored because several layers have the same file.
         trees: bytes allocated for merged trees.
         unpacked: bytes allocated for layers that were unpacked to directories; they are made again when needed.
-        total: bytes allocated in all: layers, trees, unpacked layers, containers, documents.
+        partial: bytes allocated for what interrupted pulls received; the next pull of the image goes on from there.
+        total: bytes allocated in all: layers, trees, unpacked and partial layers, containers, documents.
     """
 
     layers: tuple[LayerUsage, ...]
@@ -61,6 +62,7 @@ class Usage:
     saved_by_files: int
     trees: int
     unpacked: int
+    partial: int
     total: int
 
 
@@ -98,6 +100,7 @@ def measure(handle: StoreHandle) -> Usage:
     trees = _files_disk(os.path.join(handle.layout.root, "images"))
     other = _files_disk(os.path.join(handle.layout.root, "blobs"))
     unpacked = _tree_disk(os.path.join(handle.layout.root, "unpacked"))
+    partial = _files_disk(os.path.join(handle.layout.root, "partial"))
     return Usage(
         tuple(layers),
         tuple(images),
@@ -106,7 +109,8 @@ def measure(handle: StoreHandle) -> Usage:
         saved_by_files=sum(layer.borrowed for layer in layers),
         trees=trees,
         unpacked=unpacked,
-        total=sum(layer.disk for layer in layers) + trees + unpacked + other + sum(containers.values()),
+        partial=partial,
+        total=sum(layer.disk for layer in layers) + trees + unpacked + partial + other + sum(containers.values()),
     )
 
 

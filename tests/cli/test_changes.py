@@ -173,6 +173,8 @@ def test_import_and_export(shell: Shell, tmp_path: Path) -> None:
     (tmp_path / "text").write_text("no tar")
     shell.fails(1, "import", str(tmp_path / "text"), "x")
     shell.fails(3, "import", str(tmp_path / "nothing"), "x")
+    (tmp_path / "empty").touch()
+    assert "the archive is empty" in shell.fails(1, "import", str(tmp_path / "empty"), "x")
 
 
 @pytest.mark.parametrize("form", ["docker-archive", "oci-archive"])

@@ -2,17 +2,15 @@
 
 from __future__ import annotations
 
-import os
-import tarfile
 from collections.abc import Iterator
 from dataclasses import replace
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 
 import pytest
 
 from bench.corpus import CorpusImage
 from layerfs.api import Image, Store
-from tests.integration.tree_compare import Entry, describe, differences
+from tests.integration.tree_compare import Entry, describe, differences, implicit_directories
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay]
 
@@ -46,21 +44,6 @@ def test_mount_equals_umoci_unpack(
     assert differences(describe(umoci_tree), mounted) == []
 
 
-def _implicit_directories(image: CorpusImage) -> set[bytes]:
-    """Directories that some layer writes into without having an entry for them."""
-    found: set[bytes] = {b"."}
-    for layer in image.layers():
-        parents: set[str] = set()
-        named: set[str] = set()
-        with tarfile.open(layer, "r|*") as members:
-            for member in members:
-                path = PurePosixPath(member.name)
-                named.add(str(path))
-                parents.update(map(str, path.parents))
-        found |= {os.fsencode(path) for path in parents - named}
-    return found
-
-
 def test_mount_equals_podman_image_mount(
     store: Store, real_image: CorpusImage, podman_tree: Path, tmp_path: Path
 ) -> None:
@@ -69,7 +52,7 @@ def test_mount_equals_podman_image_mount(
     theirs = describe(podman_tree)
     # podman makes such directories anew when it unpacks a layer, with the time of day; and its own root has mode 0555.
     # We take what the layer below says, as umoci does.
-    for path in _implicit_directories(real_image):
+    for path in implicit_directories(real_image.layers()):
         theirs[path] = replace(theirs[path], mtime_ns=mounted[path].mtime_ns)
     theirs[b"."] = replace(theirs[b"."], mode=mounted[b"."].mode)
     assert differences(theirs, mounted) == []

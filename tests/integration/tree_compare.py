@@ -9,10 +9,12 @@ from __future__ import annotations
 import hashlib
 import os
 import stat
-from collections.abc import Container, Iterator
+import tarfile
+from collections.abc import Container, Iterable, Iterator
 from dataclasses import dataclass, fields, replace
+from pathlib import Path, PurePosixPath
 
-__all__ = ["Entry", "describe", "differences"]
+__all__ = ["Entry", "describe", "differences", "implicit_directories"]
 
 #: What the machine adds to every file by itself, whatever the image said.
 _FOREIGN_XATTRS = frozenset({"security.selinux"})
@@ -169,3 +171,18 @@ def _show(path: bytes) -> str:
 def _value(name: str, entry: Entry) -> str:
     value = getattr(entry, name)
     return oct(value) if name == "mode" else repr(value)
+
+
+def implicit_directories(layers: Iterable[Path]) -> set[bytes]:
+    """Return the directories that some layer tar writes into without having an entry for them."""
+    found: set[bytes] = {b"."}
+    for layer in layers:
+        parents: set[str] = set()
+        named: set[str] = set()
+        with tarfile.open(layer, "r|*") as members:
+            for member in members:
+                path = PurePosixPath(member.name)
+                named.add(str(path))
+                parents.update(map(str, path.parents))
+        found |= {os.fsencode(path) for path in parents - named}
+    return found

@@ -80,6 +80,8 @@ def command(context: click.Context, form: Format, *, verbose: bool, no_trunc: bo
             )
             if usage.unpacked:
                 write(f"Unpacked for mounts without EROFS: {human_size(usage.unpacked)}\n")
+            if usage.partial:
+                write(f"Received by interrupted pulls: {human_size(usage.partial)}\n")
             if verbose:
                 _print_details(usage, images, containers, no_trunc=no_trunc)
 
@@ -164,6 +166,7 @@ def _document(usage: Usage, images: list[Image], containers: list[Container]) ->
         "saved_by_files": usage.saved_by_files,
         "trees": usage.trees,
         "unpacked": usage.unpacked,
+        "partial": usage.partial,
         "images": [
             {
                 "Id": str(image.id),

@@ -43,18 +43,21 @@ def command(
     """Show images, and containers by name, as a JSON array.
 
     A name that both an image and a container have means the image. With docker:// before it, NAME is an image on a
-    registry, of which --raw prints the manifest or index, and --raw --config the config.
+    registry, shown as skopeo shows it, but for the tags, which layerfs tags lists. --raw prints its manifest or index,
+    --raw --config its config.
     """
     if raw and len(names) > 1:
         raise click.UsageError("--raw prints one document, so it takes one name", context)
-    if any(name.startswith("docker://") for name in names):
-        if not raw:
-            raise click.UsageError("of an image on a registry --raw prints a document; nothing else is known", context)
-        write(_remote(names[0].removeprefix("docker://"), access_of(options), as_config=as_config))
+    access = access_of(options)
+    if raw and names[0].startswith("docker://"):
+        write(_remote(names[0].removeprefix("docker://"), access, as_config=as_config))
         return
     documents: list[object] = []
     with settings_of(context).open_store() as store:
         for name in names:
+            if name.startswith("docker://"):
+                documents.append(_describe_remote(name.removeprefix("docker://"), access, as_config=as_config))
+                continue
             if raw:
                 document = store.config(name) if as_config else store.manifest(name)
                 write(document.raw)
@@ -73,6 +76,32 @@ def _remote(name: str, access: Access, *, as_config: bool) -> bytes:
     from layerfs.registry.query import fetch_config, fetch_manifest
 
     return fetch_config(access, name, Platform.host()) if as_config else fetch_manifest(access, name)
+
+
+def _describe_remote(name: str, access: Access, *, as_config: bool) -> object:
+    import json
+
+    from layerfs.formats.platform import Platform
+    from layerfs.registry.query import fetch_image
+
+    found = fetch_image(access, name, Platform.host())
+    if as_config:
+        return json.loads(found.config.raw)
+    config, layers = found.config, found.manifest.layers
+    return {
+        "Name": found.repository,
+        "Digest": str(found.digest),
+        "Created": rfc3339(config.created),
+        "Labels": config.config.get("Labels"),
+        "Architecture": config.platform.architecture,
+        "Variant": config.platform.variant,
+        "Os": config.platform.os,
+        "Layers": [str(layer.digest) for layer in layers],
+        "LayersData": [
+            {"MIMEType": layer.media_type, "Digest": str(layer.digest), "Size": layer.size} for layer in layers
+        ],
+        "Env": config.config.get("Env"),
+    }
 
 
 def _config(store: Store, name: str) -> object:

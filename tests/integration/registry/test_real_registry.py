@@ -303,6 +303,12 @@ def test_command_line(shell: Shell, layout: Path, tmp_path: Path, monkeypatch: p
         assert sorted(shell.json("tags", "app", "--format", "json")) == ["1", "2"]
         raw = shell("inspect", "--raw", f"docker://{registry.name('team/app:1')}")
         assert json.loads(raw)["schemaVersion"] == 2
+        (shown,) = shell.json("inspect", f"docker://{registry.name('team/app:1')}")
+        other = json.loads(
+            skopeo("inspect", "--tls-verify=false", "--authfile", file, f"docker://{registry.name('team/app:1')}")
+        )
+        for key in ("Name", "Digest", "Created", "Labels", "Architecture", "Os", "Layers", "Env"):
+            assert shown[key] == other[key], key
         assert shell("push", "-q", registry.name("team/app:1"), registry.name("team/new:x")).startswith("sha256:")
         assert shell("pull", "-q", "-a", registry.name("team/app")).splitlines() == [pulled[-1]] * 2
         shell("logout", registry.address)

@@ -29,7 +29,7 @@ def test_a_date_ahead() -> None:
     assert 48 < found <= 50
 
 
-def test_attempts_end(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_attempts_end(monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture) -> None:
     waited: list[float] = []
     monkeypatch.setattr("time.sleep", waited.append)
     clock = iter(range(0, 10**6, 100))
@@ -40,6 +40,8 @@ def test_attempts_end(monkeypatch: pytest.MonkeyPatch) -> None:
     tries.wait(error)
     with pytest.raises(Unreachable):
         tries.wait(error)
+    assert [record.message.partition(";")[0] for record in caplog.records] == ["x", "x"]
+    assert "trying again in" in caplog.text
     tries.renew()
     tries.wait(error)
     with pytest.raises(RegistryError):
