@@ -5,6 +5,7 @@
 #   make lint    ruff, mypy --strict, import-linter
 #   make oracle  ten thousand random sequences on the FUSE union and on overlayfs, compared
 #   make bench   the measurements; make bench-load, -pull, -mount, -resolve, -storm, -fuse, -changes: one of them
+#   make bench-quick   three minutes of them, on small images; make bench-report draws what was measured
 #   make setup   the virtual environment .venv alone
 #   make clean   removes .venv and what the tools left; images made for demo, tests and bench stay in ~/.cache/layerfs
 
@@ -21,10 +22,10 @@ IMAGE_TOOLS := mmdebstrap umoci skopeo
 TEST_TOOLS  := $(IMAGE_TOOLS) buildah podman containerd runc mkfs.erofs mkfs.ext4 mkfs.xfs getfattr getfacl setcap strace igzip openssl fusermount3 fuse-overlayfs docker-registry htpasswd
 
 .DEFAULT_GOAL := help
-.PHONY: help setup demo test oracle lint format bench $(BENCHES) clean
+.PHONY: help setup demo test oracle lint format bench $(BENCHES) bench-quick bench-report clean
 
 help:
-	@sed -n '3,10s/^#   //p' Makefile
+	@sed -n '3,11s/^#   //p' Makefile
 
 setup: $(VENV)/.installed
 
@@ -55,7 +56,18 @@ format: setup
 	$(BIN)/ruff check --fix .
 	$(BIN)/ruff format .
 
-bench: $(BENCHES)
+bench: $(BENCHES) bench-report
+
+bench-quick: setup
+	@.ci/setup packages $(TEST_TOOLS)
+	@export PATH="$$PATH:/usr/sbin:/sbin"; set -e; \
+	$(BIN)/python -m bench load --image demo --rounds 3; \
+	$(BIN)/python -m bench mount --image demo --image deep-101 --rounds 3; \
+	$(BIN)/python -m bench resolve --image demo --image deep-101 --rounds 3
+	@$(BIN)/python -m bench report
+
+bench-report: setup
+	@$(BIN)/python -m bench report
 
 $(BENCHES): bench-%: setup
 	@.ci/setup packages $(TEST_TOOLS)

@@ -76,7 +76,7 @@ def _variants(
     top = os.fsencode(mount[0]) + b"/"
     return {
         "library resolve, merged tree": _over(paths, lambda path: tree.resolve(path, follow=False)),
-        "library lookup, one tree per layer": _over(paths, layered.resolve),
+        "lookup through one tree per layer": _over(paths, layered.resolve),
         _BASE: _over(paths, lambda path: os.lstat(top + path)),
         "os.stat(dir_fd=), mounted": _over(paths, lambda path: os.stat(path, dir_fd=mount[1], follow_symlinks=False)),
     }

@@ -158,5 +158,5 @@ def main(arguments: Sequence[str]) -> None:
 def _mounts(stack: contextlib.ExitStack, store: Store, found: Image, root: Path, prefix: str) -> dict[str, Path]:
     return {
         name: stack.enter_context(mounted(store, found, root / f"{prefix}-{name}", read_only=read_only))
-        for name, read_only in (("read-only", True), ("writable", False))
+        for name, read_only in (("layerfs read-only", True), ("layerfs writable", False))
     }
