@@ -19,7 +19,7 @@ if TYPE_CHECKING:
     from layerfs.formats.auth_file import Credential
     from layerfs.registry.access import Access
 
-__all__ = ["access_of", "login_file", "parse_credential", "registry_options", "transfer_options"]
+__all__ = ["access_of", "login_file", "narrowed", "parse_credential", "registry_options", "transfer_options"]
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -113,6 +113,22 @@ def access_of(options: dict[str, Any]) -> Access:
         attempts=given["retry"] + 1,
         retry_delay=given["retry_delay"],
     )
+
+
+def narrowed(access: Access, credential: str | None, *, verify_tls: bool | None) -> Access | None:
+    """Return how one side of a copy is reached, or None if no option is about that side alone.
+
+    Raises:
+        click.UsageError: as :func:`parse_credential`.
+    """
+    from dataclasses import replace
+
+    found = None
+    if credential is not None:
+        found = replace(access, credential=parse_credential(credential), anonymous=False, token=None)
+    if verify_tls is not None:
+        found = replace(found or access, verify_tls=verify_tls)
+    return found
 
 
 def parse_credential(text: str) -> Credential:

@@ -53,6 +53,7 @@ def copy(
     platform: Platform | None = None,
     everything: bool = False,
     access: Access | None = None,
+    destination_access: Access | None = None,
     progress: Progress | None = None,
     check: Callable[[], None] | None = None,
 ) -> Digest:
@@ -70,6 +71,7 @@ def copy(
         platform: which image of an index; None means this machine's.
         everything: all images of an index, and the index itself.
         access: how registries are reached.
+        destination_access: how that of the destination is, when it differs: with credentials of its own, say.
         progress: told about layers, where a store is concerned; about blobs otherwise.
         check: polled several times a second; what it raises ends the copy.
 
@@ -99,10 +101,12 @@ def copy(
         return _into_store(store, source, origin, target, platform, everything, access, progress, check)
     if origin.transport == "store":
         assert store is not None
-        return _out_of_store(store, origin, destination, target, access, progress, check)
+        return _out_of_store(store, origin, destination, target, destination_access or access, progress, check)
     if target.transport == "docker-archive":
         return _through_store(source, destination, target, platform, access, progress, check)
-    return _as_it_is(source, origin, destination, target, platform, everything, access, progress, check)
+    return _as_it_is(
+        source, origin, destination, target, platform, everything, access, destination_access, progress, check
+    )  # fmt: skip
 
 
 def _into_store(
@@ -186,6 +190,7 @@ def _as_it_is(
     platform: Platform | None,
     everything: bool,  # noqa: FBT001 - passed through
     access: Access,
+    destination_access: Access | None,
     progress: Progress | None,
     check: Callable[[], None] | None,
 ) -> Digest:
@@ -195,6 +200,7 @@ def _as_it_is(
         nonlocal stopped
         stopped = True
         registries.http.abort()
+        into.http.abort()
 
     def poll() -> None:
         if stopped:
@@ -217,14 +223,16 @@ def _as_it_is(
         tell("Copy complete", blob.size, blob.size)
 
     with ExitStack() as stack:
-        registries = stack.enter_context(Registries.open(access, check))
+        registries = into = stack.enter_context(Registries.open(access, check))
+        if destination_access is not None:
+            into = stack.enter_context(Registries.open(destination_access, check))
         came: CopySource
         if origin.transport == "docker":
             came = RegistrySource(registries, registry_name(source), poll)
         else:
             came = stack.enter_context(_members(origin, source, access))
         plan = plan_copy(came, platform or Platform.host(), everything=everything)
-        where: CopyTarget = stack.enter_context(_target(registries, destination, target, access, poll))
+        where: CopyTarget = stack.enter_context(_target(into, destination, target, destination_access or access, poll))
         try:
             jobs = access.jobs if where.parallel else 1
             run_blocking(lambda: each(move, plan.blobs, jobs, stop), check)

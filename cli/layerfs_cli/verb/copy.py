@@ -10,7 +10,7 @@ import click
 from layerfs_cli.output import as_json, write
 from layerfs_cli.program import verb
 from layerfs_cli.progress import events_option, show_progress
-from layerfs_cli.registry_option import access_of, transfer_options
+from layerfs_cli.registry_option import access_of, narrowed, transfer_options
 from layerfs_cli.settings import settings_of
 
 __all__ = ["command"]
@@ -26,6 +26,10 @@ __all__ = ["command"]
 @click.option("--all", "everything", is_flag=True, help="The whole index, with its images for all platforms.")
 @click.option("--digestfile", metavar="FILE", type=click.Path(), help="Write the digest of the copy to this file.")
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
+@click.option("--src-creds", metavar="USER[:PASSWORD]", help="Credentials for the source alone.")
+@click.option("--dest-creds", metavar="USER[:PASSWORD]", help="Credentials for the destination alone.")
+@click.option("--src-tls-verify/--no-src-tls-verify", default=None, help="As --tls-verify, for the source alone.")
+@click.option("--dest-tls-verify/--no-dest-tls-verify", default=None, help="As --tls-verify, for the destination.")
 @events_option
 @transfer_options
 @click.pass_context
@@ -36,7 +40,11 @@ def command(
     destination: str,
     platform: str | None,
     digestfile: str | None,
+    src_creds: str | None,
+    dest_creds: str | None,
     *,
+    src_tls_verify: bool | None,
+    dest_tls_verify: bool | None,
     everything: bool,
     quiet: bool,
     events: bool,
@@ -60,13 +68,15 @@ def command(
 
     settings = settings_of(context)
     access = access_of(options)
+    from_there = narrowed(access, src_creds, verify_tls=src_tls_verify)
+    to_there = narrowed(access, dest_creds, verify_tls=dest_tls_verify)
     with ExitStack() as stack:
         wanted = any(text.startswith("store:") for text in (source, destination))
         store = stack.enter_context(settings.open_store()) if wanted else None
         progress = stack.enter_context(show_progress(settings, quiet=quiet, events=events))
         digest = copy(
             source, destination, store=store, platform=Platform.parse(platform) if platform else None,
-            everything=everything, access=access, progress=progress,
+            everything=everything, access=from_there or access, destination_access=to_there, progress=progress,
         )  # fmt: skip
     if digestfile:
         with open(digestfile, "w", encoding="ascii") as file:

@@ -320,6 +320,11 @@ def test_command_line(shell: Shell, layout: Path, tmp_path: Path, monkeypatch: p
         policy.write_text('{"default": [{"type": "reject"}], "defualt": []}')
         assert "unknown member 'defualt'" in shell.fails(1, "pull", "app:1")
         shell("pull", "--insecure-policy", "--creds", "me:secret-pass", "app:1")
+        ends = (f"docker://{registry.name('team/app:1')}", f"docker://{registry.name('team/copied:1')}")
+        copied = ("copy", "-q", "--insecure-policy", "--src-creds", "me:secret-pass")
+        assert "Log in with" in shell.fails(5, *copied, "--dest-creds", "me:wrong-pass", *ends)
+        assert shell(*copied, "--dest-creds", "me:secret-pass", *ends) == f"{other['Digest']}\n"
+        shell.fails(5, "copy", "-q", "--insecure-policy", "--dest-creds", "me:secret-pass", *ends)
 
 
 def test_progress_of_a_pull(store: Store, registry: Registry, layout: Path) -> None:
