@@ -1,7 +1,8 @@
 """changes: diff, commit and save of a container with 1,000 changed files on a large image, beside the peers.
 
 Every tool gets the image in a storage of its own and the same change made through its own mount: 700 files written to,
-150 removed, 150 new. Then each asks for what was changed, and makes an image of it.
+150 removed, 150 new. Then each asks for what was changed, and makes an image of it. Before each commit one more file is
+changed, outside the clock: a second commit of the same layer would find it in the storage.
 """
 
 from __future__ import annotations
@@ -46,6 +47,10 @@ def change(top: Path) -> None:
             path.with_name(f"{path.name}.new").write_text(f"new {number}\n")
 
 
+def _change_once_more(top: Path) -> None:
+    (top / "usr/lib/once-more").write_bytes(os.urandom(64))
+
+
 def _output(words: Sequence[str | Path], **options: object) -> str:
     done = subprocess.run([os.fspath(w) for w in words], check=True, capture_output=True, text=True, **options)  # type: ignore[call-overload]
     return str(done.stdout).strip()
@@ -64,10 +69,13 @@ def _layerfs(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], 
     command([tool, "commit", "box", "changed"], env=environment)
     command([tool, "ls", "changed"], env=environment)  # makes its tree
 
-    def commit() -> Sample:
+    def commit(*options: str) -> Sample:
         subprocess.run([tool, "rmi", "-f", "again"], env=environment, check=False, capture_output=True)
+        command([tool, "mount", found.name, target, "--name", "box"], env=environment)
+        _change_once_more(target)
+        command([tool, "umount", "box"], env=environment)
         settle()
-        return command([tool, "commit", "box", "again", "-m", "again"], env=environment)
+        return command([tool, *options, "commit", "box", "again", "-m", "again"], env=environment)
 
     saved = [tool, "save", found.name]
     yield {
@@ -77,14 +85,9 @@ def _layerfs(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], 
         "layerfs diff -o (layer tar)": lambda: command([tool, "diff", "box", "-o", "/dev/null"], env=environment),
         "layerfs diff IMAGE IMAGE": lambda: command([tool, "diff", found.name, "changed"], env=environment),
         "layerfs commit": commit,
-        "layerfs --no-sync commit": lambda: _no_sync_commit(tool, environment),
+        "layerfs --no-sync commit": lambda: commit("--no-sync"),
         "layerfs save to a pipe": lambda: _shell(f"{shlex.join(saved)} > >(cat > /dev/null)", environment),
     }
-
-
-def _no_sync_commit(tool: str, environment: dict[str, str]) -> Sample:
-    subprocess.run([tool, "rmi", "-f", "again"], env=environment, check=False, capture_output=True)
-    return command([tool, "--no-sync", "commit", "box", "again", "-m", "again"], env=environment)
 
 
 @contextmanager
@@ -107,7 +110,14 @@ def _buildah(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], 
     container = _output([*tool, "from", f"oci-archive:{found.oci_archive}"])
     change(Path(_output([*tool, "mount", container])))
     run([*tool, "umount", container])
-    yield {"buildah commit": lambda: command([*tool, "commit", "--quiet", container, "localhost/changed"])}
+
+    def commit() -> Sample:
+        _change_once_more(Path(_output([*tool, "mount", container])))
+        run([*tool, "umount", container])
+        settle()
+        return command([*tool, "commit", "--quiet", container, "localhost/changed"])
+
+    yield {"buildah commit": commit}
     subprocess.run(["umount", "--quiet", f"{work}/root/overlay"], check=False)
 
 
@@ -117,7 +127,13 @@ def _umoci(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], Sa
     shutil.copytree(found.oci, layout)
     run(["umoci", "unpack", "--image", f"{layout}:latest", bundle])
     change(bundle / "rootfs")
-    yield {"umoci repack": lambda: command(["umoci", "repack", "--image", f"{layout}:changed", bundle])}
+
+    def repack() -> Sample:
+        _change_once_more(bundle / "rootfs")
+        settle()
+        return command(["umoci", "repack", "--image", f"{layout}:changed", bundle])
+
+    yield {"umoci repack": repack}
 
 
 @contextmanager
