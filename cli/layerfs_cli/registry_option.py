@@ -142,17 +142,20 @@ def parse_credential(text: str) -> Credential:
     user, colon, password = text.partition(":")
     if not user:
         raise click.UsageError("--creds needs a user")
-    return Credential(user, password if colon else ask_password())
+    return Credential(user, password if colon else ask_password("give USER:PASSWORD, or log in first"))
 
 
-def ask_password() -> str:
+def ask_password(instead: str) -> str:
     """Ask for a password on the terminal, without showing it.
+
+    Args:
+        instead: what to do where there is no terminal.
 
     Raises:
         click.UsageError: there is no terminal.
     """
     if sys.stdin is None or not sys.stdin.isatty():
-        raise click.UsageError("no password, and no terminal to ask for it: use --password-stdin, or USER:PASSWORD")
+        raise click.UsageError(f"no password, and no terminal to ask for it: {instead}")
     return str(click.prompt("Password", hide_input=True, err=True))
 
 

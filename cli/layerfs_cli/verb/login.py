@@ -61,7 +61,7 @@ def command(
     if password_stdin:
         password = sys.stdin.read(_MAX_PASSWORD).rstrip("\r\n")
     elif password is None:
-        password = ask_password()
+        password = ask_password("use --password-stdin")
     if not password:
         raise click.UsageError("the password is empty", context)
     keeper = log_in(access, key, Credential(username, password), place)
