@@ -99,7 +99,8 @@ def measure(handle: StoreHandle) -> Usage:
     containers = {snapshot.id: _tree_disk(handle.layout.snapshot(snapshot.id)) for snapshot in snapshots}
     trees = _files_disk(os.path.join(handle.layout.root, "images"))
     other = _files_disk(os.path.join(handle.layout.root, "blobs"))
-    unpacked = _tree_disk(os.path.join(handle.layout.root, "unpacked"))
+    places = (os.path.join(handle.layout.root, "unpacked", algorithm) for algorithm in ("sha256", "sha512"))
+    unpacked = sum(map(_tree_disk, places))
     partial = _files_disk(os.path.join(handle.layout.root, "partial"))
     return Usage(
         tuple(layers),

@@ -166,7 +166,8 @@ def test_df(shell: Shell, image: Built, tmp_path: Path) -> None:
     assert [layer["diff_id"] for layer in document["layers"]] == [digest(BASE), digest(TOP)]
     assert {item["Id"]: item["SharedSize"] for item in document["images"]}[image.id] == len(BASE)
     assert "IN OTHER LAYERS" in shell("df", "-v")
-    assert document["partial"] == 0
+    assert document["partial"] == document["unpacked"] == 0
+    assert "Unpacked" not in shell("df")
     received = Path(shell.env["LAYERFS_ROOT"], "partial", "sha256-" + 64 * "0")
     received.write_bytes(bytes(range(256)) * 64)
     assert shell.json("df", "--format", "json")["partial"] == 16384
