@@ -95,12 +95,12 @@ class OutgoingPart(StorePart):
         snapshot = self._existing(name) if isinstance(name, str) else None
         if snapshot is None:
             with ImageTree(self._handle, self._record(name)) as tree:
-                yield from write_layer(walk_tree(tree), latest=latest, check=check)
+                yield from write_layer(walk_tree(tree), plain=True, latest=latest, check=check)
             return
         record = catalog.find_image(self._handle, str(snapshot.image))
         with ImageTree(self._handle, record) as tree:
             steps = walk_upper(self._upper(snapshot), tree, userxattr=uses_userxattr(), whole=True)
-            yield from write_layer(steps, latest=latest, check=check)
+            yield from write_layer(steps, plain=True, latest=latest, check=check)
 
     def extract(
         self,

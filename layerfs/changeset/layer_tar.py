@@ -37,12 +37,17 @@ _KINDS = {
 
 
 def write_layer(
-    steps: Iterable[Step], *, latest: int | None = None, check: Callable[[], None] | None = None
+    steps: Iterable[Step],
+    *,
+    plain: bool = False,
+    latest: int | None = None,
+    check: Callable[[], None] | None = None,
 ) -> Iterator[bytes]:
     """Yield the tar of a changeset in pieces, none empty.
 
     Args:
         steps: the changes; each is looked at before the next one is taken.
+        plain: whether this is no layer but a tree, in which names that are whiteouts in layers mean nothing.
         latest: seconds since the epoch that no time may exceed, as SOURCE_DATE_EPOCH asks for; None for no limit.
         check: called once per step.
 
@@ -56,7 +61,7 @@ def write_layer(
     """
     gathered: list[bytes] = []
     size = 0
-    for piece in _members(steps, latest, check):
+    for piece in _members(steps, latest, check, plain=plain):
         if len(piece) >= _PIECE:
             if gathered:
                 yield b"".join(gathered)
@@ -71,7 +76,9 @@ def write_layer(
     yield b"".join((*gathered, END))
 
 
-def _members(steps: Iterable[Step], latest: int | None, check: Callable[[], None] | None) -> Iterator[bytes]:
+def _members(
+    steps: Iterable[Step], latest: int | None, check: Callable[[], None] | None, *, plain: bool
+) -> Iterator[bytes]:
     first: dict[object, bytes] = {}
     for step in steps:
         if check is not None:
@@ -84,7 +91,7 @@ def _members(steps: Iterable[Step], latest: int | None, check: Callable[[], None
         kind = _KINDS.get(stat.S_IFMT(step.new.mode))
         if kind is None:
             continue
-        if path.rpartition(b"/")[2].startswith(WHITEOUT_PREFIX):
+        if not plain and path.rpartition(b"/")[2].startswith(WHITEOUT_PREFIX):
             raise UnsafePath(
                 f"{os.fsdecode(step.path)} cannot be in a layer: its name means that something is removed",
                 hint="Rename it first.",
