@@ -63,13 +63,17 @@ def command(
     Between registries, layouts, directories and OCI archives all stays as it is, byte for byte. Prints the digest of
     the copy.
     """  # noqa: D301, D415 - \b tells click not to wrap; the first line goes on below
+    from dataclasses import replace
+
     from layerfs.api.copying import copy
     from layerfs.formats.platform import Platform
 
     settings = settings_of(context)
     access = access_of(options)
     from_there = narrowed(access, src_creds, verify_tls=src_tls_verify)
-    to_there = narrowed(access, dest_creds, verify_tls=dest_tls_verify)
+    # Secrets for the source, and common ones where it is a registry too, never reach the destination.
+    common = replace(access, credential=None, token=None) if source.startswith("docker:") else access
+    to_there = narrowed(common, dest_creds, verify_tls=dest_tls_verify) or (common if from_there else None)
     with ExitStack() as stack:
         wanted = any(text.startswith("store:") for text in (source, destination))
         store = stack.enter_context(settings.open_store()) if wanted else None

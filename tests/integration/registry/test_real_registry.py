@@ -325,6 +325,9 @@ def test_command_line(shell: Shell, layout: Path, tmp_path: Path, monkeypatch: p
         assert "Log in with" in shell.fails(5, *copied, "--dest-creds", "me:wrong-pass", *ends)
         assert shell(*copied, "--dest-creds", "me:secret-pass", *ends) == f"{other['Digest']}\n"
         shell.fails(5, "copy", "-q", "--insecure-policy", "--dest-creds", "me:secret-pass", *ends)
+        # What is for the source is not offered to the destination, not even when that asks for it.
+        shell.fails(5, *copied, *ends)
+        shell.fails(5, *copied[:3], "--creds", "me:secret-pass", "--no-dest-tls-verify", *ends)
 
 
 def test_progress_of_a_pull(store: Store, registry: Registry, layout: Path) -> None:
