@@ -12,16 +12,16 @@ import json
 import os
 import platform
 import random
-import statistics
 import subprocess
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict
 from pathlib import Path
 
 from bench.corpus import cache_directory
 from bench.debian import run
+from bench.results_file import RESULTS, Row, Sample, Table
 
 __all__ = [
     "Report",
@@ -34,18 +34,6 @@ __all__ = [
     "repeat",
     "settle",
 ]
-
-RESULTS = Path(__file__).parent / "results"
-
-
-@dataclass(frozen=True, slots=True)
-class Sample:
-    """One run: wall and CPU time in seconds, the largest resident set in bytes, and anything else worth keeping."""
-
-    wall: float
-    cpu: float = 0.0
-    peak: int = 0
-    extra: dict[str, float] = field(default_factory=dict)
 
 
 def command(words: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Sample:
@@ -168,7 +156,7 @@ class Report:
     def __init__(self, scenario: str, settings: Mapping[str, object]) -> None:
         self.scenario = scenario
         self._started = time.strftime("%Y%m%dT%H%M%S")
-        self._tables: list[dict[str, object]] = []
+        self._tables: list[Table] = []
         self._settings = dict(settings)
         self._load = os.getloadavg()[0]
         if self._load > 0.7:
@@ -184,33 +172,10 @@ class Report:
         unit: tuple[str, float] = ("s", 1.0),
     ) -> None:
         """Add and print one table; ``base`` names the variant that ratios are against."""
-        name, factor = unit
-        against = statistics.median(s.wall for s in samples[base]) if samples.get(base) else None
-        print(f"\n### {title}\n\n| variant | n | median {name} | min | max | ratio to {base} | CPU {name} | peak MB |")
-        print("|---|---|---|---|---|---|---|---|")
-        for variant, found in samples.items():
-            walls = sorted(s.wall * factor for s in found)
-            median = statistics.median(walls)
-            ratio = f"{median / factor / against:.2f}" if against else "-"
-            cpu = statistics.median(s.cpu for s in found) * factor
-            peak = max(s.peak for s in found) / 1e6
-            extra = "".join(
-                f"; {key} {statistics.median(s.extra[key] for s in found):.4g}" for key in sorted(found[0].extra)
-            )
-            print(
-                f"| {variant}{extra} | {len(found)} | {median:.4g} | {walls[0]:.4g} | {walls[-1]:.4g} "
-                f"| {ratio} | {cpu:.4g} | {peak:.0f} |"
-            )
-        for variant, message in (failed or {}).items():
-            print(f"| {variant} | failed: {' '.join(message.split())[:300]} |")
-        self._tables.append(
-            {
-                "title": title,
-                "base": base,
-                "samples": {variant: [asdict(sample) for sample in found] for variant, found in samples.items()},
-                "failed": dict(failed or {}),
-            }
-        )
+        rows = tuple(Row(variant, tuple(found)) for variant, found in samples.items() if found)
+        table = Table(title, base, rows, dict(failed or {}), unit)
+        print(f"\n### {title}\n\n" + "\n".join(table.markdown()))
+        self._tables.append(table)
 
     def write(self) -> Path:
         """Write ``bench/results/SCENARIO-TIME.json`` and return its path."""
@@ -226,7 +191,16 @@ class Report:
                 "cpus": os.cpu_count(),
                 "load_before": self._load,
             },
-            "tables": self._tables,
+            "tables": [
+                {
+                    "title": table.title,
+                    "base": table.base,
+                    "unit": table.unit,
+                    "samples": {row.variant: [asdict(sample) for sample in row.samples] for row in table.rows},
+                    "failed": table.failed,
+                }
+                for table in self._tables
+            ],
         }
         path.write_text(json.dumps(document, indent=1))
         print(f"\n(written to {path})")

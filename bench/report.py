@@ -11,8 +11,7 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from bench.measure import RESULTS
-from bench.results_file import Row, Run, Table, newest_runs
+from bench.results_file import RESULTS, Run, Table, newest_runs
 
 __all__ = ["html_page", "main", "markdown", "shortfalls"]
 
@@ -49,11 +48,6 @@ def shortfalls(run: Run) -> Iterator[str]:
                 yield f"{table.title}: {row.variant} takes {ratio:.2f} times as long as {base.variant}"
 
 
-def _unit(table: Table) -> tuple[str, float]:
-    most = max(row.median for row in table.rows)
-    return next(((name, factor) for name, factor in (("s", 1.0), ("ms", 1e3)) if most * factor >= 1), ("us", 1e6))
-
-
 def _about(run: Run) -> str:
     machine = run.machine
     peers = "; ".join(
@@ -76,19 +70,7 @@ def markdown(runs: Sequence[Run]) -> str:
     for run in runs:
         lines += [f"## {run.scenario}", "", _about(run), ""]
         for table in run.tables:
-            unit, factor = _unit(table)
-            base = table.find(table.base)
-            lines += [f"### {table.title}", "", f"| variant | median {unit} | min | max | ratio | CPU {unit} | MB |"]
-            lines.append("|---|---|---|---|---|---|---|")
-            for row in table.rows:
-                ratio = f"{row.median / base.median:.2f}" if base is not None else "-"
-                cpu = sorted(row.cpus)[len(row.cpus) // 2]
-                lines.append(
-                    f"| {row.variant} | {row.median * factor:.4g} | {min(row.walls) * factor:.4g} "
-                    f"| {max(row.walls) * factor:.4g} | {ratio} | {cpu * factor:.4g} | {row.peak / 1e6:.0f} |"
-                )
-            lines += [f"| {variant} | failed: {message[:200]} |" for variant, message in table.failed.items()]
-            lines.append("")
+            lines += [f"### {table.title}", "", *table.markdown(), ""]
     return "\n".join(lines)
 
 
@@ -103,37 +85,28 @@ def _steps(most: float) -> Iterator[float]:
 
 
 def _plot(table: Table) -> str:
-    unit, factor = _unit(table)
-    most = max(max(row.walls) for row in table.rows) * factor
-    scale = (_WIDTH - _LEFT - _RIGHT) / most
-    base = table.find(table.base)
+    factor = table.unit[1]
+    scale = (_WIDTH - _LEFT - _RIGHT) / max(max(row.walls) for row in table.rows)
     height = _ROW * len(table.rows)
     parts = [f'<svg viewBox="0 0 {_WIDTH} {height + 24}" role="img" aria-label="{escape(table.title)}">']
-    for step in _steps(most):
-        x = _LEFT + step * scale
+    for step in _steps((_WIDTH - _LEFT - _RIGHT) / scale * factor):
+        x = _LEFT + step / factor * scale
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{height + 16}" text-anchor="middle">{step:g} {unit}</text>')
+        parts.append(f'<text x="{x:.1f}" y="{height + 16}" text-anchor="middle">{step:g}</text>')
+    alone = not any(row.is_ours for row in table.rows)  # a table without peers
     for number, row in enumerate(table.rows):
-        alone = not any(other.is_ours for other in table.rows)  # a table without peers
-        parts.append(_bar(row, number * _ROW, scale, factor, unit, base, ours=alone or row.is_ours))
+        top = number * _ROW
+        kind = "ours" if alone or row.is_ours else "base" if row.variant == table.base else "peer"
+        label = row.variant if len(row.variant) <= 44 else row.variant[:43] + "…"
+        name = f"<title>{escape(row.label)}</title>{escape(label)}"
+        end = _LEFT + max(row.walls) * scale + 8
+        parts.append(f'<text x="{_LEFT - 8}" y="{top + 16}" text-anchor="end">{name}</text>')
+        parts.append(f'<rect class="{kind}" x="{_LEFT}" y="{top + 4}" width="{row.median * scale:.1f}" height="16"/>')
+        parts += [
+            f'<circle class="dot" cx="{_LEFT + wall * scale:.1f}" cy="{top + 12}" r="2.5"/>' for wall in row.walls
+        ]
+        parts.append(f'<text x="{end:.1f}" y="{top + 16}">{row.median * factor:.3g} ({table.ratio(row)})</text>')
     return "".join([*parts, "</svg>"])
-
-
-def _bar(row: Row, top: int, scale: float, factor: float, unit: str, base: Row | None, *, ours: bool) -> str:
-    is_base = base is not None and row.variant == base.variant
-    kind = "ours" if ours else "base" if is_base else "peer"
-    label = row.variant if len(row.variant) <= 44 else row.variant[:43] + "…"
-    ratio = f" ({row.median / base.median:.2f})" if base is not None else ""
-    dots = "".join(
-        f'<circle class="dot" cx="{_LEFT + wall * factor * scale:.1f}" cy="{top + 12}" r="2.5"/>' for wall in row.walls
-    )
-    end = _LEFT + max(row.walls) * factor * scale + 8
-    name = f"<title>{escape(row.variant)}</title>{escape(label)}"
-    return (
-        f'<text x="{_LEFT - 8}" y="{top + 16}" text-anchor="end">{name}</text>'
-        f'<rect class="{kind}" x="{_LEFT}" y="{top + 4}" width="{row.median * factor * scale:.1f}" height="16"/>{dots}'
-        f'<text x="{end:.1f}" y="{top + 16}">{row.median * factor:.3g} {unit}{ratio}</text>'
-    )
 
 
 def html_page(runs: Sequence[Run]) -> str:
@@ -150,7 +123,7 @@ def html_page(runs: Sequence[Run]) -> str:
         parts.append(f"<h2>{escape(run.scenario)}</h2><p class=note>{escape(_about(run))}</p>")
         for table in run.tables:
             if table.rows:
-                parts.append(f"<h3>{escape(table.title)}</h3>{_plot(table)}")
+                parts.append(f"<h3>{escape(table.title)}, {escape(table.unit[0])}</h3>{_plot(table)}")
             parts += [
                 f"<p class=note>{escape(variant)} failed: {escape(message[:300])}</p>"
                 for variant, message in table.failed.items()

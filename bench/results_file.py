@@ -4,28 +4,51 @@ from __future__ import annotations
 
 import json
 import statistics
-from dataclasses import dataclass
+from collections.abc import Iterator
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from bench.measure import RESULTS
+__all__ = ["RESULTS", "Row", "Run", "Sample", "Table", "newest_runs", "read_run"]
 
-__all__ = ["Row", "Run", "Table", "newest_runs", "read_run"]
+RESULTS = Path(__file__).parent / "results"
+
+
+@dataclass(frozen=True, slots=True)
+class Sample:
+    """One run: wall and CPU time in seconds, the largest resident set in bytes, and anything else worth keeping."""
+
+    wall: float
+    cpu: float = 0.0
+    peak: int = 0
+    extra: dict[str, float] = field(default_factory=dict)
 
 
 @dataclass(frozen=True, slots=True)
 class Row:
-    """One variant of a table: wall and CPU seconds of each sample, peak bytes of the largest."""
+    """One variant of a table, with at least one sample."""
 
     variant: str
-    walls: tuple[float, ...]
-    cpus: tuple[float, ...]
-    peak: float
+    samples: tuple[Sample, ...]
+
+    @property
+    def walls(self) -> list[float]:
+        """Seconds of each sample."""
+        return [sample.wall for sample in self.samples]
 
     @property
     def median(self) -> float:
         """Seconds."""
         return statistics.median(self.walls)
+
+    @property
+    def label(self) -> str:
+        """The variant, and the medians of what else was measured."""
+        extra = "".join(
+            f"; {key} {statistics.median(sample.extra[key] for sample in self.samples):.4g}"
+            for key in sorted(self.samples[0].extra)
+        )
+        return f"{self.variant}{extra}"
 
     @property
     def is_ours(self) -> bool:
@@ -35,16 +58,43 @@ class Row:
 
 @dataclass(frozen=True, slots=True)
 class Table:
-    """Variants that were measured in turns; ``base`` names the one that ratios are against."""
+    """Variants that were measured in turns.
+
+    Attributes:
+        base: the variant that ratios are against.
+        failed: what those said that could not be measured.
+        unit: name, and how many of it a second has.
+    """
 
     title: str
     base: str
     rows: tuple[Row, ...]
     failed: dict[str, str]
+    unit: tuple[str, float] = ("s", 1.0)
 
     def find(self, variant: str) -> Row | None:
         """Return the row of a variant."""
         return next((row for row in self.rows if row.variant == variant), None)
+
+    def ratio(self, row: Row) -> str:
+        """Return how a row compares with the base."""
+        base = self.find(self.base)
+        return f"{row.median / base.median:.2f}" if base is not None else "-"
+
+    def markdown(self) -> Iterator[str]:
+        """Yield the lines of the table."""
+        name, factor = self.unit
+        yield f"| variant | n | median {name} | min | max | ratio to {self.base} | CPU {name} | peak MB |"
+        yield "|---|---|---|---|---|---|---|---|"
+        for row in self.rows:
+            cpu = statistics.median(sample.cpu for sample in row.samples)
+            peak = max(sample.peak for sample in row.samples)
+            yield (
+                f"| {row.label} | {len(row.samples)} | {row.median * factor:.4g} | {min(row.walls) * factor:.4g} "
+                f"| {max(row.walls) * factor:.4g} | {self.ratio(row)} | {cpu * factor:.4g} | {peak / 1e6:.0f} |"
+            )
+        for variant, message in self.failed.items():
+            yield f"| {variant} | failed: {' '.join(message.split())[:300]} |"
 
 
 @dataclass(frozen=True, slots=True)
@@ -76,16 +126,12 @@ def read_run(path: Path) -> Run:
             table["title"],
             table["base"],
             tuple(
-                Row(
-                    variant,
-                    tuple(sample["wall"] for sample in samples),
-                    tuple(sample["cpu"] for sample in samples),
-                    max(sample["peak"] for sample in samples),
-                )
+                Row(variant, tuple(Sample(**sample) for sample in samples))
                 for variant, samples in table["samples"].items()
                 if samples
             ),
             table["failed"],
+            tuple(table.get("unit", ("s", 1.0))),
         )
         for table in document["tables"]
     )

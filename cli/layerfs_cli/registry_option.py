@@ -115,24 +115,38 @@ def access_of(options: dict[str, Any]) -> Access:
     )
 
 
-def narrowed(access: Access, credential: str | None, *, verify_tls: bool | None) -> Access | None:
+def narrowed(
+    access: Access, side: str, place: str, credential: str | None, *, verify_tls: bool | None
+) -> Access | None:
     """Return how one side of a copy is reached, or None if no option is about that side alone.
 
+    Args:
+        access: how both are.
+        side: what the side's options begin with.
+        place: what the side is.
+        credential: of ``--SIDE-creds``.
+        verify_tls: of ``--SIDE-tls-verify``.
+
     Raises:
-        click.UsageError: as :func:`parse_credential`.
+        click.UsageError: as :func:`parse_credential`; or the place is no registry.
     """
     from dataclasses import replace
 
     found = None
+    given = {f"--{side}-creds": credential, f"--{side}-tls-verify": verify_tls}
+    for option, value in given.items():
+        if value is not None and not place.startswith("docker:"):
+            raise click.UsageError(f"{option} is about a registry, and {place} is none")
     if credential is not None:
-        found = replace(access, credential=parse_credential(credential), anonymous=False, token=None)
+        known = parse_credential(credential, f"--{side}-creds")
+        found = replace(access, credential=known, anonymous=False, token=None)
     if verify_tls is not None:
         found = replace(found or access, verify_tls=verify_tls)
     return found
 
 
-def parse_credential(text: str) -> Credential:
-    """Read ``USER:PASSWORD``, asking for a password that is not there.
+def parse_credential(text: str, option: str = "--creds") -> Credential:
+    """Read the ``USER:PASSWORD`` of an option, asking for a password that is not there.
 
     Raises:
         click.UsageError: it cannot be asked for.
@@ -141,22 +155,25 @@ def parse_credential(text: str) -> Credential:
 
     user, colon, password = text.partition(":")
     if not user:
-        raise click.UsageError("--creds needs a user")
-    return Credential(user, password if colon else ask_password("give USER:PASSWORD, or log in first"))
+        raise click.UsageError(f"{option} needs a user")
+    if not colon:
+        password = ask_password(f"give {option} USER:PASSWORD, or log in first", prompt=f"Password of {user}")
+    return Credential(user, password)
 
 
-def ask_password(instead: str) -> str:
+def ask_password(instead: str, *, prompt: str = "Password") -> str:
     """Ask for a password on the terminal, without showing it.
 
     Args:
         instead: what to do where there is no terminal.
+        prompt: says whose it is.
 
     Raises:
         click.UsageError: there is no terminal.
     """
     if sys.stdin is None or not sys.stdin.isatty():
         raise click.UsageError(f"no password, and no terminal to ask for it: {instead}")
-    return str(click.prompt("Password", hide_input=True, err=True))
+    return str(click.prompt(prompt, hide_input=True, err=True))
 
 
 def login_file(authfile: str | None) -> str:

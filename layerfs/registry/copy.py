@@ -35,7 +35,7 @@ from layerfs.registry.access import Access
 from layerfs.registry.download import Receiver
 from layerfs.registry.image_directory import VERSION, blob_file
 from layerfs.registry.members import Members, chunks
-from layerfs.registry.plan import LayerPlan, Selection, plan_images, synthesize_manifest
+from layerfs.registry.plan import MAX_NESTING, LayerPlan, Selection, plan_images, synthesize_manifest
 from layerfs.registry.remote import Registries, find_remote, parse_received
 from layerfs.registry.repository import Repository
 from layerfs.registry.target import Target
@@ -115,8 +115,8 @@ def plan_copy(source: CopySource, platform: Platform, *, everything: bool) -> Co
         if isinstance(document, Manifest):
             for blob in (document.config, *document.layers):
                 blobs.setdefault(blob.digest, blob)
-        elif depth > 4:
-            raise FormatError("indexes are nested more than 4 deep")
+        elif depth > MAX_NESTING:
+            raise FormatError(f"indexes are nested more than {MAX_NESTING} deep")
         else:
             for entry in document.manifests:
                 inner = parse_manifest_or_index(source.document(entry), algorithm=entry.digest.algorithm)

@@ -32,10 +32,10 @@ from layerfs.formats.oci import (
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import Reference
 
-__all__ = ["TOP_DOCUMENTS", "ImagePlan", "LayerPlan", "Selection", "plan_images", "synthesize_manifest"]
+__all__ = ["MAX_NESTING", "TOP_DOCUMENTS", "ImagePlan", "LayerPlan", "Selection", "plan_images", "synthesize_manifest"]
 
-#: Indexes inside indexes; builders make one level.
-_MAX_NESTING = 4
+#: Indexes inside indexes, in archives and on registries; builders make one level.
+MAX_NESTING = 4
 
 #: Images of one archive.
 _MAX_IMAGES = 1000
@@ -192,8 +192,8 @@ class _Layout:
         return found
 
     def _expand(self, entries: list[Descriptor], name: Reference | None, depth: int) -> list[ImagePlan]:
-        if depth > _MAX_NESTING:
-            raise FormatError(f"indexes are nested more than {_MAX_NESTING} deep")
+        if depth > MAX_NESTING:
+            raise FormatError(f"indexes are nested more than {MAX_NESTING} deep")
         if self._selection.all_platforms:
             chosen = entries
         elif len(entries) > 1:

@@ -17,6 +17,7 @@ from layerfs.linux.durable import write_document
 from layerfs.linux.lock import FileLock
 from layerfs.registry.access import Access
 from layerfs.registry.credential import ask_helper, read_auth_file
+from layerfs.registry.plan import MAX_NESTING
 from layerfs.registry.remote import Registries, find_remote, parse_received
 
 __all__ = [
@@ -114,12 +115,12 @@ def _fetch(access: Access, name: str, platform: Platform) -> tuple[Reference, Di
         reference, places, received = find_remote(registries, name)
         document = parse_received(received)
         digest = document.digest
-        for _ in range(4):
+        for _ in range(MAX_NESTING + 1):
             if isinstance(document, Manifest):
                 return reference, digest, document, places[0].document(document.config, "config")
             assert isinstance(document, Index)
             document = parse_received(places[0].manifest(document.select(platform).digest))
-        raise FormatError("indexes are nested more than 4 deep")
+        raise FormatError(f"indexes are nested more than {MAX_NESTING} deep")
 
 
 def registry_domain(text: str) -> str:

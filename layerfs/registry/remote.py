@@ -33,15 +33,14 @@ from layerfs.formats.registries_conf import RegistriesConfig
 from layerfs.registry.access import Access
 from layerfs.registry.credential import Credentials
 from layerfs.registry.http import HttpClient
-from layerfs.registry.plan import ImagePlan, LayerPlan, Selection
+from layerfs.registry.plan import MAX_NESTING, ImagePlan, LayerPlan, Selection
 from layerfs.registry.repository import ReceivedManifest, Repository
 from layerfs.registry.server import Server
 from layerfs.store.handle import StoreHandle
 
 __all__ = ["Registries", "RemoteImages", "parse_received", "plan_remote"]
 
-#: Indexes inside indexes, and images altogether, as for archives.
-_MAX_NESTING = 4
+#: Images altogether, as for archives.
 _MAX_IMAGES = 1000
 
 
@@ -230,8 +229,8 @@ class _Planner:
         if isinstance(document, Manifest):
             yield self._image(document, names)
             return
-        if depth >= _MAX_NESTING:
-            raise FormatError(f"indexes are nested more than {_MAX_NESTING} deep")
+        if depth >= MAX_NESTING:
+            raise FormatError(f"indexes are nested more than {MAX_NESTING} deep")
         entries = list(document.images)
         if not entries:
             raise FormatError(f"index {document.digest} lists no image")

@@ -44,7 +44,7 @@ def parse_retry_after(text: str | None) -> float | None:
 def _tell(error: RegistryError, pause: float) -> None:
     import logging  # noqa: PLC0415 - where all goes well it is not needed, and takes 5 ms to import
 
-    logging.getLogger(__name__).warning("%s; trying again in %.0f s", error, max(pause, 1))
+    logging.getLogger(__name__).warning("%s; trying again in %.1f s", error, pause)
 
 
 class Backoff:

@@ -55,6 +55,21 @@ def test_digest_mismatch(shell: Shell, tmp_path: Path) -> None:
     assert shell("images", "-q") == ""
 
 
+def test_options_for_one_side_of_a_copy(shell: Shell, tmp_path: Path) -> None:
+    layout, remote = f"oci:{tmp_path}/layout", "docker://127.0.0.1:1/x"
+    for option in (["--src-creds", "a:b"], ["--src-tls-verify"], ["--no-src-tls-verify"]):
+        assert f"{layout} is none" in shell.fails(2, "copy", *option, layout, remote)
+    for option in (["--dest-creds", "a:b"], ["--no-dest-tls-verify"]):
+        assert f"{layout} is none" in shell.fails(2, "copy", *option, remote, layout)
+    assert "--dest-creds needs a user" in shell.fails(2, "copy", "--dest-creds", ":b", layout, remote)
+    assert "--src-creds USER:PASSWORD" in shell.fails(2, "copy", "--src-creds", "a", remote, layout)
+
+
+def test_asking_a_registry_takes_no_store(shell: Shell) -> None:
+    shell.fails(5, "inspect", "docker://127.0.0.1:1/x", "--retry", "0")
+    assert not Path(shell.env["LAYERFS_ROOT"]).exists()
+
+
 def test_no_such_platform(shell: Shell, tmp_path: Path) -> None:
     path = str(Built().layout(tmp_path / "layout"))
     shell.fails(3, "load", "-i", path, "--platform", "linux/s390x")

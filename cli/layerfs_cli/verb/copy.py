@@ -70,10 +70,12 @@ def command(
 
     settings = settings_of(context)
     access = access_of(options)
-    from_there = narrowed(access, src_creds, verify_tls=src_tls_verify)
+    from_there = narrowed(access, "src", source, src_creds, verify_tls=src_tls_verify)
     # Secrets for the source, and common ones where it is a registry too, never reach the destination.
     common = replace(access, credential=None, token=None) if source.startswith("docker:") else access
-    to_there = narrowed(common, dest_creds, verify_tls=dest_tls_verify) or (common if from_there else None)
+    to_there = narrowed(common, "dest", destination, dest_creds, verify_tls=dest_tls_verify)
+    if from_there is not None and to_there is None:
+        to_there = common
     with ExitStack() as stack:
         wanted = any(text.startswith("store:") for text in (source, destination))
         store = stack.enter_context(settings.open_store()) if wanted else None

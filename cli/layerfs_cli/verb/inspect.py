@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, Any
+from contextlib import ExitStack
+from functools import cache
+from typing import TYPE_CHECKING, Any, Final
 
 import click
 
@@ -18,6 +20,8 @@ if TYPE_CHECKING:
     from layerfs.registry.access import Access
 
 __all__ = ["command"]
+
+_REGISTRY: Final = "docker://"
 
 
 @verb("inspect", short_help="Show images and containers as JSON.")
@@ -43,26 +47,28 @@ def command(
     """Show images, and containers by name, as a JSON array.
 
     A name that both an image and a container have means the image. With docker:// before it, NAME is an image on a
-    registry, shown as skopeo shows it, but for the tags, which layerfs tags lists. --raw prints its manifest or index,
-    --raw --config its config.
+    registry, described in the words of skopeo inspect; the tags beside it are listed by layerfs tags. --raw prints its
+    manifest or index, --raw --config its config.
     """
     if raw and len(names) > 1:
         raise click.UsageError("--raw prints one document, so it takes one name", context)
-    access = access_of(options)
-    if raw and names[0].startswith("docker://"):
-        write(_remote(names[0].removeprefix("docker://"), access, as_config=as_config))
-        return
     documents: list[object] = []
-    with settings_of(context).open_store() as store:
+    with ExitStack() as stack:
+        # Each only if a name needs it: who asks a registry may have no store.
+        store = cache(lambda: stack.enter_context(settings_of(context).open_store()))
+        access = cache(lambda: access_of(options))
         for name in names:
-            if name.startswith("docker://"):
-                documents.append(_describe_remote(name.removeprefix("docker://"), access, as_config=as_config))
-                continue
-            if raw:
-                document = store.config(name) if as_config else store.manifest(name)
-                write(document.raw)
+            if name.startswith(_REGISTRY):
+                remote = name.removeprefix(_REGISTRY)
+                if raw:
+                    write(_remote_raw(remote, access(), as_config=as_config))
+                    return
+                documents.append(_describe_remote(remote, access(), as_config=as_config))
+            elif raw:
+                write((store().config(name) if as_config else store().manifest(name)).raw)
                 return
-            documents.append(_config(store, name) if as_config else _describe(store, name))
+            else:
+                documents.append(_config(store(), name) if as_config else _describe(store(), name))
     if form.template is not None:
         write("".join(f"{form.template.render(document)}\n" for document in documents))
     elif form.kind == "jsonl":
@@ -71,7 +77,7 @@ def command(
         print_document(documents[0] if as_config and len(documents) == 1 else documents)
 
 
-def _remote(name: str, access: Access, *, as_config: bool) -> bytes:
+def _remote_raw(name: str, access: Access, *, as_config: bool) -> bytes:
     from layerfs.formats.platform import Platform
     from layerfs.registry.query import fetch_config, fetch_manifest
 

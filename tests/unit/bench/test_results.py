@@ -16,7 +16,10 @@ def write(
     directory: Path, stamp: str, samples: dict[str, list[float]], *, failed: dict[str, str] | None = None
 ) -> Path:
     path = directory / f"load-{stamp}.json"
-    rows = {name: [{"wall": wall, "cpu": wall, "peak": 1e6} for wall in walls] for name, walls in samples.items()}
+    rows = {
+        name: [{"wall": wall, "cpu": wall, "peak": 1e6, "extra": {"sync": 0.5}} for wall in walls]
+        for name, walls in samples.items()
+    }
     table = {"title": "an image: load <new>", "base": "gzip", "samples": rows, "failed": failed or {}}
     machine = {"kernel": "6", "python": "3", "cpu": "x", "cpus": 2, "load_before": 0.1}
     document = {
@@ -58,7 +61,7 @@ def test_the_newest_run_is_shown_with_its_shortfalls(tmp_path: Path) -> None:
         "an image: load <new>: layerfs load takes 1.11 times as long as podman load"
     ]
     text = report.markdown([run])
-    assert "| layerfs load | 1.8 | 1.8 | 1.8 | 1.80 | 1.8 | 1 |" in text
+    assert "| layerfs load; sync 0.5 | 5 | 1.8 | 1.8 | 1.8 | 1.80 | 1.8 | 1 |" in text
     assert "| ctr | failed: no <daemon> |" in text
 
 
