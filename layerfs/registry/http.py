@@ -138,11 +138,18 @@ class HttpClient:
         sent = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
         seconds = self._access.timeout if timeout is None else timeout
         payload: Any = body if body is None or isinstance(body, bytes) else self._watch.extending(body(), seconds)
-        with _failures_of(shown, self._watch), self._watch.operation(seconds) as operation:
-            answer = pool.urlopen(
-                method, target, body=payload, headers=sent, redirect=False, retries=False, preload_content=False,
-                decode_content=False, assert_same_host=False, timeout=Timeout(min(_CONNECT, seconds), seconds),
-            )  # fmt: skip
+        answer: urllib3.BaseHTTPResponse | None = None
+        try:
+            with _failures_of(shown, self._watch), self._watch.operation(seconds) as operation:
+                answer = pool.urlopen(
+                    method, target, body=payload, headers=sent, redirect=False, retries=False, preload_content=False,
+                    decode_content=False, assert_same_host=False, timeout=Timeout(min(_CONNECT, seconds), seconds),
+                )  # fmt: skip
+        except Unreachable:
+            # A header that was cut at its deadline looks like a whole one: there is an answer, which nobody gets.
+            if answer is not None:
+                answer.close()
+            raise
         return HttpResponse(self._watch, answer, operation.connection, url, self._access.timeout)
 
     def _pool(

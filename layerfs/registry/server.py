@@ -156,8 +156,8 @@ class Server:
             place = answer.header("Location")
             if answer.status not in (301, 302, 303, 307, 308) or not place or method not in ("GET", "HEAD"):
                 return answer, origin(answer.url) == home
-            url = resolve(answer.url, place)
             answer.close()
+            url = resolve(answer.url, place)
             there = origin(url)
             if there[0] == "http" and home[0] == "https" and not self._insecure:
                 raise RegistryError(f"{self.domain} redirects to {there[1]} without TLS")

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from typing import Any
 
 import pytest
 
@@ -758,6 +759,27 @@ def test_bad_names(store: Store, name: str, message: str) -> None:
 def test_an_internationalised_host_in_its_ascii_form(store: Store) -> None:
     with pytest.raises(Unreachable, match=r"xn--bcher-kva\.invalid"):
         store.pull("xn--bcher-kva.invalid:5000/x", access=replace(QUICK, attempts=1))
+
+
+@pytest.mark.parametrize("fault", [drip_header, redirect("http://[bad/")], ids=["cut header", "bad redirect"])
+def test_answers_that_nobody_gets_are_closed(
+    store: Store, registry: FaultyRegistry, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Handler], bool]
+) -> None:
+    import urllib3
+
+    answers = []
+    urlopen = urllib3.HTTPConnectionPool.urlopen
+
+    def remember(*args: Any, **options: Any) -> Any:
+        answers.append(urlopen(*args, **options))
+        return answers[-1]
+
+    monkeypatch.setattr(urllib3.HTTPConnectionPool, "urlopen", remember)
+    registry.fault = fault
+    with pytest.raises(RegistryError):
+        pull(store, registry, replace(QUICK, timeout=0.3, attempts=1))
+    assert len(answers) > 1
+    assert [answer.closed for answer in answers] == [True] * len(answers)
 
 
 @pytest.mark.parametrize("number", [429, 503])
