@@ -8,7 +8,6 @@ from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
 from layerfs.errors import LayerfsError, NotFound, StoreError
-from layerfs.formats.oci import ImageConfig
 from layerfs.formats.platform import Platform
 from layerfs.store import image as catalog
 from layerfs.store.handle import StoreHandle, open_store
@@ -69,6 +68,8 @@ class StorePart:
         return catalog.find_image(self._handle, image if isinstance(image, str) else str(image.id))
 
     def _image(self, record: catalog.ImageRecord) -> Image:
+        from layerfs.formats.oci import ImageConfig
+
         layers = catalog.image_layers(self._handle, record)
         platform, created, damage = _NO_PLATFORM, None, None
         try:
@@ -102,7 +103,7 @@ class StorePart:
 
     def _records(self) -> MountRecords:
         # Mounting is imported where it is used: loads and lists do without, and start a fifth sooner.
-        from layerfs.mount.image import adopt_mounts, records_of
+        from layerfs.mount.mounted import adopt_mounts, records_of
 
         adopt_mounts(self._handle)
         return records_of(self._handle)

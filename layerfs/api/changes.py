@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart, StrPath
-from layerfs.errors import Conflict, NotFound
+from layerfs.errors import NotFound
 from layerfs.store import image as catalog
 from layerfs.store.layer import find_layer, open_tree
 from layerfs.store.snapshot import find_snapshot
@@ -153,15 +153,11 @@ class ChangePart(StorePart):
         Atomicity: the image is visible once it is complete and durable; the container is not changed.
         """
         from layerfs.changeset.commit import commit_container
-        from layerfs.mount.image import container_lock, refuse_mounted
+        from layerfs.mount.mounted import container_lock, why_mounted
 
         snapshot = find_snapshot(self._handle, container)
         with container_lock(self._handle, snapshot):
-            try:
-                refuse_mounted(self._handle, snapshot)
-                mounted = False
-            except Conflict:
-                mounted = True
+            mounted = why_mounted(self._handle, snapshot) is not None
             record = commit_container(
                 self._handle, snapshot, name, message=message, author=author, changes=changes, squash=squash,
                 compression=compression, latest=latest, force=force, mounted=mounted, check=check,

@@ -145,7 +145,7 @@ class ContainerPart(StorePart):
             NotFound: no such container.
             Conflict: it is mounted, or was unmounted lazily and is still in use.
         """
-        from layerfs.mount.image import container_lock, refuse_mounted
+        from layerfs.mount.mounted import container_lock, refuse_mounted
 
         snapshot = find_snapshot(self._handle, name)
         with container_lock(self._handle, snapshot):

@@ -8,10 +8,8 @@ from typing import TYPE_CHECKING
 from layerfs.api.base import StorePart
 from layerfs.errors import Conflict, InvalidReference, NotFound
 from layerfs.formats.digest import Digest
-from layerfs.formats.oci import ImageConfig, Manifest
 from layerfs.formats.reference import Reference
 from layerfs.store import image as catalog
-from layerfs.store.gc import collect
 from layerfs.store.layer import LayerRecord, find_layer, open_tree, read_layer, verify_layer
 from layerfs.store.snapshot import list_snapshots
 from layerfs.store.view import ImageTree
@@ -19,6 +17,7 @@ from layerfs.values import HistoryRow, Image, Layer, RemovedImage
 
 if TYPE_CHECKING:
     from layerfs.changeset.analysis import ImageReport
+    from layerfs.formats.oci import ImageConfig, Manifest
     from layerfs.store.provenance import Provenance
 
 __all__ = ["ImagePart"]
@@ -43,11 +42,15 @@ class ImagePart(StorePart):
 
     def config(self, image: str | Image) -> ImageConfig:
         """Return an image's config. Raises as :meth:`resolve`, and StoreError if the document is damaged."""
+        from layerfs.formats.oci import ImageConfig
+
         record = self._record(image)
         return ImageConfig.parse(self._handle.read_blob(record.digest), algorithm=record.digest.algorithm)
 
     def manifest(self, image: str | Image) -> Manifest:
         """Return the manifest that an image came with; one was made for images from docker archives."""
+        from layerfs.formats.oci import Manifest
+
         record = self._record(image)
         return Manifest.parse(self._handle.read_blob(record.manifest), algorithm=record.manifest.algorithm)
 
@@ -202,6 +205,8 @@ class ImagePart(StorePart):
             with self._handle.database.transaction() as connection:
                 connection.execute("DELETE FROM name WHERE name = ?", (untagged,))
             return RemovedImage((untagged,) if untagged else (), ())
+        from layerfs.store.gc import collect
+
         self._refuse_used(record)
         with self._handle.database.transaction() as connection:
             if connection.execute("SELECT 1 FROM snapshot WHERE image = ?", (record.id,)).fetchone():

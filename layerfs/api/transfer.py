@@ -14,18 +14,16 @@ from layerfs.formats.media_type import Compression
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import DEFAULT_TAG, Reference
 from layerfs.formats.transport import ImageSource, is_registry, parse_source, registry_name
-from layerfs.registry.access import Access
-from layerfs.registry.load import load_archive, load_source
-from layerfs.registry.loader import Progress
-from layerfs.registry.plan import Selection
 from layerfs.store import image as catalog
 from layerfs.values import Image, PushedImage
 
 if TYPE_CHECKING:
+    from layerfs.registry.access import Access
+    from layerfs.registry.loader import Progress
     from layerfs.registry.remote import Registries, RemoteImages
 
-# The HTTP library takes longer to import than most verbs take altogether, and trio as long again: what reaches for
-# registries is imported where it is used.
+# The HTTP library takes longer to import than most verbs take altogether, and trio as long again, and also what reads
+# archives is imported where it is used.
 
 __all__ = ["Form", "TransferPart"]
 
@@ -76,6 +74,9 @@ class TransferPart(StorePart):
         Blocking: reads and writes all layers that the store does not have; with ``sync``, waits for the disk.
         Atomicity: an image is visible once it is complete and durable. A load that fails leaves the store as it was.
         """
+        from layerfs.registry.load import load_source
+        from layerfs.registry.plan import Selection
+
         stem = None if hasattr(source, "read") else _stem(os.fspath(source))
         selection = Selection(
             platform or Platform.host(), platform is not None, all_platforms, reference, position, stem, form
@@ -124,6 +125,8 @@ class TransferPart(StorePart):
 
         Otherwise as :meth:`load`, blocking and atomicity included.
         """
+        from layerfs.registry.access import Access
+
         access = access or Access()
         with self._explaining("pull"):
             if not is_registry(source):
@@ -189,13 +192,14 @@ class TransferPart(StorePart):
         Blocking: reads and sends all layers that the registry does not have.
         Atomicity: the name on the registry changes when everything is there.
         """
-        access = access or Access()
-        refuse_inside_trio()
-        record, reference = self._pushed(image, destination)
         from layerfs.api.concurrency import push_layers, run_blocking
+        from layerfs.registry.access import Access
         from layerfs.registry.push import Push
         from layerfs.registry.remote import Registries
 
+        access = access or Access()
+        refuse_inside_trio()
+        record, reference = self._pushed(image, destination)
         with self._explaining("push"), Registries.open(access, check) as registries:
             push = Push(
                 self._handle, record, registries.write_to(reference), access, compression=compression, level=level,
@@ -220,6 +224,7 @@ class TransferPart(StorePart):
     def _plan(
         self, registries: Registries, source: str, platform: Platform | None, *, all_platforms: bool
     ) -> RemoteImages:
+        from layerfs.registry.plan import Selection
         from layerfs.registry.remote import plan_remote
 
         selection = Selection(platform or Platform.host(), platform is not None, all_platforms)
@@ -237,6 +242,8 @@ class TransferPart(StorePart):
         check: Callable[[], None] | None,
     ) -> list[catalog.ImageRecord]:
         from layerfs.registry.image_directory import ImageDirectory
+        from layerfs.registry.load import load_archive
+        from layerfs.registry.plan import Selection
 
         selection = Selection(platform or Platform.host(), platform is not None, all_platforms)
         members = ImageDirectory(path)

@@ -7,14 +7,13 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart
-from layerfs.store.gc import Reclaimed, collect
 from layerfs.store.handle import FORMAT_VERSION
-from layerfs.store.part import sweep_parts
 from layerfs.store.snapshot import sweep_snapshots
 from layerfs.values import Info
 
 if TYPE_CHECKING:
     from layerfs.store.check import Problem
+    from layerfs.store.gc import Reclaimed
     from layerfs.store.usage import Usage
 
 __all__ = ["UpkeepPart"]
@@ -52,6 +51,9 @@ class UpkeepPart(StorePart):
 
     def gc(self) -> Reclaimed:
         """Remove what nothing refers to: layers of failed loads, trees, documents, what broken pulls have received."""
+        from layerfs.store.gc import collect
+        from layerfs.store.part import sweep_parts
+
         sweep_snapshots(self._handle)
         freed = sweep_parts(self._handle)
         found = collect(self._handle)

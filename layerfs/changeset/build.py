@@ -24,10 +24,11 @@ from layerfs.formats.reference import Reference
 from layerfs.store.derive import aligned
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
-from layerfs.store.image import ImageRecord, NewImage, commit_images, find_name, image_layers
+from layerfs.store.image import ImageRecord, find_name, image_layers
 from layerfs.store.ingest import Ingest, IngestedLayer, Pending
 from layerfs.store.kept_blob import manifest_blobs
 from layerfs.store.layer import open_tree
+from layerfs.store.new_image import NewImage, commit_images
 from layerfs.store.nodes import read_nodes
 
 __all__ = [

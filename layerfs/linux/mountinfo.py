@@ -15,7 +15,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Holder", "MountEntry", "find_holders", "find_mount", "mount_id", "read_mounts"]
+__all__ = ["Holder", "MountEntry", "find_holders", "find_mount", "find_upper_mount", "mount_id", "read_mounts"]
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
@@ -114,6 +114,28 @@ def find_mount(target: str | os.PathLike[str]) -> MountEntry | None:
         if entry.target == path:
             found = entry
     return found
+
+
+def find_upper_mount(upper: str | os.PathLike[str]) -> MountEntry | None:
+    """Return the overlay mount of this mount namespace that has this upper directory, or None.
+
+    A mount that was unmounted lazily and is still in use, or that lies in another mount namespace, is not seen.
+
+    Args:
+        upper: the directory.
+
+    Raises:
+        OSError: if ``upper`` cannot be looked at.
+    """
+    wanted = os.stat(upper)
+    for entry in read_mounts(fstype="overlay"):
+        path = entry.option("upperdir")
+        if path is None:
+            continue
+        with contextlib.suppress(OSError):
+            if os.path.samestat(os.stat(path), wanted):
+                return entry
+    return None
 
 
 def mount_id(fd: int) -> int:

@@ -9,89 +9,32 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 
 from layerfs.errors import Conflict, IntegrityError, MountError
-from layerfs.formats.digest import Digest
+from layerfs.formats.digest import chain_id
 from layerfs.formats.erofs.reader import Tree
-from layerfs.linux.lock import FileLock
 from layerfs.linux.mount_api import umount
-from layerfs.linux.mountinfo import MountEntry, find_mount, read_mounts
+from layerfs.linux.mountinfo import find_mount
 from layerfs.linux.probe import feature
 from layerfs.mount.choose import BackendStatus, choose_backend
 from layerfs.mount.directory import apply_attributes, is_stackable, unpack
 from layerfs.mount.fuse.specification import FuseSpecification
 from layerfs.mount.fuse.start import clear_dead, is_dead, start_fuse, wait_for_end
+from layerfs.mount.mounted import container_lock, only_one, records_of, refuse_mounted, target_lock
 from layerfs.mount.option import MountOptions
-from layerfs.mount.overlay import MAX_LOWERS, find_upper_mount, mount_directories, mount_merged
+from layerfs.mount.overlay import MAX_LOWERS, mount_directories, mount_merged
 from layerfs.mount.record import MountRecord, MountRecords
 from layerfs.mount.unmount import unmount
-from layerfs.store.derive import chain_digest
 from layerfs.store.handle import StoreHandle
-from layerfs.store.image import ImageRecord, image_layers, image_names, list_images, merged_tree
+from layerfs.store.image import ImageRecord, image_layers, image_names, merged_tree
 from layerfs.store.layer import device_paths, open_tree
-from layerfs.store.snapshot import Snapshot, find_snapshot, list_snapshots
+from layerfs.store.snapshot import Snapshot
 from layerfs.union.mark import OVERRIDE_XATTR
 
-__all__ = [
-    "adopt_mounts",
-    "container_lock",
-    "dressed_upper",
-    "mount_image",
-    "records_of",
-    "refuse_mounted",
-    "unmount_record",
-]
+__all__ = ["dressed_upper", "mount_image", "unmount_record"]
 
 StrPath = str | os.PathLike[str]
 
 #: Seconds that an unmounted FUSE process gets to close its files.
 _PATIENCE = 10.0
-
-
-def records_of(handle: StoreHandle) -> MountRecords:
-    """Return the mount records of a store."""
-    return MountRecords(os.path.join(handle.layout.runroot, "mounts"))
-
-
-def adopt_mounts(handle: StoreHandle) -> None:
-    """Record mounts of this store that nobody recorded: their process was killed just after it had made them.
-
-    Only this mount namespace is looked at.
-    """
-    records = records_of(handle)
-    snapshots, images = (os.path.join(handle.layout.root, name, "") for name in ("snapshots", "images"))
-    found = [entry for entry in read_mounts(fstype="overlay") if (entry.option("upperdir") or "").startswith(snapshots)]
-    found += [entry for entry in read_mounts(fstype="erofs") if entry.source.startswith(images)]
-    if not found:
-        return
-    known = {record.mount_id for record in records.live()}
-    for entry in found:
-        lock = FileLock(_target_lock(handle, entry.target))
-        if entry.mount_id in known or not lock.try_acquire():
-            continue  # whoever holds it is about to record the mount
-        try:
-            if all(record.mount_id != entry.mount_id for record in records.live()):
-                _adopt(handle, entry)
-        finally:
-            lock.release(remove=True)
-
-
-def _adopt(handle: StoreHandle, entry: MountEntry) -> None:
-    upper = entry.option("upperdir")
-    identifier = os.path.basename(os.path.dirname(upper)) if upper is not None else None
-    snapshot = next((row for row in list_snapshots(handle) if row.id == identifier), None)
-    chain = os.path.basename(entry.source).removesuffix(".erofs")
-    for image in list_images(handle):
-        if image.digest == snapshot.image if snapshot is not None else image.chain_id.hex == chain:
-            names = image_names(handle, image)
-            records_of(handle).add(
-                target=entry.target, mount_id=entry.mount_id, image_id=str(image.digest),
-                image_name=names[0] if names else None, container=snapshot.name if snapshot is not None else None,
-                backend="overlay", read_only=snapshot is None,
-            )  # fmt: skip
-            return
-
-
-def _target_lock(handle: StoreHandle, place: str) -> str:
-    return handle.layout.lock(f"target-{Digest.of(os.fsencode(place)).hex}")
 
 
 def mount_image(
@@ -133,7 +76,7 @@ def mount_image(
     # What a killed process left there would be in the way, whatever mounts now.
     clear_dead(place)
     _refuse_place(handle, place)
-    with _only_one(_target_lock(handle, place)), container_lock(handle, snapshot):
+    with only_one(target_lock(handle, place)), container_lock(handle, snapshot):
         _refuse_taken(records, place)
         if snapshot is not None:
             refuse_mounted(handle, snapshot)
@@ -207,46 +150,6 @@ def unmount_record(handle: StoreHandle, record: MountRecord, *, lazy: bool = Fal
         )
 
 
-@contextlib.contextmanager
-def container_lock(handle: StoreHandle, snapshot: Snapshot | None) -> Iterator[None]:
-    """Let one process at a time look whether a container is mounted, and mount or remove it.
-
-    Raises:
-        NotFound: the container was removed meanwhile.
-    """
-    if snapshot is None:
-        yield
-        return
-    with _only_one(handle.layout.lock(f"snapshot-{snapshot.id}")):
-        find_snapshot(handle, snapshot.id)
-        yield
-
-
-def refuse_mounted(handle: StoreHandle, snapshot: Snapshot) -> None:
-    """Refuse a container whose writable layer is in use; its lock is held.
-
-    Raises:
-        Conflict: it is mounted, or was unmounted lazily and somebody still works in it.
-    """
-    records = records_of(handle)
-    targets = [record.target for record in records.live() if record.container == snapshot.name]
-    # Whoever mounted it with another run root left no record here, but the kernel knows.
-    entry = find_upper_mount(os.path.join(handle.layout.snapshot(snapshot.id), "upper")) if not targets else None
-    if targets or entry is not None:
-        target = targets[0] if targets else entry.target if entry is not None else ""
-        known = snapshot.name if targets else target
-        raise Conflict(
-            f"container {snapshot.name} is mounted at {target}", reason="mounted",
-            hint=f"Unmount it first with: {'layerfs umount' if targets else 'umount'} {known}",
-        )  # fmt: skip
-    users = records.users(snapshot.name)
-    if users:
-        raise Conflict(
-            f"container {snapshot.name} was unmounted lazily and is still in use by {', '.join(map(str, users[:5]))}",
-            reason="mounted", hint="End these processes first.",
-        )  # fmt: skip
-
-
 def _specification(
     handle: StoreHandle,
     image: ImageRecord,
@@ -297,17 +200,6 @@ def _record(
         with contextlib.suppress(OSError):
             umount(place, lazy=True)
         raise
-
-
-@contextlib.contextmanager
-def _only_one(path: str) -> Iterator[None]:
-    """Hold a lock whose file goes with it."""
-    lock = FileLock(path)
-    lock.acquire()
-    try:
-        yield
-    finally:
-        lock.release(remove=True)
 
 
 def _refuse_place(handle: StoreHandle, place: str) -> None:
@@ -380,7 +272,7 @@ def _unpacked(handle: StoreHandle, image: ImageRecord, tree: Tree, check: Callab
             paths.append(_unpack(handle, own, handle.layout.unpacked(layer.diff_id), check))
         return paths[::-1]
     # Some layers only mean what they mean on top of the others: then the whole image is one directory.
-    chain = chain_digest([layer.diff_id for layer in layers])
+    chain = chain_id([layer.diff_id for layer in layers])
     merged = handle.layout.unpacked_merged(chain)
     return [_unpack(handle, tree, merged, check)]
 

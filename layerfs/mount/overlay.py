@@ -21,12 +21,12 @@ from collections.abc import Callable, Iterator, Sequence
 
 from layerfs.errors import BackendUnavailable, Conflict, MountError
 from layerfs.linux.mount_api import move_mount
-from layerfs.linux.mountinfo import MountEntry, mount_id, read_mounts
+from layerfs.linux.mountinfo import find_upper_mount, mount_id, read_mounts
 from layerfs.linux.probe import feature
 from layerfs.mount.detached import DetachedOverlay, ErofsImage, open_directories
 from layerfs.mount.option import MountOptions
 
-__all__ = ["MAX_LOWERS", "find_upper_mount", "mount_directories", "mount_merged"]
+__all__ = ["MAX_LOWERS", "mount_directories", "mount_merged"]
 
 StrPath = str | os.PathLike[str]
 
@@ -149,28 +149,6 @@ def mount_directories(
     )
     with _target(target) as place, _exclusive_upper(upper):
         return _attach(overlay.mount, place, target, f"stack {len(paths)} directories from {paths[0]}", overlay)
-
-
-def find_upper_mount(upper: StrPath) -> MountEntry | None:
-    """Return the overlay mount of this mount namespace that has this upper directory, or None.
-
-    A mount that was unmounted lazily and is still in use, or that lies in another mount namespace, is not seen.
-
-    Args:
-        upper: the directory.
-
-    Raises:
-        OSError: if ``upper`` cannot be looked at.
-    """
-    wanted = os.stat(upper)
-    for entry in read_mounts(fstype="overlay"):
-        path = entry.option("upperdir")
-        if path is None:
-            continue
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.stat(path), wanted):
-                return entry
-    return None
 
 
 def _visible(lowers: Sequence[StrPath], *, userxattr: bool) -> list[str]:

@@ -18,10 +18,11 @@ from layerfs.registry.stream import ArchiveDocument, ArchiveLink, KnownLayer, St
 from layerfs.store.derive import aligned
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
-from layerfs.store.image import ImageRecord, NewImage, commit_images, find_record
+from layerfs.store.image import ImageRecord, find_record
 from layerfs.store.ingest import Ingest, IngestedLayer, Pending
 from layerfs.store.kept_blob import has_blob
 from layerfs.store.layer import find_layer, read_layer
+from layerfs.store.new_image import NewImage, commit_images
 
 __all__ = ["Loader", "Progress"]
 

@@ -31,10 +31,11 @@ from layerfs.registry.plan import ImagePlan, LayerPlan
 from layerfs.registry.remote import RemoteImages
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
-from layerfs.store.image import ImageRecord, NewImage, commit_images
+from layerfs.store.image import ImageRecord
 from layerfs.store.ingest import Ingest, IngestedLayer, Pending
 from layerfs.store.kept_blob import has_blob
 from layerfs.store.layer import find_layer, is_whole
+from layerfs.store.new_image import NewImage, commit_images
 from layerfs.store.part import Part, discard_part
 
 __all__ = ["Pull", "Stopped"]

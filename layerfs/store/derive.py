@@ -29,7 +29,6 @@ __all__ = [
     "TREE_LATER",
     "LayerKeys",
     "aligned",
-    "chain_digest",
     "derive_layer_tree",
     "encode_layer_tree",
     "encode_merged_tree",
@@ -183,7 +182,7 @@ def encode_merged_tree(merged: Node, chain: Sequence[LayerKey]) -> bytes:
     used = {node.device for node in walk(merged) if node.device is not None}
     others = {key.known: key for key in used if isinstance(key, LayerKey) and key.known not in own}
     devices = [_device(key) for key in own.values()] + [_device(others[diff_id]) for diff_id in sorted(others)]
-    return write_tree(merged, devices, tree_uuid("chain", chain_digest([key.known for key in chain])))
+    return write_tree(merged, devices, tree_uuid("chain", chain_id([key.known for key in chain])))
 
 
 def rewrite_merged_trees(handle: StoreHandle, layer: LayerRecord) -> None:
@@ -215,11 +214,6 @@ def rewrite_merged_trees(handle: StoreHandle, layer: LayerRecord) -> None:
                 fsync_directory(os.path.dirname(path), sync=handle.sync)
                 continue
             write_document(path, merged, sync=handle.sync)
-
-
-def chain_digest(diff_ids: Sequence[Digest]) -> Digest:
-    """Return the chainID, also of an image without layers, which the specification leaves out."""
-    return chain_id(diff_ids) if diff_ids else Digest.of(b"")
 
 
 class LayerKeys:

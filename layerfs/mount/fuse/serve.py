@@ -23,12 +23,11 @@ import pyfuse3
 import trio
 
 from layerfs.linux.mount_api import legacy_mount, umount
-from layerfs.linux.mountinfo import read_mounts
+from layerfs.linux.mountinfo import find_upper_mount, read_mounts
 from layerfs.linux.probe import feature
 from layerfs.mount.fuse.loop import run
 from layerfs.mount.fuse.operations import UnionOperations
 from layerfs.mount.fuse.specification import FuseSpecification
-from layerfs.mount.overlay import find_upper_mount
 from layerfs.store.layer import open_tree
 from layerfs.union.image import ImageLower
 from layerfs.union.lower import Lower

@@ -14,10 +14,10 @@ import pytest
 
 from layerfs.errors import BackendUnavailable, Conflict, MountError
 from layerfs.linux import mount_api, probe
-from layerfs.linux.mountinfo import MountEntry, read_mounts
+from layerfs.linux.mountinfo import MountEntry, find_upper_mount, read_mounts
 from layerfs.mount import detached, overlay
 from layerfs.mount.option import MountOptions
-from layerfs.mount.overlay import find_upper_mount, mount_directories, mount_merged
+from layerfs.mount.overlay import mount_directories, mount_merged
 from layerfs.mount.unmount import unmount
 from tests.integration.mount.conftest import Image, make_image
 

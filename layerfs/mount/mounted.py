@@ -1,0 +1,129 @@
+"""What of a store is mounted, also by processes that died before they could say so, and the locks around that.
+
+Apart from what mounts, so that those who only ask start without it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import os
+from collections.abc import Iterator
+
+from layerfs.errors import Conflict
+from layerfs.formats.digest import Digest
+from layerfs.linux.lock import FileLock
+from layerfs.linux.mountinfo import MountEntry, find_upper_mount, read_mounts
+from layerfs.mount.record import MountRecords
+from layerfs.store.handle import StoreHandle
+from layerfs.store.image import image_names, list_images
+from layerfs.store.snapshot import Snapshot, find_snapshot, list_snapshots
+
+__all__ = ["adopt_mounts", "container_lock", "only_one", "records_of", "refuse_mounted", "target_lock", "why_mounted"]
+
+
+def records_of(handle: StoreHandle) -> MountRecords:
+    """Return the mount records of a store."""
+    return MountRecords(os.path.join(handle.layout.runroot, "mounts"))
+
+
+def adopt_mounts(handle: StoreHandle) -> None:
+    """Record mounts of this store that nobody recorded: their process was killed just after it had made them.
+
+    Only this mount namespace is looked at.
+    """
+    records = records_of(handle)
+    snapshots, images = (os.path.join(handle.layout.root, name, "") for name in ("snapshots", "images"))
+    found = [entry for entry in read_mounts(fstype="overlay") if (entry.option("upperdir") or "").startswith(snapshots)]
+    found += [entry for entry in read_mounts(fstype="erofs") if entry.source.startswith(images)]
+    if not found:
+        return
+    known = {record.mount_id for record in records.live()}
+    for entry in found:
+        lock = FileLock(target_lock(handle, entry.target))
+        if entry.mount_id in known or not lock.try_acquire():
+            continue  # whoever holds it is about to record the mount
+        try:
+            if all(record.mount_id != entry.mount_id for record in records.live()):
+                _adopt(handle, entry)
+        finally:
+            lock.release(remove=True)
+
+
+def _adopt(handle: StoreHandle, entry: MountEntry) -> None:
+    upper = entry.option("upperdir")
+    identifier = os.path.basename(os.path.dirname(upper)) if upper is not None else None
+    snapshot = next((row for row in list_snapshots(handle) if row.id == identifier), None)
+    chain = os.path.basename(entry.source).removesuffix(".erofs")
+    for image in list_images(handle):
+        if image.digest == snapshot.image if snapshot is not None else image.chain_id.hex == chain:
+            names = image_names(handle, image)
+            records_of(handle).add(
+                target=entry.target, mount_id=entry.mount_id, image_id=str(image.digest),
+                image_name=names[0] if names else None, container=snapshot.name if snapshot is not None else None,
+                backend="overlay", read_only=snapshot is None,
+            )  # fmt: skip
+            return
+
+
+@contextlib.contextmanager
+def container_lock(handle: StoreHandle, snapshot: Snapshot | None) -> Iterator[None]:
+    """Let one process at a time look whether a container is mounted, and mount or remove it.
+
+    Raises:
+        NotFound: the container was removed meanwhile.
+    """
+    if snapshot is None:
+        yield
+        return
+    with only_one(handle.layout.lock(f"snapshot-{snapshot.id}")):
+        find_snapshot(handle, snapshot.id)
+        yield
+
+
+def refuse_mounted(handle: StoreHandle, snapshot: Snapshot) -> None:
+    """Refuse a container whose writable layer is in use; its lock is held.
+
+    Raises:
+        Conflict: it is mounted, or was unmounted lazily and somebody still works in it.
+    """
+    problem = why_mounted(handle, snapshot)
+    if problem is not None:
+        raise problem
+
+
+def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
+    """Return what is wrong with taking a container's writable layer for one's own, None if nobody uses it."""
+    records = records_of(handle)
+    targets = [record.target for record in records.live() if record.container == snapshot.name]
+    # Whoever mounted it with another run root left no record here, but the kernel knows.
+    entry = find_upper_mount(os.path.join(handle.layout.snapshot(snapshot.id), "upper")) if not targets else None
+    if targets or entry is not None:
+        target = targets[0] if targets else entry.target if entry is not None else ""
+        known = snapshot.name if targets else target
+        return Conflict(
+            f"container {snapshot.name} is mounted at {target}", reason="mounted",
+            hint=f"Unmount it first with: {'layerfs umount' if targets else 'umount'} {known}",
+        )  # fmt: skip
+    users = records.users(snapshot.name)
+    if users:
+        return Conflict(
+            f"container {snapshot.name} was unmounted lazily and is still in use by {', '.join(map(str, users[:5]))}",
+            reason="mounted", hint="End these processes first.",
+        )  # fmt: skip
+    return None
+
+
+@contextlib.contextmanager
+def only_one(path: str) -> Iterator[None]:
+    """Hold a lock whose file goes with it."""
+    lock = FileLock(path)
+    lock.acquire()
+    try:
+        yield
+    finally:
+        lock.release(remove=True)
+
+
+def target_lock(handle: StoreHandle, place: str) -> str:
+    """Return the path of the lock that a process holds while it mounts at a place."""
+    return handle.layout.lock(f"target-{Digest.of(os.fsencode(place)).hex}")
