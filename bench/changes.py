@@ -7,7 +7,6 @@ changed, outside the clock: a second commit of the same layer would find it in t
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import shlex
@@ -20,7 +19,17 @@ from pathlib import Path
 from bench.corpus import CorpusImage, image
 from bench.debian import run
 from bench.load import layerfs_command, store_environment
-from bench.measure import Report, Sample, command, fresh_directory, fresh_filesystem, interleave, settle
+from bench.measure import (
+    Report,
+    Sample,
+    chosen,
+    command,
+    common_options,
+    fresh_directory,
+    fresh_filesystem,
+    interleave,
+    settle,
+)
 from bench.peers import containerd, podman
 
 __all__ = ["change", "main"]
@@ -164,11 +173,9 @@ _TOOLS = {"podman": _podman, "buildah": _buildah, "umoci": _umoci, "ctr": _conta
 
 def main(arguments: Sequence[str]) -> None:
     """Run the scenario with options from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench changes", description=__doc__.partition("\n")[0])
+    parser = common_options("changes", __doc__, rounds=5)
     parser.add_argument("--image", default="python-app")
-    parser.add_argument("--rounds", type=int, default=3)
     parser.add_argument("--scratch", type=Path, help="measure in an existing file system, not in a fresh one")
-    parser.add_argument("--only", action="append", choices=tuple(_TOOLS), help="peers; all unless given")
     options = parser.parse_args(arguments)
     found = image(options.image)
     report = Report("changes", vars(options) | {"scratch": str(options.scratch)})
@@ -180,13 +187,13 @@ def main(arguments: Sequence[str]) -> None:
             )
         }
         for name, prepare in {"layerfs": _layerfs, **_TOOLS}.items():
-            if name != "layerfs" and (not shutil.which(name) or (options.only and name not in options.only)):
+            if name != "layerfs" and not (shutil.which(name) and chosen({name: None}, options.on)):
                 continue
             work = place / name[0]  # podman takes no long paths
             work.mkdir()
             variants |= stack.enter_context(prepare(found, work))
         settle()
-        samples, failed = interleave(variants, options.rounds)
+        samples, failed = interleave(variants, options.rounds, report.on)
         report.table(
             f"{found.name}: 1,000 changed files", samples, base="layerfs --version", failed=failed, unit=("ms", 1e3)
         )

@@ -22,7 +22,7 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.debian import base_tar, enter, python_wheels, run
-from bench.synthetic import DeepShape, write_deep
+from bench.synthetic import DeepShape, compressible, files_layer, write_deep, write_image
 
 __all__ = ["CorpusImage", "cache_directory", "image", "main", "names"]
 
@@ -231,6 +231,13 @@ def _build_with_buildah(
             subprocess.run(["umount", "--quiet", "--recursive", mount], check=False, capture_output=True)
 
 
+def _big(_work: Path, layout: Path, say: Callable[[str], None]) -> None:
+    """One gigabyte in eight files that compress by a half, and a small one."""
+    say("==> eight files of 128 MiB in one layer")
+    files = [(f"data/{number}", b"".join(compressible(f"big {number}", 128 << 20))) for number in range(8)]
+    write_image(layout, [files_layer([("etc/hostname", b"big\n"), *files])])
+
+
 def _deep(layers: int) -> Callable[[Path, Path, Callable[[str], None]], None]:
     def build(_work: Path, layout: Path, say: Callable[[str], None]) -> None:
         say(f"==> {layers} small layers")
@@ -258,6 +265,7 @@ _RECIPES: dict[str, tuple[int, Callable[[Path, Path, Callable[[str], None]], Non
     "demo": (1, _demo),
     "python-app": (2, _python_app),
     "node-like": (2, _node_like),
+    "big": (1, _big),
     "deep-1": (1, _deep(1)),
     "deep-101": (1, _deep(101)),
     "deep-101-flat": (1, _flat("deep-101")),

@@ -7,7 +7,6 @@ of the process that serves the mount together. A row that changes something star
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import random
@@ -21,14 +20,11 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.debian import run
-from bench.measure import Report, Sample, drop_caches, interleave
+from bench.fuse_mounts import Mounted, Variant, count_requests, layer_directories, union_mounts
+from bench.measure import Report, Sample, chosen, common_options, drop_caches, interleave
 from bench.mount import store_with
-from layerfs.api import Image, Store
 from layerfs.linux.mount_api import umount
-from layerfs.mount.fuse.specification import FuseSpecification
-from layerfs.mount.fuse.start import start_fuse, wait_for_end
-from layerfs.store.image import find_image, merged_tree
-from layerfs.store.layer import device_paths
+from layerfs.mount.fuse.start import wait_for_end
 
 __all__ = ["main"]
 
@@ -55,17 +51,6 @@ class Row:
     job: Callable[[Tree], int]
     cold: bool = False
     before: Callable[[Tree], object] | None = None
-
-
-@dataclass
-class Mounted:
-    """A live mount: where, and the process that serves it, if there is one."""
-
-    target: Path
-    pid: int | None
-
-
-Variant = Callable[[Path, Path, Path], Mounted]
 
 
 def _walk(tree: Tree) -> int:
@@ -322,6 +307,8 @@ def _measure(
             os.sched_setaffinity(0, {cpu})
             if found.pid is not None:
                 os.sched_setaffinity(found.pid, {cpu})
+        requests = stack.enter_context(count_requests(found.target)) if found.pid is not None else lambda: None
+        before = requests()
         try:
             server, client, start = _cpu_of(found.pid), _cpu_of_client(), time.perf_counter()
             count = row.job(tree)
@@ -329,55 +316,13 @@ def _measure(
             spent = _cpu_of_client() - client + _cpu_of(found.pid) - server
         finally:
             os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        after = requests()
         peak = 0
         if found.pid is not None:
             status = Path(f"/proc/{found.pid}/status").read_text()
             peak = int(status.partition("VmHWM:")[2].split()[0]) * 1024
-    return Sample(wall / count, spent / count, peak)
-
-
-def _variants(store: Store, found: Image, chosen: list[str], directories: list[str]) -> dict[str, Variant]:
-    """Return how each file system mounts the image."""
-    record = find_image(store._handle, str(found.id))
-    tree_path = store._handle.layout.merged_tree(record.chain_id)
-    devices = tuple(device_paths(store._handle, merged_tree(store._handle, record)))
-
-    def image(upper: Path, work: Path, target: Path) -> Mounted:
-        wanted = FuseSpecification(target=str(target), tree=tree_path, devices=devices, upper=str(upper),
-                                   work=str(work), nosuid=False, nodev=False, allow_other=True)  # fmt: skip
-        return Mounted(target, start_fuse(wanted)[1])
-
-    def stacked(upper: Path, work: Path, target: Path) -> Mounted:
-        wanted = FuseSpecification(target=str(target), lowers=tuple(directories), upper=str(upper), work=str(work),
-                                   nosuid=False, nodev=False, allow_other=True)  # fmt: skip
-        return Mounted(target, start_fuse(wanted)[1])
-
-    def fuse_overlayfs(upper: Path, work: Path, target: Path) -> Mounted:
-        options = f"lowerdir={':'.join(directories)},upperdir={upper},workdir={work}"
-        before = _processes("fuse-overlayfs")
-        run(["fuse-overlayfs", "-o", options, target])
-        (pid,) = _processes("fuse-overlayfs") - before
-        return Mounted(target, pid)
-
-    def kernel(upper: Path, work: Path, target: Path) -> Mounted:
-        options = f"lowerdir={':'.join(directories)},upperdir={upper},workdir={work}"
-        if len(options) > 4000:
-            mount_stack(directories, upper, work, target)
-        else:
-            run(["mount", "-t", "overlay", "overlay", "-o", options, target])
-        return Mounted(target, None)
-
-    every = {"layerfs": image, "layerfs, directories": stacked, "fuse-overlayfs": fuse_overlayfs,
-             "kernel overlayfs": kernel}  # fmt: skip
-    return {name: variant for name, variant in every.items() if name in chosen}
-
-
-def mount_stack(directories: list[str], upper: Path, work: Path, target: Path) -> None:
-    """Mount overlayfs in the kernel over more directories than mount(2) has room for."""
-    from layerfs.mount.option import MountOptions
-    from layerfs.mount.overlay import mount_directories
-
-    mount_directories(directories, target, upper=upper, work=work, options=MountOptions(nosuid=False, nodev=False))
+    extra = {} if before is None or after is None else {"requests": (after - before) / count}
+    return Sample(wall / count, spent / count, peak, extra)
 
 
 @contextlib.contextmanager
@@ -434,26 +379,6 @@ def _compare_lookups(variants: dict[str, Variant], root: Path, rounds: int, repo
     report.table("an uncached lookup", samples, base="null C server", failed=failed, unit=("µs", 1e6))
 
 
-def _processes(name: str) -> set[int]:
-    found = set()
-    for pid in filter(str.isdigit, os.listdir("/proc")):
-        with contextlib.suppress(OSError):
-            if Path(f"/proc/{pid}/comm").read_text().strip() == name[:15]:
-                found.add(int(pid))
-    return found
-
-
-def _directories(store: Store, found: Image, root: Path, *, flat: bool) -> list[str]:
-    """Unpack the image's layers to directories for the others; ``flat`` into one."""
-    from layerfs.mount.image import _unpack, _unpacked
-
-    record = find_image(store._handle, str(found.id))
-    tree = merged_tree(store._handle, record)
-    if flat:
-        return [_unpack(store._handle, tree, str(root / "flat"), None)]
-    return _unpacked(store._handle, record, tree, None)
-
-
 def _paths(directory: Path) -> tuple[list[bytes], list[bytes]]:
     """List a mounted image: all paths, and regular files that are not empty and have one link."""
     paths, files = [], []
@@ -472,23 +397,21 @@ def _paths(directory: Path) -> tuple[list[bytes], list[bytes]]:
 
 def main(arguments: list[str]) -> None:
     """Measure."""
-    parser = argparse.ArgumentParser(prog="python -m bench fuse", description=__doc__)
+    parser = common_options("fuse", __doc__, rounds=5)
     parser.add_argument("--image", default="python-app")
-    parser.add_argument("--rounds", type=int, default=2)
     parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated: " + ", ".join(ROWS))
-    parser.add_argument("--variants", default="layerfs,fuse-overlayfs,kernel overlayfs")
+    parser.add_argument("--directories", action="store_true", help="also our own over directories, not the image")
     parser.add_argument("--lookups", action="store_true", help="compare an uncached lookup with a null C server first")
     parser.add_argument("--flat", action="store_true", help="give the others the image as one directory")
     parser.add_argument("--free", action="store_true", help="do not pin client and server to one CPU")
     options = parser.parse_args(arguments)
     report = Report("fuse", vars(options))
-    chosen = options.variants.split(",")
-    if "layerfs directories" in chosen:
-        chosen.append("layerfs, directories")
     with store_with([options.image]) as (store, root, images):
         found = images[options.image]
-        directories = _directories(store, found, root, flat=options.flat)
-        variants = _variants(store, found, chosen, directories)
+        directories = layer_directories(store, found, root / "flat" if options.flat else None)
+        variants = chosen(union_mounts(store, found, directories), options.on)
+        if not options.directories:
+            variants.pop("layerfs, directories", None)
         mountpoint = root / "look"
         mountpoint.mkdir()
         mount = store.mount(found, mountpoint, read_only=True)

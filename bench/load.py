@@ -7,7 +7,6 @@ another question). layerfs is durable when it ends; for the peers, who are not, 
 
 from __future__ import annotations
 
-import argparse
 import os
 import shutil
 import sys
@@ -17,7 +16,18 @@ from dataclasses import replace
 from pathlib import Path
 
 from bench.corpus import CorpusImage, image
-from bench.measure import Report, Sample, command, fresh_directory, fresh_filesystem, interleave, settle
+from bench.measure import (
+    Report,
+    Sample,
+    bytes_written,
+    chosen,
+    command,
+    common_options,
+    fresh_directory,
+    fresh_filesystem,
+    interleave,
+    settle,
+)
 from bench.peers import ImportVariant, floors, importers, versions
 
 __all__ = ["layerfs_command", "main"]
@@ -48,10 +58,14 @@ def _measured(variant: ImportVariant, found: CorpusImage, scratch: Path | None) 
             for path in (*found.layers(), found.oci_archive, found.docker_archive):
                 command(["cat", path])
             settle()
+            before = bytes_written(root)
             sample = variant(found, root)
             start = time.perf_counter()
             settle()
-            return replace(sample, extra={"sync": time.perf_counter() - start})
+            return replace(
+                sample,
+                extra={"sync": time.perf_counter() - start, "MB written": (bytes_written(root) - before) / 1e6},
+            )
 
     return one
 
@@ -74,13 +88,11 @@ def _again(found: CorpusImage, rounds: int, report: Report) -> None:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the scenario with options from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench load", description=__doc__.partition("\n")[0])
+    parser = common_options("load", __doc__, rounds=5)
     parser.add_argument("--image", action="append", help="python-app and node-like unless given")
-    parser.add_argument("--rounds", type=int, default=5)
-    parser.add_argument("--on", help="only the variants whose names hold one of these words, comma separated")
     parser.add_argument("--scratch", type=Path, help="work in new directories below this one, not on new file systems")
     options = parser.parse_args(arguments)
-    report = Report("load", {"rounds": options.rounds, "scratch": str(options.scratch), "peers": dict(versions())})
+    report = Report("load", {**vars(options), "scratch": str(options.scratch), "peers": dict(versions())})
     for name in options.image or ["python-app", "node-like"]:
         found = image(name)
         variants: dict[str, ImportVariant] = {
@@ -89,13 +101,10 @@ def main(arguments: Sequence[str]) -> None:
             **floors(),
             **importers(),
         }
-        if options.on:
-            words = options.on.split(",")
-            variants = {key: run for key, run in variants.items() if any(word in key for word in words)}
         ready = {key: _measured(run, found, options.scratch) for key, run in variants.items()}
-        samples, failed = interleave(ready, options.rounds)
+        samples, failed = interleave(ready, options.rounds, report.on)
         base = "gzip, sha256sum"
         report.table(f"{name}: load into an empty store", samples, base=base, failed=failed)
-        if not options.on or "layerfs" in options.on:
+        if chosen({"layerfs": None}, options.on):
             _again(found, options.rounds, report)
     report.write()

@@ -7,6 +7,7 @@ made before its clock starts.
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import json
 import os
@@ -18,15 +19,19 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from typing import TypeVar
 
 from bench.corpus import cache_directory
 from bench.debian import run
-from bench.results_file import RESULTS, Row, Sample, Table
+from bench.results_file import RESULTS, Curve, Row, Sample, Table
 
 __all__ = [
     "Report",
     "Sample",
+    "bytes_written",
+    "chosen",
     "command",
+    "common_options",
     "drop_caches",
     "fresh_directory",
     "fresh_filesystem",
@@ -34,6 +39,31 @@ __all__ = [
     "repeat",
     "settle",
 ]
+
+
+def common_options(scenario: str, about: str | None, *, rounds: int) -> argparse.ArgumentParser:
+    """Return a parser with what every scenario takes: ``--rounds`` and ``--on``.
+
+    Args:
+        scenario: its name.
+        about: its module's documentation, of which the first line is shown.
+        rounds: how many unless given.
+    """
+    parser = argparse.ArgumentParser(
+        prog=f"python -m bench run {scenario}", description=(about or "").partition("\n")[0]
+    )
+    parser.add_argument("--rounds", type=int, default=rounds, help=f"of every variant (default: {rounds})")
+    parser.add_argument("--on", help="only the variants whose names hold one of these words, comma separated")
+    return parser
+
+
+Variant = TypeVar("Variant")
+
+
+def chosen(variants: Mapping[str, Variant], on: str | None) -> dict[str, Variant]:
+    """Return the variants that ``--on`` asks for: all without it."""
+    words = [word.strip() for word in (on or "").split(",") if word.strip()]
+    return {name: run for name, run in variants.items() if not words or any(word in name for word in words)}
 
 
 def command(words: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Sample:
@@ -69,13 +99,14 @@ def repeat(job: Callable[[], object], *, at_least: float = 0.05, most: int = 100
 
 
 def interleave(
-    variants: Mapping[str, Callable[[], Sample]], rounds: int, *, seed: int = 1
+    variants: Mapping[str, Callable[[], Sample]], rounds: int, on: str | None = None, *, seed: int = 1
 ) -> tuple[dict[str, list[Sample]], dict[str, str]]:
-    """Run every variant ``rounds`` times, each round in an order of its own.
+    """Run every variant that ``on`` asks for ``rounds`` times, each round in an order of its own.
 
     Returns:
         The samples by variant, and the messages of variants that failed; those are not run again.
     """
+    variants = chosen(variants, on)
     order = random.Random(seed)
     samples: dict[str, list[Sample]] = {name: [] for name in variants}
     failed: dict[str, str] = {}
@@ -139,6 +170,13 @@ def fresh_directory(parent: Path) -> Iterator[Path]:
                     _unmount(Path(target))
 
 
+def bytes_written(place: Path) -> int:
+    """Return how many bytes were ever written to the block device that a path lies on."""
+    device = os.stat(place).st_dev
+    fields = Path(f"/sys/dev/block/{os.major(device)}:{os.minor(device)}/stat").read_text().split()
+    return int(fields[6]) * 512
+
+
 def settle() -> None:
     """Write back all that is dirty, so that one run does not pay for the one before."""
     os.sync()
@@ -155,8 +193,12 @@ class Report:
 
     def __init__(self, scenario: str, settings: Mapping[str, object]) -> None:
         self.scenario = scenario
+        on = settings.get("on")
+        #: What :func:`common_options` was given for ``--on``.
+        self.on = on if isinstance(on, str) else None
         self._started = time.strftime("%Y%m%dT%H%M%S")
         self._tables: list[Table] = []
+        self._curves: list[Curve] = []
         self._settings = dict(settings)
         self._load = os.getloadavg()[0]
         if self._load > 0.7:
@@ -173,9 +215,27 @@ class Report:
     ) -> None:
         """Add and print one table; ``base`` names the variant that ratios are against."""
         rows = tuple(Row(variant, tuple(found)) for variant, found in samples.items() if found)
+        if not rows and not failed:
+            return  # nothing of it was asked for
         table = Table(title, base, rows, dict(failed or {}), unit)
         print(f"\n### {title}\n\n" + "\n".join(table.markdown()))
         self._tables.append(table)
+
+    def curve(
+        self,
+        title: str,
+        axis: str,
+        lines: Mapping[str, Mapping[float, Sequence[Sample]]],
+        *,
+        unit: tuple[str, float] = ("s", 1.0),
+    ) -> None:
+        """Add and print one curve: by variant and size, the samples; sizes without any are left out."""
+        kept = {
+            name: {size: tuple(found) for size, found in sorted(line.items()) if found} for name, line in lines.items()
+        }
+        curve = Curve(title, axis, {name: line for name, line in kept.items() if line}, unit)
+        print(f"\n### {title}\n\n" + "\n".join(curve.markdown()))
+        self._curves.append(curve)
 
     def write(self) -> Path:
         """Write ``bench/results/SCENARIO-TIME.json`` and return its path."""
@@ -200,6 +260,18 @@ class Report:
                     "failed": table.failed,
                 }
                 for table in self._tables
+            ],
+            "curves": [
+                {
+                    "title": curve.title,
+                    "axis": curve.axis,
+                    "unit": curve.unit,
+                    "lines": {
+                        name: {size: [asdict(sample) for sample in found] for size, found in line.items()}
+                        for name, line in curve.lines.items()
+                    },
+                }
+                for curve in self._curves
             ],
         }
         path.write_text(json.dumps(document, indent=1))

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
@@ -10,7 +9,7 @@ from pathlib import Path
 
 from bench.corpus import CorpusImage, image
 from bench.load import layerfs_command, store_environment
-from bench.measure import Report, Sample, command, fresh_filesystem, interleave
+from bench.measure import Report, Sample, command, common_options, fresh_filesystem, interleave
 from layerfs.api import Image, Store
 
 __all__ = ["main", "mounted", "store_with"]
@@ -80,7 +79,7 @@ def _through_library(
 
         return run
 
-    mounts, failed = interleave({name: one(name, found) for name, found in images.items()}, rounds)
+    mounts, failed = interleave({name: one(name, found) for name, found in images.items()}, rounds, report.on)
     base = next(iter(images))
     report.table(f"library: mount ({kind})", mounts, base=base, failed=failed, unit=("ms", 1000))
     done = {name: found for name, found in umounts.items() if name not in failed}
@@ -106,7 +105,7 @@ def _through_command_line(
         "layerfs --version": lambda: command([program, "--version"], env=environment)
     }
     variants |= {name: one(name, found) for name, found in images.items()}
-    mounts, failed = interleave(variants, rounds)
+    mounts, failed = interleave(variants, rounds, report.on)
     report.table("command line: mount --read-only", mounts, base="layerfs --version", failed=failed)
     done = {name: found for name, found in umounts.items() if name not in failed}
     report.table("command line: umount", done, base=next(iter(images)))
@@ -114,11 +113,10 @@ def _through_command_line(
 
 def main(arguments: Sequence[str]) -> None:
     """Run the scenario with options from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench mount", description=__doc__.partition("\n")[0])
+    parser = common_options("mount", __doc__, rounds=5)
     parser.add_argument("--image", action="append", help="deep-1, python-app, deep-101 and deep-499 unless given")
-    parser.add_argument("--rounds", type=int, default=5)
     options = parser.parse_args(arguments)
-    report = Report("mount", {"rounds": options.rounds, "mounts in a row": _IN_A_ROW})
+    report = Report("mount", {**vars(options), "mounts in a row": _IN_A_ROW})
     with store_with(options.image or ["deep-1", "python-app", "deep-101", "deep-499"]) as (store, root, images):
         target = root / "mnt"
         target.mkdir()

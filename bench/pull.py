@@ -9,14 +9,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import gzip
-import hashlib
-import io
-import json
 import os
 import shutil
 import subprocess
-import tarfile
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Sequence
@@ -25,9 +20,19 @@ from pathlib import Path
 
 from bench.corpus import CorpusImage, image
 from bench.load import layerfs_command, store_environment
-from bench.measure import Report, Sample, command, fresh_filesystem, interleave, settle
+from bench.measure import (
+    Report,
+    Sample,
+    bytes_written,
+    command,
+    common_options,
+    fresh_filesystem,
+    interleave,
+    settle,
+)
 from bench.peers import containerd, podman, sample_with_daemon, versions
 from bench.registry import Certificates, Registry, make_certificates, registry_server
+from bench.synthetic import compressible, files_layer, write_image
 
 __all__ = ["main"]
 
@@ -92,67 +97,35 @@ def _measured(variant: Variant) -> Callable[[], Sample]:
     def one() -> Sample:
         with fresh_filesystem() as root:
             settle()
+            before = bytes_written(root)
             sample = variant(root)
             start = time.perf_counter()
             settle()
-            return replace(sample, extra={"sync": time.perf_counter() - start})
+            return replace(
+                sample,
+                extra={"sync": time.perf_counter() - start, "MB written": (bytes_written(root) - before) / 1e6},
+            )
 
     return one
 
 
 def _made_up(directory: Path, layers: int) -> Path:
     """Write an OCI layout with so many layers, together :data:`_SIZE` bytes of files that compress by a half."""
-    blobs = directory / "blobs" / "sha256"
-    blobs.mkdir(parents=True)
+    per_layer = _SIZE // layers
 
-    def blob(data: bytes) -> dict[str, object]:
-        digest = hashlib.sha256(data).hexdigest()
-        (blobs / digest).write_bytes(data)
-        return {"digest": f"sha256:{digest}", "size": len(data)}
+    def files(layer: int) -> Iterator[tuple[str, bytes]]:
+        for start in range(0, per_layer, 100_000):
+            size = min(100_000, per_layer - start)
+            yield f"{layer}/{start}", b"".join(compressible(f"{layers} {layer} {start}", size))
 
-    descriptors, diff_ids = [], []
-    for number in range(layers):
-        raw = io.BytesIO()
-        with tarfile.open(fileobj=raw, mode="w") as tar:
-            left = _SIZE // layers
-            while left > 0:
-                size = min(left, 100_000)
-                half = hashlib.shake_128(f"{layers} {number} {left}".encode()).digest(size // 2)
-                member = tarfile.TarInfo(f"{number}/{left}")
-                member.size = 2 * len(half)
-                tar.addfile(member, io.BytesIO(half.hex().encode()))
-                left -= size
-        diff_ids.append(f"sha256:{hashlib.sha256(raw.getvalue()).hexdigest()}")
-        packed = blob(gzip.compress(raw.getvalue(), 1, mtime=0))
-        descriptors.append({"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", **packed})
-    config = blob(
-        json.dumps(
-            {"architecture": "amd64", "os": "linux", "config": {}, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
-        ).encode()
-    )
-    manifest = blob(
-        json.dumps(
-            {
-                "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
-                "config": {"mediaType": "application/vnd.oci.image.config.v1+json", **config}, "layers": descriptors,
-            }
-        ).encode()
-    )  # fmt: skip
-    entry = {
-        "mediaType": "application/vnd.oci.image.manifest.v1+json", **manifest,
-        "annotations": {"org.opencontainers.image.ref.name": "latest"},
-    }  # fmt: skip
-    (directory / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
-    (directory / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+    write_image(directory, (files_layer(files(layer)) for layer in range(layers)))
     return directory
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the scenario with options from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench pull", description=(__doc__ or "").partition("\n")[0])
+    parser = common_options("pull", __doc__, rounds=5)
     parser.add_argument("--image", default="python-app")
-    parser.add_argument("--rounds", type=int, default=3)
-    parser.add_argument("--on", help="only the variants whose names hold one of these words, comma separated")
     parser.add_argument("--only", help="empty, again, layers or memory: only this table")
     options = parser.parse_args(arguments)
     found = image(options.image)
@@ -172,21 +145,24 @@ def main(arguments: Sequence[str]) -> None:
                 _again(plain, tls, trusted, options.rounds, report)
             if options.only in (None, "layers"):
                 variants = {
-                    f"{count} layers": _measured(_layerfs(plain.name(f"layers-{count}"), "--tls-verify=false"))
+                    f"layerfs pull, {count} layers": _of_layers(plain, count, "--tls-verify=false")
                     for count in (10, 100)
                 }
-                samples, failed = interleave(variants, options.rounds)
-                report.table(f"{_SIZE >> 20} MiB of files", samples, base="10 layers", failed=failed)
+                samples, failed = interleave(variants, options.rounds, report.on)
+                base = "layerfs pull, 10 layers"
+                report.table(f"{_SIZE >> 20} MiB of files", samples, base=base, failed=failed)
             if options.only in (None, "memory"):
                 variants = {
-                    f"{jobs} at a time": _measured(
-                        _layerfs(plain.name("layers-10"), "--tls-verify=false", "--jobs", str(jobs))
-                    )
+                    f"layerfs pull, {jobs} at a time": _of_layers(plain, 10, "--tls-verify=false", "--jobs", str(jobs))
                     for jobs in (1, 3, 6)
                 }
-                samples, failed = interleave(variants, options.rounds)
-                report.table("memory: 10 layers", samples, base="3 at a time", failed=failed)
+                samples, failed = interleave(variants, options.rounds, report.on)
+                report.table("memory: 10 layers", samples, base="layerfs pull, 3 at a time", failed=failed)
     report.write()
+
+
+def _of_layers(registry: Registry, count: int, *options: str) -> Callable[[], Sample]:
+    return _measured(_layerfs(registry.name(f"layers-{count}"), *options))
 
 
 def _empty(
@@ -208,9 +184,8 @@ def _empty(
         "ctr image pull": _containerd(name, "--plain-http"),
         "ctr image pull, TLS": _containerd(secure, "--hosts-dir", _hosts(tls, certificates)),
     }
-    if options.on:
-        variants = {key: one for key, one in variants.items() if any(word in key for word in options.on.split(","))}
-    samples, failed = interleave({key: _measured(one) for key, one in variants.items()}, options.rounds)
+    ready = {key: _measured(one) for key, one in variants.items()}
+    samples, failed = interleave(ready, options.rounds, report.on)
     report.table(f"{found.name}: pull into an empty store", samples, base="layerfs pull", failed=failed)
 
 
@@ -238,5 +213,6 @@ def _again(plain: Registry, tls: Registry, trusted: str, rounds: int, report: Re
                 "layerfs --version": lambda: command([layerfs_command(), "--version"], env=environment),
             },
             max(rounds, 5),
+            report.on,
         )
         report.table("app: pull again", samples, base="layerfs --version", failed=failed)

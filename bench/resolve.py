@@ -5,7 +5,6 @@ All paths lead to what they name without a symlink on the way, as a walk gives t
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import random
@@ -14,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bench.layered import LayeredLookup
-from bench.measure import Report, Sample, interleave
+from bench.measure import Report, Sample, common_options, interleave
 from bench.mount import mounted, store_with
 from layerfs.api import Image, Store
 from layerfs.formats.erofs.reader import Tree
@@ -87,7 +86,7 @@ def _measure(
 ) -> None:
     for run in variants.values():
         run()
-    samples, failed = interleave(variants, rounds)
+    samples, failed = interleave(variants, rounds, report.on)
     mean = sum(path.count(b"/") + 1 for path in paths) / len(paths)
     report.table(
         f"{title}: {len(paths)} paths of {mean:.1f} components on average, warm",
@@ -116,11 +115,10 @@ def _image(store: Store, root: Path, found: Image, title: str, report: Report, *
 
 def main(arguments: Sequence[str]) -> None:
     """Run the scenario with options from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench resolve", description=__doc__.partition("\n")[0])
+    parser = common_options("resolve", __doc__, rounds=7)
     parser.add_argument("--image", action="append", help="python-app and deep-101 unless given")
-    parser.add_argument("--rounds", type=int, default=7)
     options = parser.parse_args(arguments)
-    report = Report("resolve", {"rounds": options.rounds})
+    report = Report("resolve", vars(options))
     with store_with(options.image or ["python-app", "deep-101"]) as (store, root, images):
         for name, found in images.items():
             _image(store, root, found, name, report, rounds=options.rounds)

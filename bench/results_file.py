@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import json
+import math
 import statistics
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RESULTS", "Row", "Run", "Sample", "Table", "newest_runs", "read_run"]
+__all__ = ["RESULTS", "Curve", "Row", "Run", "Sample", "Table", "newest_runs", "read_run"]
 
 RESULTS = Path(__file__).parent / "results"
 
@@ -98,6 +99,61 @@ class Table:
 
 
 @dataclass(frozen=True, slots=True)
+class Curve:
+    """What something costs by its size, for one or several variants.
+
+    Attributes:
+        axis: what the size counts.
+        lines: by variant, the samples of each size; sizes ascend.
+    """
+
+    title: str
+    axis: str
+    lines: Mapping[str, Mapping[float, tuple[Sample, ...]]]
+    unit: tuple[str, float] = ("s", 1.0)
+
+    def medians(self, variant: str) -> dict[float, float]:
+        """Return the median seconds of each size."""
+        return {
+            size: statistics.median(sample.wall for sample in samples) for size, samples in self.lines[variant].items()
+        }
+
+    def exponent(self, variant: str) -> float | None:
+        """Return how the cost grows: 0 not at all, 1 with the size, 2 with its square; None for fewer than three sizes.
+
+        Fitted to the three largest sizes, since below them what does not grow hides what does.
+        """
+        points = [
+            (math.log(size), math.log(cost)) for size, cost in list(self.medians(variant).items())[-3:] if cost > 0
+        ]
+        if len(points) < 3:
+            return None
+        slope, _ = statistics.linear_regression(*zip(*points, strict=True))
+        return slope
+
+    def table(self) -> Table:
+        """Return the same as a table with one row per variant and size, for comparisons."""
+        rows = tuple(
+            Row(f"{variant} at {size:g} {self.axis}", samples)
+            for variant, sizes in self.lines.items()
+            for size, samples in sizes.items()
+        )
+        return Table(self.title, rows[0].variant if rows else "", rows, {}, self.unit)
+
+    def markdown(self) -> Iterator[str]:
+        """Yield the lines of a table with one column per size."""
+        sizes = sorted({size for line in self.lines.values() for size in line})
+        name, factor = self.unit
+        yield f"| {name}, by {self.axis} | {' | '.join(f'{size:g}' for size in sizes)} | exponent |"
+        yield "|---" * (len(sizes) + 2) + "|"
+        for variant in self.lines:
+            medians = self.medians(variant)
+            cells = [f"{medians[size] * factor:.3g}" if size in medians else "-" for size in sizes]
+            slope = self.exponent(variant)
+            yield f"| {variant} | {' | '.join(cells)} | {'-' if slope is None else f'{slope:.2f}'} |"
+
+
+@dataclass(frozen=True, slots=True)
 class Run:
     """One run of one scenario."""
 
@@ -106,6 +162,7 @@ class Run:
     settings: dict[str, Any]
     machine: dict[str, Any]
     tables: tuple[Table, ...]
+    curves: tuple[Curve, ...] = ()
 
     @property
     def date(self) -> str:
@@ -135,7 +192,19 @@ def read_run(path: Path) -> Run:
         )
         for table in document["tables"]
     )
-    return Run(path, document["scenario"], document["settings"], document["machine"], tables)
+    curves = tuple(
+        Curve(
+            curve["title"],
+            curve["axis"],
+            {
+                variant: {float(size): tuple(Sample(**sample) for sample in samples) for size, samples in line.items()}
+                for variant, line in curve["lines"].items()
+            },
+            tuple(curve["unit"]),
+        )
+        for curve in document.get("curves", ())
+    )
+    return Run(path, document["scenario"], document["settings"], document["machine"], tables, curves)
 
 
 def newest_runs(directory: Path = RESULTS) -> list[Run]:

@@ -5,7 +5,6 @@ Warm: each variant ran once before. The same tree is also measured from many lay
 
 from __future__ import annotations
 
-import argparse
 import contextlib
 import os
 import random
@@ -17,12 +16,12 @@ from pathlib import Path
 
 from bench.corpus import image
 from bench.debian import run
-from bench.measure import Report, Sample, drop_caches, interleave
+from bench.measure import Report, Sample, common_options, drop_caches, interleave
 from bench.mount import mounted, store_with
 from bench.resolve import walk_paths
 from layerfs.api import Image, Store
 
-__all__ = ["main"]
+__all__ = ["kernel_overlay", "main", "unpacked"]
 
 #: Takes the tree's path with a slash and what to look at; returns how many entries were looked at.
 Operation = Callable[[bytes, Sequence[bytes]], int]
@@ -76,7 +75,7 @@ def _per_entry(operation: Operation, top: Path, paths: Sequence[bytes]) -> Calla
 
 
 @contextlib.contextmanager
-def _unpacked(name: str, root: Path) -> Iterator[Path]:
+def unpacked(name: str, root: Path) -> Iterator[Path]:
     """The image as a plain directory on the same file system, by umoci."""
     bundle = root / f"plain-{name}"
     subprocess.run(
@@ -86,7 +85,7 @@ def _unpacked(name: str, root: Path) -> Iterator[Path]:
 
 
 @contextlib.contextmanager
-def _kernel_overlay(lower: Path, root: Path) -> Iterator[Path]:
+def kernel_overlay(lower: Path, root: Path) -> Iterator[Path]:
     """What a container sees with other tools: overlayfs on an unpacked tree, here of one layer only."""
     upper, work, target = (root / f"overlay-{word}" for word in ("upper", "work", "mnt"))
     for directory in (upper, work, target):
@@ -112,7 +111,7 @@ def _compare(title: str, trees: dict[str, Path], rounds: int, report: Report, *,
         else:
             for warm_up in variants.values():
                 warm_up()
-        samples, failed = interleave(variants, rounds)
+        samples, failed = interleave(variants, rounds, report.on)
         state = "cold" if cold else "warm"
         report.table(
             f"{title}: {operation_title}, {state}", samples, base=base, failed=failed, unit=("us per entry", 1e6)
@@ -129,17 +128,16 @@ def _after_dropping_caches(warm: Callable[[], Sample]) -> Callable[[], Sample]:
 
 def main(arguments: Sequence[str]) -> None:
     """Run the scenario with options from the command line."""
-    parser = argparse.ArgumentParser(prog="python -m bench storm", description=__doc__.partition("\n")[0])
+    parser = common_options("storm", __doc__, rounds=5)
     parser.add_argument("--image", default="python-app", help="the image that is compared with ext4")
     parser.add_argument("--deep", default="deep-101", help="the image of many layers, compared with itself in one")
-    parser.add_argument("--rounds", type=int, default=5)
     parser.add_argument("--cold", action="store_true", help="measure with empty caches too")
     options = parser.parse_args(arguments)
-    report = Report("storm", {"rounds": options.rounds, "image": options.image, "deep": options.deep})
+    report = Report("storm", vars(options))
     deep, flat = options.deep, f"{options.deep}-flat"
     with store_with([options.image, deep, flat]) as (store, root, images), contextlib.ExitStack() as stack:
-        plain = stack.enter_context(_unpacked(options.image, root))
-        overlay = stack.enter_context(_kernel_overlay(plain, root))
+        plain = stack.enter_context(unpacked(options.image, root))
+        overlay = stack.enter_context(kernel_overlay(plain, root))
         trees = {
             "ext4": plain,
             "kernel overlay on ext4": overlay,

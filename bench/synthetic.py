@@ -1,4 +1,4 @@
-"""Images with many small layers that touch the same directories, written without any tool but the standard library."""
+"""Made-up images, written without any tool but the standard library: deep ones, and ones of any size and shape."""
 
 from __future__ import annotations
 
@@ -6,11 +6,14 @@ import gzip
 import hashlib
 import io
 import json
+import shutil
 import tarfile
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Any
 
-__all__ = ["DeepShape", "write_deep"]
+__all__ = ["DeepShape", "compressible", "files_layer", "stack_on", "write_deep", "write_image", "write_images"]
 
 #: 2024-01-01: one time for all members, so that the same shape gives the same bytes.
 _MTIME = 1_704_067_200
@@ -39,6 +42,22 @@ def write_deep(layout: Path, shape: DeepShape) -> None:
     Each layer adds one file to every directory, replaces one file of an older layer and, from the tenth on, removes
     one by a whiteout; every fiftieth makes one directory opaque.
     """
+    write_image(layout, (_layer(number, shape) for number in range(shape.layers)), level=6)
+
+
+def write_image(layout: Path, layers: Iterable[bytes], *, level: int = 1) -> None:
+    """Write an image of uncompressed layer tars, bottom first, as an OCI layout, reference ``latest``.
+
+    Args:
+        layout: a new directory.
+        layers: the tars; each is let go before the next one is asked for.
+        level: of gzip.
+    """
+    write_images(layout, {"latest": layers}, level=level)
+
+
+def write_images(layout: Path, images: dict[str, Iterable[bytes]], *, level: int = 1) -> None:
+    """Write several images into one OCI layout, by reference; see :func:`write_image`."""
     blobs = layout / "blobs" / "sha256"
     blobs.mkdir(parents=True)
 
@@ -47,22 +66,28 @@ def write_deep(layout: Path, shape: DeepShape) -> None:
         (blobs / name).write_bytes(data)
         return {"mediaType": media_type, "digest": f"sha256:{name}", "size": len(data)}
 
+    entries = [_image(reference, layers, put, level) for reference, layers in images.items()]
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
+    (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+
+
+def _image(
+    reference: str, layers: Iterable[bytes], put: Callable[[bytes, str], dict[str, object]], level: int
+) -> dict[str, object]:
     descriptors: list[dict[str, object]] = []
     diff_ids: list[str] = []
-    for number in range(shape.layers):
-        tar = _layer(number, shape)
+    for tar in layers:
         diff_ids.append("sha256:" + hashlib.sha256(tar).hexdigest())
-        packed = gzip.compress(tar, compresslevel=6, mtime=0)
+        packed = gzip.compress(tar, compresslevel=level, mtime=0)
         descriptors.append(put(packed, "application/vnd.oci.image.layer.v1.tar+gzip"))
     created = "2024-01-01T00:00:00Z"
-    history = [{"created": created, "created_by": f"layer {number}"} for number in range(shape.layers)]
     config = {
         "created": created,
         "architecture": "amd64",
         "os": "linux",
         "config": {"Cmd": ["/bin/true"]},
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
-        "history": history,
+        "history": [{"created": created, "created_by": f"layer {number}"} for number in range(len(diff_ids))],
     }
     manifest = {
         "schemaVersion": 2,
@@ -71,10 +96,77 @@ def write_deep(layout: Path, shape: DeepShape) -> None:
         "layers": descriptors,
     }
     entry = put(json.dumps(manifest).encode(), "application/vnd.oci.image.manifest.v1+json")
-    entry["annotations"] = {"org.opencontainers.image.ref.name": "latest"}
+    entry["annotations"] = {"org.opencontainers.image.ref.name": reference}
     entry["platform"] = {"architecture": "amd64", "os": "linux"}
-    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": [entry]}))
+    return entry
+
+
+def stack_on(base: Path, layout: Path, own: dict[str, bytes]) -> None:
+    """Write an OCI layout of images that each have the layers of one image, and one of their own on top.
+
+    Args:
+        base: the layout of that image, its only one.
+        layout: a new directory.
+        own: by reference, the uncompressed tar of the layer.
+    """
+    blobs = layout / "blobs" / "sha256"
+    shutil.copytree(base / "blobs" / "sha256", blobs)
+
+    def read(digest: str) -> dict[str, Any]:
+        found: dict[str, Any] = json.loads((blobs / digest.partition(":")[2]).read_bytes())
+        return found
+
+    def put(data: bytes) -> dict[str, object]:
+        name = hashlib.sha256(data).hexdigest()
+        (blobs / name).write_bytes(data)
+        return {"digest": f"sha256:{name}", "size": len(data)}
+
+    manifest = read(json.loads((base / "index.json").read_bytes())["manifests"][0]["digest"])
+    config = read(manifest["config"]["digest"])
+    entries = []
+    for reference, tar in own.items():
+        packed = {"mediaType": "application/vnd.oci.image.layer.v1.tar+gzip", **put(gzip.compress(tar, 1, mtime=0))}
+        diff_ids = [*config["rootfs"]["diff_ids"], f"sha256:{hashlib.sha256(tar).hexdigest()}"]
+        changed = {**config, "rootfs": {"type": "layers", "diff_ids": diff_ids}}
+        changed["history"] = [*config.get("history", ()), {"created_by": reference}]
+        document = {
+            **manifest,
+            "config": {**manifest["config"], **put(json.dumps(changed).encode())},
+            "layers": [*manifest["layers"], packed],
+        }
+        entries.append(
+            {
+                "mediaType": "application/vnd.oci.image.manifest.v1+json",
+                **put(json.dumps(document).encode()),
+                "annotations": {
+                    "org.opencontainers.image.ref.name": reference,
+                    "io.containerd.image.name": reference,
+                },
+            }
+        )
+    (layout / "index.json").write_text(json.dumps({"schemaVersion": 2, "manifests": entries}))
     (layout / "oci-layout").write_text('{"imageLayoutVersion": "1.0.0"}')
+
+
+def files_layer(files: Iterable[tuple[str, bytes]]) -> bytes:
+    """Return a layer tar with these files, path and contents; their directories are implied."""
+    buffer = io.BytesIO()
+    with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
+        for path, data in files:
+            member = _member(path, tarfile.REGTYPE, 0o644)
+            member.size = len(data)
+            tar.addfile(member, io.BytesIO(data))
+    return buffer.getvalue()
+
+
+def compressible(seed: str, size: int) -> Iterator[bytes]:
+    """Yield ``size`` bytes, in pieces, that no two seeds share and that compress by a half."""
+    number = 0
+    while size > 0:
+        piece = hashlib.shake_128(f"{seed} {number}".encode()).hexdigest(min(size, 1 << 20) // 2 + 1).encode()[:size]
+        yield piece
+        size -= len(piece)
+        number += 1
 
 
 def _layer(number: int, shape: DeepShape) -> bytes:

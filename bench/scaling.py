@@ -1,0 +1,206 @@
+"""scaling: every cost against its size, with the exponent that it grows by, so that a square shows.
+
+All images are made up, so that one thing grows at a time: bytes, entries, layers, changed files; then the images of one
+store. Everything through the library, in one process, durable; peers have their figures in the other scenarios.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable, Iterator, Sequence
+from pathlib import Path
+
+from bench.measure import Report, Sample, bytes_written, chosen, common_options, fresh_filesystem, settle
+from bench.synthetic import compressible, files_layer, write_image, write_images
+from layerfs.api import Image, Mount, Store
+
+__all__ = ["main"]
+
+MEGABYTES = (16, 64, 256, 1024)
+ENTRIES = (1_000, 4_000, 16_000, 64_000)
+LAYERS = (4, 16, 64, 256, 499)
+CHANGED = (100, 1_000, 10_000)
+#: Images of one store; each has ten layers of its own.
+IMAGES = (10, 30, 100, 300, 1_000)
+_LAYERS_OF_EACH = 10
+
+Samples = dict[float, list[Sample]]
+Lines = dict[str, Samples]
+
+
+def _timed(job: Callable[[], object]) -> Sample:
+    start, cpu = time.perf_counter(), time.process_time()
+    job()
+    return Sample(time.perf_counter() - start, time.process_time() - cpu)
+
+
+def _loads(
+    layouts: Iterator[tuple[float, Path]], rounds: int, more: Callable[[Store, Image, Path], dict[str, Sample]]
+) -> Lines:
+    """Load each layout into new stores; ``more`` measures what else there is to do with the image."""
+    lines: Lines = {}
+    for size, layout in layouts:
+        for _ in range(rounds):
+            with fresh_filesystem() as root, Store.open(root / "store") as store:
+                settle()
+                before = bytes_written(root)
+                found: list[Image] = []
+                sample = _timed(lambda store=store, found=found, layout=layout: found.extend(store.load(layout)))  # type: ignore[misc]
+                settle()
+                written = {"MB written": (bytes_written(root) - before) / 1e6}
+                sample = Sample(sample.wall, sample.cpu, 0, written)
+                lines.setdefault("layerfs load", {}).setdefault(size, []).append(sample)
+                again = _timed(lambda store=store, layout=layout: store.load(layout))  # type: ignore[misc]
+                lines.setdefault("layerfs load again", {}).setdefault(size, []).append(again)
+                for name, each in more(store, found[0], root).items():
+                    lines.setdefault(name, {}).setdefault(size, []).append(each)
+    return lines
+
+
+def _nothing(_store: Store, _found: Image, _root: Path) -> dict[str, Sample]:
+    return {}
+
+
+def _mounted(store: Store, found: Image, root: Path) -> dict[str, Sample]:
+    target = root / "mnt"
+    target.mkdir()
+    samples = {}
+    for name, read_only in (("read-only", True), ("container", False)):
+        made: list[Mount] = []
+        samples[f"layerfs mount, {name}"] = _timed(
+            lambda read_only=read_only, made=made: made.append(store.mount(found, target, read_only=read_only))  # type: ignore[misc]
+        )
+        samples[f"layerfs umount, {name}"] = _timed(lambda: store.umount(str(target)))
+        if made[0].container is not None:
+            store.remove_container(made[0].container)
+    return samples
+
+
+def _checked(store: Store, _found: Image, _root: Path) -> dict[str, Sample]:
+    return {"layerfs check": _timed(lambda: list(store.check()))}
+
+
+def _by_megabytes(scratch: Path, sizes: Sequence[int]) -> Iterator[tuple[float, Path]]:
+    for size in sizes:
+        layout = scratch / f"megabytes-{size}"
+        files = ((f"data/{n}", b"".join(compressible(f"{size} {n}", 1 << 22))) for n in range(size // 4))
+        write_image(layout, [files_layer(files)])
+        yield size, layout
+
+
+def _by_entries(scratch: Path, sizes: Sequence[int]) -> Iterator[tuple[float, Path]]:
+    for size in sizes:
+        layout = scratch / f"entries-{size}"
+        write_image(layout, [files_layer((f"d{n % 256:03}/f{n:07}", b"%d\n" % n) for n in range(size))])
+        yield size, layout
+
+
+def _layer(seed: str) -> bytes:
+    return files_layer((f"{seed}/f{n:02}", f"{seed} {n}\n".encode() * 20) for n in range(20))
+
+
+def _by_layers(scratch: Path, sizes: Sequence[int]) -> Iterator[tuple[float, Path]]:
+    for size in sizes:
+        layout = scratch / f"layers-{size}"
+        write_image(layout, (_layer(f"l{n}") for n in range(size)))
+        yield size, layout
+
+
+def _changes(scratch: Path, sizes: Sequence[int], rounds: int) -> Lines:
+    """Change so many files of a container, compare it with its image, and commit it."""
+    lines: Lines = {}
+    layout = scratch / "changes"
+    write_image(layout, [files_layer((f"d{n % 256:03}/f{n:07}", b"%d\n" % n) for n in range(20_000))])
+    with fresh_filesystem() as root, Store.open(root / "store") as store:
+        (found,) = store.load(layout)
+        target = root / "mnt"
+        target.mkdir()
+        for size in sizes:
+            for number in range(rounds):
+                box = store.mount(found, target, name=f"box-{size}-{number}").container
+                assert box is not None
+                for n in range(size):
+                    (target / f"d{n % 256:03}" / f"f{n:07}").write_text(f"{number} {n}\n")
+                store.umount(box)
+                settle()
+                lines.setdefault("layerfs diff of a container", {}).setdefault(size, []).append(
+                    _timed(lambda box=box: list(store.diff(box)))  # type: ignore[misc]
+                )
+                made: list[Image] = []
+                lines.setdefault("layerfs commit", {}).setdefault(size, []).append(
+                    _timed(lambda box=box, made=made: made.append(store.commit(box)))  # type: ignore[misc]
+                )
+                list(store.steps(found, made[0]))  # makes its tree
+                lines.setdefault("layerfs diff of two images", {}).setdefault(size, []).append(
+                    _timed(lambda made=made: list(store.steps(found, made[0])))  # type: ignore[misc]
+                )
+                store.remove_container(box)
+                store.remove_image(str(made[0].id), force=True)
+    return lines
+
+
+def _store(scratch: Path, sizes: Sequence[int], rounds: int) -> tuple[Lines, Lines]:
+    """Fill one store with images and ask at every size; returns times, and bytes on disk."""
+    times: Lines = {}
+    space: Lines = {}
+    with fresh_filesystem() as root, Store.open(root / "store", sync=False) as store:
+        target = root / "mnt"
+        target.mkdir()
+        have = 0
+        for size in sizes:
+            layout = scratch / f"images-{size}"
+            names = range(have, size)
+            write_images(
+                layout, {f"localhost/app:{i}": (_layer(f"i{i}-{n}") for n in range(_LAYERS_OF_EACH)) for i in names}
+            )
+            sample = _timed(lambda layout=layout: store.load(layout))  # type: ignore[misc]
+            new = size - have
+            times.setdefault("layerfs load, per image", {})[size] = [Sample(sample.wall / new, sample.cpu / new)]
+            have = size
+            name = f"localhost/app:{size // 2}"
+            jobs: dict[str, Callable[[], object]] = {
+                "layerfs images": store.images,
+                "layerfs resolve a name": lambda name=name: store.resolve(name),  # type: ignore[misc]
+                "layerfs df": store.usage,
+                "layerfs gc, nothing to do": store.gc,
+                "layerfs mount and umount": lambda name=name: (  # type: ignore[misc]
+                    store.mount(name, target, read_only=True), store.umount(str(target))
+                ),
+            }  # fmt: skip
+            for title, job in jobs.items():
+                times.setdefault(title, {})[size] = [_timed(job) for _ in range(rounds)]
+            settle()
+            database = sum(path.stat().st_size for path in (root / "store").glob("layerfs.db*"))
+            trees = sum(path.stat().st_blocks * 512 for path in (root / "store/images").rglob("*.erofs"))
+            space.setdefault("layerfs database", {})[size] = [Sample(database)]
+            space.setdefault("layerfs merged trees", {})[size] = [Sample(trees)]
+    return times, space
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the scenario with options from the command line."""
+    parser = common_options("scaling", __doc__, rounds=3)
+    parser.add_argument("--quick", action="store_true", help="without the largest sizes")
+    options = parser.parse_args(arguments)
+    report = Report("scaling", vars(options))
+
+    def sizes(every: Sequence[int]) -> Sequence[int]:
+        return every[:3] if options.quick else every
+
+    def show(title: str, axis: str, lines: Lines, unit: tuple[str, float]) -> None:
+        report.curve(title, axis, chosen(lines, report.on), unit=unit)
+
+    with fresh_filesystem() as scratch:
+        loads = (
+            ("an image by bytes", "MB", _by_megabytes(scratch, sizes(MEGABYTES)), _checked),
+            ("an image by entries", "entries", _by_entries(scratch, sizes(ENTRIES)), _nothing),
+            ("an image by layers", "layers", _by_layers(scratch, sizes(LAYERS)), _mounted),
+        )
+        for title, axis, layouts, more in loads:
+            show(title, axis, _loads(layouts, options.rounds, more), ("ms", 1e3))
+        changed = _changes(scratch, sizes(CHANGED), options.rounds)
+        show("a container by changed files", "files", changed, ("ms", 1e3))
+        times, space = _store(scratch, sizes(IMAGES), options.rounds)
+        show(f"a store by images of {_LAYERS_OF_EACH} layers", "images", times, ("ms", 1e3))
+        show("bytes of a store", "images", space, ("MB", 1e-6))
+    report.write()

@@ -1,0 +1,122 @@
+"""start: how long until something runs: the tools by themselves, and a program inside an image, to its first output.
+
+A peer makes a container, its namespaces and its mount, and runs the program in it; we mount, enter with chroot, unmount
+and remove the container, since running is not what we do. ``cold`` begins with empty caches.
+"""
+
+from __future__ import annotations
+
+import os
+import shlex
+import shutil
+import subprocess
+import sys
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager
+from pathlib import Path
+
+from bench.corpus import CorpusImage, image
+from bench.load import layerfs_command, store_environment
+from bench.measure import Report, Sample, command, common_options, drop_caches, fresh_filesystem, interleave
+from bench.peers import containerd, podman, versions
+
+__all__ = ["main"]
+
+Job = Callable[[], Sample]
+
+
+def _tools() -> dict[str, Job]:
+    program, python = layerfs_command(), sys.executable
+    words = {
+        "python -c pass": [python, "-c", "pass"],
+        "python -c 'import click'": [python, "-c", "import click"],
+        "layerfs --version": [program, "--version"],
+        "layerfs --help": [program, "--help"],
+        "layerfs images": [program, "--root", "/tmp/layerfs-bench-empty", "images"],
+        "podman --version": ["podman", "--version"],
+        "podman images": ["podman", "images"],
+        "skopeo --version": ["skopeo", "--version"],
+        "umoci --version": ["umoci", "--version"],
+        "ctr --version": ["ctr", "--version"],
+    }
+    return {name: lambda line=line: command(line) for name, line in words.items() if shutil.which(line[0])}  # type: ignore[misc]
+
+
+@contextmanager
+def _layerfs(found: CorpusImage, work: Path, program: Sequence[str]) -> Iterator[dict[str, Job]]:
+    environment = {**store_environment(work), "PATH": os.environ["PATH"]}
+    tool = layerfs_command()
+    command([tool, "load", "-q", "-i", found.oci_archive], env=environment)
+    target = work / "target"
+    target.mkdir()
+    enter = shlex.join(["chroot", str(target), *program])
+
+    def run(*options: str) -> Job:
+        begin = shlex.join([tool, "mount", *options, "--name", "box", found.name, str(target)])
+        script = f"{begin} >/dev/null; {enter}; {tool} umount box >/dev/null; {tool} rm box >/dev/null"
+        return lambda: command(["bash", "-euc", script], env=environment)
+
+    yield {"layerfs mount, chroot, umount, rm": run(), "layerfs, the same through FUSE": run("--backend", "fuse")}
+
+
+@contextmanager
+def _podman(found: CorpusImage, work: Path, program: Sequence[str]) -> Iterator[dict[str, Job]]:
+    tool = podman(work)
+    done = subprocess.run(
+        [*tool, "load", "--quiet", "--input", found.docker_archive], check=True, capture_output=True, text=True
+    )
+    name = done.stdout.split()[-1]
+    words = [*tool, "run", "--rm", "--network=none", "--cgroups=disabled", "--log-driver=none", name, *program]
+    yield {"podman run": lambda: command(words)}
+    subprocess.run(["umount", "--quiet", f"{work}/root/overlay"], check=False)
+
+
+@contextmanager
+def _containerd(found: CorpusImage, work: Path, program: Sequence[str]) -> Iterator[dict[str, Job]]:
+    with containerd(work) as (ctr, _):
+        name = f"localhost/{found.name}:latest"
+        command([*ctr, "images", "import", "--base-name", f"localhost/{found.name}", found.oci_archive])
+        done = subprocess.run([*ctr, "images", "ls", "-q"], check=True, capture_output=True, text=True)
+        name = done.stdout.split()[0]
+        yield {"ctr run": lambda: command([*ctr, "run", "--rm", name, "box", *program])}
+
+
+def _cold(job: Job) -> Job:
+    def run() -> Sample:
+        drop_caches()
+        return job()
+
+    return run
+
+
+def main(arguments: Sequence[str]) -> None:
+    """Run the scenario with options from the command line."""
+    parser = common_options("start", __doc__, rounds=7)
+    parser.add_argument("--image", default="python-app")
+    options = parser.parse_args(arguments)
+    report = Report("start", {**vars(options), "peers": dict(versions())})
+    tools = _tools()
+    for job in tools.values():
+        job()
+    samples, failed = interleave(tools, options.rounds, report.on)
+    report.table("tools", samples, base="python -c pass", failed=failed, unit=("ms", 1e3))
+    found = image(options.image)
+    imports = ["/opt/venv/bin/python3", "-c", "import numpy, pandas, django.db.models"]
+    programs = {"true": ["/bin/true"]} | (
+        {"python imports numpy, pandas, django": imports} if "app" in found.name else {}
+    )
+    for title, program in programs.items():
+        with ExitStack() as stack:
+            place = stack.enter_context(fresh_filesystem())
+            jobs: dict[str, Job] = {}
+            for name, prepare in {"layerfs": _layerfs, "podman": _podman, "ctr": _containerd}.items():
+                if shutil.which(name) or name == "layerfs":
+                    work = place / name[0]
+                    work.mkdir()
+                    jobs |= stack.enter_context(prepare(found, work, program))
+            for state in ("warm", "cold"):
+                ready = jobs if state == "warm" else {name: _cold(job) for name, job in jobs.items()}
+                samples, failed = interleave(ready, options.rounds, report.on)
+                base = "layerfs mount, chroot, umount, rm"
+                report.table(f"{found.name}: {title}, {state}", samples, base=base, failed=failed, unit=("ms", 1e3))
+    report.write()
