@@ -301,7 +301,9 @@ class ChangePart(StorePart):
             if one != other:
                 break
             shared += 1
-        own = [open_tree(self._handle.layout.layer_tree(each)) for side in layers for each in side[shared:]]
         with ImageTree(self._handle, old) as before, ImageTree(self._handle, new) as after:
-            touched = touched_by(own, (before, after)) if shared else None
+            touched = None
+            if shared:
+                own = [open_tree(self._handle.layout.layer_tree(each)) for side in layers for each in side[shared:]]
+                touched = touched_by(own, (before, after))
             yield from walk_trees(before, after, touched, exact=exact)

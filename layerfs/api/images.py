@@ -169,9 +169,7 @@ class ImagePart(StorePart):
         Raises:
             InvalidReference: the name is none, or has a digest.
         """
-        reference = Reference.parse(name).with_default_tag()
-        if reference.digest is not None:
-            raise InvalidReference(f"{name} has a digest: a name for an image is a repository and a tag")
+        reference = catalog.name_to_give(self._handle, name)
         if reference.familiar.partition(":")[0] in ("sha256", "sha512"):
             raise InvalidReference(f"{name} would be taken for a digest: choose another name")
         record = self._record(image)
@@ -194,7 +192,7 @@ class ImagePart(StorePart):
         """
         record = catalog.find_image(self._handle, name)
         names = catalog.image_names(self._handle, record)
-        untagged = _named(name, names)
+        untagged = catalog.name_among(name, names)
         rest = [] if untagged is None or force else [other for other in names if other != untagged]
         if untagged is None and len(names) > 1 and not force:
             raise Conflict(
@@ -234,12 +232,3 @@ class ImagePart(StorePart):
                 f"image {record.digest.short} is mounted at {', '.join(mounted)}", reason="mounted",
                 hint=f"Unmount it first with: layerfs umount {mounted[0]}",
             )  # fmt: skip
-
-
-def _named(text: str, names: list[str]) -> str | None:
-    """Return the canonical name that a text is, if it is one of these."""
-    try:
-        name = str(Reference.parse(text).with_default_tag())
-    except InvalidReference:
-        return None
-    return name if name in names else None

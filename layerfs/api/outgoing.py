@@ -6,8 +6,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from layerfs.api.base import StorePart, StrPath
-from layerfs.errors import InvalidReference, LayerfsError, StoreError
-from layerfs.formats.reference import Reference
+from layerfs.errors import LayerfsError, StoreError
 from layerfs.store import image as catalog
 from layerfs.store.view import ImageTree
 
@@ -62,8 +61,8 @@ class OutgoingPart(StorePart):
         for image in images:
             record = self._record(image)
             names = catalog.image_names(self._handle, record)
-            named = [name for name in names if isinstance(image, str) and _means(image, name)]
-            wanted.append((record, named or names))
+            named = catalog.name_among(image, names) if isinstance(image, str) else None
+            wanted.append((record, [named] if named is not None else names))
         if form == "oci":
             if not isinstance(target, str | bytes) and hasattr(target, "write"):
                 raise LayerfsError("an OCI layout is a directory, not a stream", hint="Use --format oci-archive.")
@@ -136,14 +135,3 @@ class OutgoingPart(StorePart):
             except OSError as error:
                 where = f"{error.filename}: " if error.filename else ""
                 raise StoreError(f"cannot extract: {where}{error.strerror}", root=self._handle.layout.root) from error
-
-
-def _means(text: str, name: str) -> bool:
-    """Return whether a user who writes this means that canonical name."""
-    for familiar in (text, f"localhost/{text}"):
-        try:
-            if str(Reference.parse(familiar).with_default_tag()) == name:
-                return True
-        except InvalidReference:
-            continue
-    return False

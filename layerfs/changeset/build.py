@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass
 from typing import Any
 
-from layerfs.errors import Conflict, FormatError, InvalidReference, LayerfsError
+from layerfs.errors import Conflict, FormatError, LayerfsError
 from layerfs.formats.amend import layer_type, make_manifest
 from layerfs.formats.compress import Compressor
 from layerfs.formats.digest import Digest, new_hash
@@ -37,7 +37,6 @@ __all__ = [
     "building",
     "history_of",
     "ingest_layer",
-    "name_for",
     "newest_time",
     "save_image",
 ]
@@ -158,20 +157,6 @@ def save_image(
     names = [name] if name is not None else []
     new = NewImage((config.digest, config.raw), manifest, [layer.layer for layer in layers], names, tree_later)
     return commit_images(ingest, [new])[0]
-
-
-def name_for(text: str | None) -> Reference | None:
-    """Return the name that a new image is to have.
-
-    Raises:
-        InvalidReference: it is none, or has a digest.
-    """
-    if text is None:
-        return None
-    reference = Reference.parse(text).with_default_tag()
-    if reference.digest is not None:
-        raise InvalidReference(f"{text} has a digest: a name for an image is a repository and a tag")
-    return reference
 
 
 def history_of(config: ImageConfig, layers: int | None = None) -> list[dict[str, Any]]:

@@ -21,7 +21,6 @@ from layerfs.changeset.build import (
     building,
     history_of,
     ingest_layer,
-    name_for,
     newest_time,
     save_image,
 )
@@ -37,7 +36,7 @@ from layerfs.formats.platform import Platform
 from layerfs.linux.directory_stack import DirectoryStack
 from layerfs.store.derive import merge_layers
 from layerfs.store.handle import StoreHandle
-from layerfs.store.image import ImageRecord, find_image, image_layers, list_images
+from layerfs.store.image import ImageRecord, find_image, image_layers, list_images, name_to_give
 from layerfs.store.ingest import Ingest
 from layerfs.store.layer import open_tree
 from layerfs.store.snapshot import Snapshot
@@ -85,7 +84,7 @@ def commit_container(
         InvalidReference: an instruction or a name that is none.
         UnsafePath: a file has the name of a whiteout.
     """
-    reference = name_for(name)
+    reference = name_to_give(handle, name) if name is not None else None
     image = find_image(handle, str(snapshot.image))
     base = _config(handle, image)
     with_layers(base, base.diff_ids, [], changes=changes)  # a wrong instruction is told before any work
@@ -127,7 +126,7 @@ def squash_image(
         Conflict: the name is taken.
         InvalidReference: the image has no such layer.
     """
-    reference = name_for(name)
+    reference = name_to_give(handle, name) if name is not None else None
     base = _config(handle, image)
     if not 0 <= first < len(base.diff_ids):
         raise InvalidReference(
@@ -170,7 +169,7 @@ def rebase_image(
         FormatError: the upper layers do not fit on the new base (a hard link into nowhere).
         Conflict: the name is taken.
     """
-    reference = name_for(name)
+    reference = name_to_give(handle, name) if name is not None else None
     config, target = _config(handle, image), _config(handle, onto)
     old = _old_base(handle, image, config, onto) if base is None else base
     below = _config(handle, old).diff_ids
@@ -218,7 +217,7 @@ def import_tree(
         FormatError: the source is no tar, or not one that a layer can be.
         Conflict: the name is taken.
     """
-    reference = name_for(name)
+    reference = name_to_give(handle, name) if name is not None else None
     base = ImageConfig.parse(new_config(platform or Platform.host()))
     with_layers(base, [], [], changes=changes)
     with building(handle, check=check) as ingest:
@@ -370,6 +369,9 @@ def _old_base(handle: StoreHandle, image: ImageRecord, config: ImageConfig, onto
         if 0 < len(own) < len(config.diff_ids) and list(config.diff_ids[: len(own)]) == own:
             best = max(best, (len(own), record), key=lambda pair: pair[0]) if best else (len(own), record)
     if best is None:
+        below = [layer.diff_id for layer in image_layers(handle, onto)]
+        if below == list(config.diff_ids[: len(below)]):
+            raise InvalidReference(f"image {image.digest.short} stands on {onto.digest.short} already")
         raise NotFound(
             "image that is the base of", str(image.digest.short), hint="Load its base first, or name it with --from."
         )

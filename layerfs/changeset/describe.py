@@ -122,14 +122,19 @@ def metadata_changes(step: Step) -> list[tuple[str, Any, Any]]:
 def text_diff(step: Step) -> Iterator[bytes]:
     """Yield lines (with their ends) of a unified diff of a regular file; binary and large ones are only named.
 
-    Args:
-        step: of which at least one side is a regular file; others yield nothing.
+    A directory of an image that is gone, or no directory any more, yields those of all files that went with it.
     """
-    old = step.old if step.old is not None and stat.S_ISREG(step.old.mode) else None
-    new = step.new if step.new is not None and stat.S_ISREG(step.new.mode) else None
+    if step.old is not None and _is_directory(step.old) and (step.new is None or not _is_directory(step.new)):
+        for below, entry in _files_below(step.old, step.path):
+            yield from _file_diff(below, entry, None)
+    yield from _file_diff(step.path, step.old, step.new)
+
+
+def _file_diff(path: bytes, old: Entry | None, new: Entry | None) -> Iterator[bytes]:
+    old = old if old is not None and stat.S_ISREG(old.mode) else None
+    new = new if new is not None and stat.S_ISREG(new.mode) else None
     if old is None and new is None:
         return
-    path = step.path
     if old is not None and new is not None and old.size == new.size and same_content(old, new):
         yield b"Files a" + path + b" and b" + path + b" are equal\n"
         return
@@ -156,16 +161,22 @@ def _bytes_of(entry: Entry) -> int:
     """Return the bytes of a file, or of all files below a directory of an image."""
     if stat.S_ISREG(entry.mode):
         return entry.size
-    if not _is_directory(entry) or not isinstance(entry, TreeEntry):
-        return 0
-    tree: ContentTree = entry.tree
-    size = 0
-    todo = [entry.nid]
+    return sum(file.size for _, file in _files_below(entry, b"")) if _is_directory(entry) else 0
+
+
+def _files_below(directory: Entry, path: bytes) -> Iterator[tuple[bytes, TreeEntry]]:
+    """Yield path and entry of every regular file below a directory of an image, in byte order of its names."""
+    if not isinstance(directory, TreeEntry):
+        return
+    tree: ContentTree = directory.tree
+    todo = [(path, directory.nid)]
     while todo:
-        for _, child, _ in tree.readdir(todo.pop()):
-            inode = tree.inode(child)
-            if stat.S_ISDIR(inode.mode):
-                todo.append(child)
-            elif stat.S_ISREG(inode.mode):
-                size += inode.size
-    return size
+        prefix, nid = todo.pop()
+        below = []
+        for name, child, _ in tree.readdir(nid):
+            entry = TreeEntry(tree, child)
+            if _is_directory(entry):
+                below.append((prefix + b"/" + name, child))
+            elif stat.S_ISREG(entry.mode):
+                yield prefix + b"/" + name, entry
+        todo += reversed(below)

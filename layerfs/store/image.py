@@ -6,6 +6,7 @@ How they come in is in :mod:`layerfs.store.new_image`.
 from __future__ import annotations
 
 import sqlite3
+from collections.abc import Sequence
 from dataclasses import dataclass
 
 from layerfs.errors import Conflict, FormatError, IntegrityError, InvalidReference, NotFound
@@ -26,6 +27,9 @@ __all__ = [
     "image_names",
     "list_images",
     "merged_tree",
+    "name_among",
+    "name_to_give",
+    "possible_names",
     "set_name",
 ]
 
@@ -92,15 +96,13 @@ def find_image(handle: StoreHandle, text: str) -> ImageRecord:
     connection = handle.database.connection
     wanted = text.strip()
     error: InvalidReference | None = None
-    # Images of archives that give only a tag live below localhost/, and are found without it, as with podman.
-    for familiar in (wanted, f"localhost/{wanted}"):
-        try:
-            record = _by_reference(connection, Reference.parse(familiar))
-        except InvalidReference as problem:
-            error = error or problem
-            continue
-        if record is not None:
-            return record
+    try:
+        for reference in possible_names(wanted):
+            record = _by_reference(connection, reference)
+            if record is not None:
+                return record
+    except InvalidReference as problem:
+        error = problem
     algorithm, _, digits = wanted.rpartition(":")
     digits = digits.lower()
     if digits and not digits.strip("0123456789abcdef") and algorithm in ("", "sha256", "sha512"):
@@ -118,6 +120,47 @@ def find_image(handle: StoreHandle, text: str) -> ImageRecord:
     elif error is not None:
         raise error
     raise NotFound("image", text, hint="List what there is with: layerfs images")
+
+
+def possible_names(text: str) -> list[Reference]:
+    """Return what a text may be the name of, the likelier first.
+
+    Images of archives that give only a tag live below ``localhost/``, and are found without it, as with podman.
+
+    Raises:
+        InvalidReference: it is no name.
+    """
+    found = []
+    error: InvalidReference | None = None
+    for familiar in (text, f"localhost/{text}"):
+        try:
+            found.append(Reference.parse(familiar))
+        except InvalidReference as problem:
+            error = error or problem
+    if not found and error is not None:
+        raise error
+    return found
+
+
+def name_to_give(handle: StoreHandle, text: str) -> Reference:
+    """Return the canonical name that an image gets from a user: the one by which that text finds an image, if it does.
+
+    Raises:
+        InvalidReference: it is no name, or has a digest.
+    """
+    given = [name.with_default_tag() for name in (Reference.parse(text), *possible_names(text)[1:])]
+    if given[0].digest is not None:
+        raise InvalidReference(f"{text} has a digest: a name for an image is a repository and a tag")
+    return next((name for name in given if find_name(handle, name) is not None), given[0])
+
+
+def name_among(text: str, names: Sequence[str]) -> str | None:
+    """Return the one of these canonical names that a user means by a text, or None."""
+    try:
+        meant = [str(name.with_default_tag()) for name in possible_names(text)]
+    except InvalidReference:
+        return None
+    return next((name for name in meant if name in names), None)
 
 
 def find_name(handle: StoreHandle, name: Reference) -> ImageRecord | None:

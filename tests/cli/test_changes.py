@@ -132,6 +132,32 @@ def test_a_file_called_like_a_whiteout_cannot_be_committed(pair: Shell) -> None:
     assert "its name means that something is removed" in pair.fails(1, "commit", "box", "x")
 
 
+def test_a_committed_name_is_the_one_that_is_found(pair: Shell, tmp_path: Path) -> None:
+    container(pair, "old:1", "box")
+    pair("tag", "old:1", "localhost/here")
+    assert "is the name of image" in pair.fails(6, "commit", "box", "here", "-m", "x")
+    made = pair("commit", "box", "here", "-m", "x", "--force").strip()
+    assert pair.json("inspect", "localhost/here")[0]["Id"] == made
+
+
+def test_files_that_went_with_a_directory_are_shown(shell: Shell, tmp_path: Path) -> None:
+    old = layer(
+        ("d", None), ("d/sub", None), ("d/sub/text", b"gone\n"), ("d/bytes", b"\0"), ("e", None), ("e/f", b"f\n")
+    )  # fmt: skip
+    new = layer((".wh.d", b""), (".wh.e", b""), ("e", b"now a file\n"))
+    for name, layers in (("old", (old,)), ("new", (old, new))):
+        built = Built(layers=layers, name=f"{name}:1", label=name)
+        shell("load", "-q", "-i", str(built.docker_archive(tmp_path / f"{name}.tar")))
+    content = shell("diff", "old:1", "new:1", "--content")
+    assert content == (
+        "Binary files a/d/bytes and b/d/bytes differ\n"
+        "--- a/d/sub/text\n+++ /dev/null\n@@ -1 +0,0 @@\n-gone\n"
+        "--- a/e/f\n+++ /dev/null\n@@ -1 +0,0 @@\n-f\n"
+        "--- /dev/null\n+++ b/e\n@@ -0,0 +1 @@\n+now a file\n"
+    )
+    assert "0 A      1 C      1 D" in shell("diff", "old:1", "new:1", "--stat")
+
+
 def test_squash_and_rebase(pair: Shell, tmp_path: Path) -> None:
     pair("squash", "old:1", "flat")
     assert pair("diff", "old:1", "flat") == ""
@@ -148,6 +174,7 @@ def test_squash_and_rebase(pair: Shell, tmp_path: Path) -> None:
         *pair("layers", "base:2", "-q").split(), pair("layers", "new:1", "-q").split()[-1],
     ]  # fmt: skip
     assert pair("cat", "rebased:/new") == "new"
+    assert "stands on" in pair.fails(2, "rebase", "new:1", "--onto", "base:1")
     assert "is not the base" in pair.fails(2, "rebase", "new:1", "--onto", "base:1", "--from", "base:2")
     assert pair("check") == ""
 

@@ -3,11 +3,12 @@
 from __future__ import annotations
 
 import json
+import tarfile
 from pathlib import Path
 
 import pytest
 
-from tests.cli.archive import BASE, TOP, Built, digest
+from tests.cli.archive import BASE, TOP, Built, digest, layer
 from tests.cli.conftest import Shell
 
 
@@ -142,6 +143,25 @@ def test_tag_and_rmi(shell: Shell, image: Built) -> None:
     assert out.splitlines() == [f"Untagged: {image.name}", "Untagged: localhost/two:x", f"Deleted: {image.id}"]
     assert shell.json("images", "--format", "json") == []
     assert shell("rmi", "-f", "gone") == ""
+
+
+def test_a_short_name_means_the_one_of_an_archive_for_all_verbs(shell: Shell, tmp_path: Path) -> None:
+    """What is found without localhost/ is also removed, moved and saved so, and nothing comes to stand before it."""
+    for number, label in enumerate(("first", "second")):
+        built = Built(layers=(layer((label, b"x")),), name="localhost/app:latest" if number == 0 else "other:1")
+        shell("load", "-q", "-i", str(built.docker_archive(tmp_path / f"{label}.tar")))
+    first = shell.json("inspect", "app")[0]["Id"]
+    assert shell("tag", "other:1", "app") == ""
+    assert shell.json("inspect", "localhost/app")[0]["Id"] == shell.json("inspect", "other:1")[0]["Id"] != first
+    names = {f"{line.split()[0]}:{line.split()[1]}" for line in shell("images", "--noheading").splitlines()}
+    assert names == {"localhost/app:latest", "docker.io/library/other:1", "<none>:<none>"}
+    shell("tag", "other:1", "docker.io/library/app:2", "localhost/app:2")
+    shell("save", "app:2", "-o", str(tmp_path / "saved.tar"))
+    with tarfile.open(tmp_path / "saved.tar") as tar:
+        member = tar.extractfile("manifest.json")
+        assert member is not None
+        assert json.load(member)[0]["RepoTags"] == ["docker.io/library/app:2"]
+    assert shell("rmi", "app") == "Untagged: localhost/app:latest\n"
 
 
 def test_rmi_goes_on_after_a_failure(shell: Shell, image: Built) -> None:

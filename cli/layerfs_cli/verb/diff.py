@@ -30,9 +30,22 @@ _WORDS: Final = {"C": "changed", "A": "added", "D": "deleted"}
 @click.option("--layer", metavar="DIGEST", help="Show what one layer does by itself.")
 @click.option("--name-only", is_flag=True, help="Print paths without the letter.")
 @click.option("-z", "--null", is_flag=True, help="End lines with NUL, for names that contain newlines.")
-@click.option("--stat", "stat_", is_flag=True, help="Count changes and bytes per directory.")
-@click.option("--metadata", is_flag=True, help="Also say what changed: mode, owner, time, size, xattrs.")
-@click.option("--content", is_flag=True, help="Show changed text files as a unified diff, name binary ones.")
+@click.option(
+    "--stat",
+    "stat_",
+    is_flag=True,
+    help="Count changes and bytes per directory; one that changed only in what it holds counts nowhere.",
+)
+@click.option(
+    "--metadata",
+    is_flag=True,
+    help="Also say what changed: mode, owner, time, size, xattrs; of a directory not its time alone.",
+)
+@click.option(
+    "--content",
+    is_flag=True,
+    help="Show changed text files as a unified diff, also those that went with a directory; name binary ones.",
+)
 @click.option(
     "--format", "form", type=click.Choice(("lines", "json", "jsonl")), default="lines", show_default=True,
     help="json is one object with the arrays changed, added and deleted; jsonl an object with kind and path per line.",
