@@ -28,11 +28,15 @@ from bench.measure import (
     fresh_directory,
     fresh_filesystem,
     interleave,
+    output,
     settle,
 )
 from bench.peers import containerd, podman
 
 __all__ = ["change", "main"]
+
+#: Reading and digesting the docker archive.
+_FLOOR = "cat | sha256sum"
 
 _WRITTEN, _REMOVED, _NEW = 700, 150, 150
 
@@ -58,11 +62,6 @@ def change(top: Path) -> None:
 
 def _change_once_more(top: Path) -> None:
     (top / "usr/lib/once-more").write_bytes(os.urandom(64))
-
-
-def _output(words: Sequence[str | Path], **options: object) -> str:
-    done = subprocess.run([os.fspath(w) for w in words], check=True, capture_output=True, text=True, **options)  # type: ignore[call-overload]
-    return str(done.stdout).strip()
 
 
 @contextmanager
@@ -102,9 +101,9 @@ def _layerfs(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], 
 @contextmanager
 def _podman(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], Sample]]]:
     tool = podman(work)
-    loaded = _output([*tool, "load", "--quiet", "--input", found.docker_archive]).split()[-1]
-    container = _output([*tool, "create", loaded, "sh"])
-    change(Path(_output([*tool, "mount", container])))
+    loaded = output([*tool, "load", "--quiet", "--input", found.docker_archive]).split()[-1]
+    container = output([*tool, "create", loaded, "sh"])
+    change(Path(output([*tool, "mount", container])))
     run([*tool, "umount", container])
     yield {
         "podman --version": lambda: command(["podman", "--version"]),
@@ -116,12 +115,12 @@ def _podman(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], S
 @contextmanager
 def _buildah(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], Sample]]]:
     tool = ["buildah", "--root", f"{work}/root", "--runroot", f"{work}/run", "--storage-driver", "overlay"]
-    container = _output([*tool, "from", f"oci-archive:{found.oci_archive}"])
-    change(Path(_output([*tool, "mount", container])))
+    container = output([*tool, "from", f"oci-archive:{found.oci_archive}"])
+    change(Path(output([*tool, "mount", container])))
     run([*tool, "umount", container])
 
     def commit() -> Sample:
-        _change_once_more(Path(_output([*tool, "mount", container])))
+        _change_once_more(Path(output([*tool, "mount", container])))
         run([*tool, "umount", container])
         settle()
         return command([*tool, "commit", "--quiet", container, "localhost/changed"])
@@ -150,13 +149,13 @@ def _containerd(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[
     with containerd(work) as (ctr, _):
         name = f"localhost/{found.name}:latest"
         run([*ctr, "images", "import", "--base-name", f"localhost/{found.name}", found.oci_archive])
-        config = json.loads(_output(["skopeo", "inspect", "--config", f"oci-archive:{found.oci_archive}"]))
+        config = json.loads(output(["skopeo", "inspect", "--config", f"oci-archive:{found.oci_archive}"]))
         from layerfs.formats.digest import Digest, chain_id
 
         parent = str(chain_id([Digest.parse(text) for text in config["rootfs"]["diff_ids"]]))
         target = work / "target"
         target.mkdir()
-        for line in _output([*ctr, "snapshots", "prepare", "--target", target, "box", parent]).splitlines():
+        for line in output([*ctr, "snapshots", "prepare", "--target", target, "box", parent]).splitlines():
             run(shlex.split(line))
         change(target)
         run(["umount", target])
@@ -167,6 +166,15 @@ def _containerd(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[
 def _shell(script: str, environment: dict[str, str] | None = None) -> Sample:
     return command(["bash", "-euo", "pipefail", "-c", script], env=environment)
 
+
+#: What is compared with what: title, base, and the words that variants of the table have in their names.
+_TABLES = (
+    ("start alone", "layerfs --version", ("--version", " ps")),
+    ("diff of a container", "layerfs diff CONTAINER", ("diff CONTAINER", "diff -o", "podman diff", "snapshots diff")),
+    ("diff of two images", "layerfs diff IMAGE IMAGE", ("diff IMAGE IMAGE",)),
+    ("commit", "layerfs commit", ("commit", "repack")),
+    ("save", _FLOOR, ("save", "cat ")),
+)
 
 _TOOLS = {"podman": _podman, "buildah": _buildah, "umoci": _umoci, "ctr": _containerd}
 
@@ -181,11 +189,7 @@ def main(arguments: Sequence[str]) -> None:
     report = Report("changes", vars(options) | {"scratch": str(options.scratch)})
     with ExitStack() as stack:
         place = stack.enter_context(fresh_directory(options.scratch) if options.scratch else fresh_filesystem())
-        variants = {
-            "cat | sha256sum (the docker archive)": lambda: _shell(
-                f"cat {shlex.quote(str(found.docker_archive))} | sha256sum > /dev/null"
-            )
-        }
+        variants = {_FLOOR: lambda: _shell(f"cat {shlex.quote(str(found.docker_archive))} | sha256sum > /dev/null")}
         for name, prepare in {"layerfs": _layerfs, **_TOOLS}.items():
             if name != "layerfs" and not (shutil.which(name) and chosen({name: None}, options.on)):
                 continue
@@ -194,7 +198,12 @@ def main(arguments: Sequence[str]) -> None:
             variants |= stack.enter_context(prepare(found, work))
         settle()
         samples, failed = interleave(variants, options.rounds, report.on)
-        report.table(
-            f"{found.name}: 1,000 changed files", samples, base="layerfs --version", failed=failed, unit=("ms", 1e3)
-        )
+        for title, base, words in _TABLES:
+            report.table(
+                f"{found.name}, 1,000 changed files: {title}",
+                {name: rows for name, rows in samples.items() if any(word in name for word in words)},
+                base=base,
+                failed={name: message for name, message in failed.items() if any(word in name for word in words)},
+                unit=("ms", 1e3),
+            )
     report.write()

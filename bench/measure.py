@@ -36,6 +36,7 @@ __all__ = [
     "fresh_directory",
     "fresh_filesystem",
     "interleave",
+    "output",
     "repeat",
     "settle",
 ]
@@ -82,6 +83,15 @@ def command(words: Sequence[str | Path], *, env: Mapping[str, str] | None = None
             text = printed.read().decode(errors="replace")[-2000:]
             raise RuntimeError(f"{' '.join(argv)} exited with {child.returncode}\n{text}")
     return Sample(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def output(words: Sequence[str | Path]) -> str:
+    """Run a command outside any clock and return what it printed; raise with its errors when it fails."""
+    argv = [os.fspath(word) for word in words]
+    done = subprocess.run(argv, check=False, stdin=subprocess.DEVNULL, capture_output=True, text=True)
+    if done.returncode:
+        raise RuntimeError(f"{' '.join(argv)} exited with {done.returncode}\n{done.stderr[-2000:]}")
+    return done.stdout.strip()
 
 
 def repeat(job: Callable[[], object], *, at_least: float = 0.05, most: int = 1000) -> Sample:

@@ -18,7 +18,17 @@ from pathlib import Path
 from bench.corpus import CorpusImage, image
 from bench.fuse_mounts import layer_directories, mounted_union, union_mounts
 from bench.load import layerfs_command, store_environment
-from bench.measure import Report, Sample, chosen, command, common_options, drop_caches, fresh_filesystem, interleave
+from bench.measure import (
+    Report,
+    Sample,
+    chosen,
+    command,
+    common_options,
+    drop_caches,
+    fresh_filesystem,
+    interleave,
+    output,
+)
 from bench.mount import store_with
 from bench.peers import containerd, podman, versions
 from bench.resolve import walk_paths
@@ -65,11 +75,12 @@ def _podman(layout: Path, names: Sequence[str], work: Path) -> Iterator[list[Pat
     tool = podman(work)
     tops = []
     for name in names:
-        words = [*tool, "pull", "--quiet", f"oci:{layout}:localhost/app:{name}"]
-        found = subprocess.run(words, check=True, capture_output=True, text=True).stdout.split()[-1]
-        made = subprocess.run([*tool, "create", found, "sh"], check=True, capture_output=True, text=True)
-        mount = subprocess.run([*tool, "mount", made.stdout.strip()], check=True, capture_output=True, text=True)
-        tops.append(Path(mount.stdout.strip()))
+        image_name = f"localhost/app:{name}"
+        # Not by podman pull oci:, which makes a name of the path, and refuses one like ~/.cache.
+        storage = f"containers-storage:[overlay@{work}/root+{work}/run]{image_name}"
+        command(["skopeo", "--insecure-policy", "copy", "--quiet", f"oci:{layout}:{image_name}", storage])
+        made = output([*tool, "create", image_name, "sh"])
+        tops.append(Path(output([*tool, "mount", made])))
     try:
         yield tops
     finally:
@@ -96,6 +107,7 @@ def _containerd(layout: Path, names: Sequence[str], work: Path) -> Iterator[list
 
 _TOOLS: dict[str, Callable[[Path, Sequence[str], Path], contextlib.AbstractContextManager[list[Path]]]] = {
     "layerfs, EROFS and overlayfs": _layerfs,
+    "layerfs, --lower dirs": lambda layout, names, work: _layerfs(layout, names, work, "--lower", "dirs"),
     "layerfs, FUSE": lambda layout, names, work: _layerfs(layout, names, work, "--backend", "fuse"),
     "podman mount": _podman,
     "ctr images mount": _containerd,

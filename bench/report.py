@@ -11,41 +11,51 @@ from collections.abc import Iterator, Sequence
 from html import escape
 from pathlib import Path
 
-from bench.results_file import RESULTS, Run, Table, newest_runs
+from bench.arithmetic import extrapolations
+from bench.plot import STYLE, plot_curve, plot_table
+from bench.results_file import RESULTS, Run, newest_runs
 
 __all__ = ["html_page", "main", "markdown", "shortfalls"]
 
 #: How far from the floor is far.
 _FAR = 1.5
 
+#: From which exponent on something grows faster than its size, and not by chance.
+_STEEP = 1.15
+
+_LEGEND = (
+    "Bars are medians from zero, dots the single runs, in brackets the ratio to the row that says 1.00. Curves have two"
+    " logarithmic scales; behind each name is the exponent that its three largest sizes grow by."
+)
+
+_LARGE = "Sizes that no machine here holds, by multiplication"
+
 _STYLE = """
-:root { color-scheme: light dark; --ours: #2563eb; --peer: #94a3b8; --base: #d97706; --ink: #1f2937; --line: #d1d5db; }
-@media (prefers-color-scheme: dark) { :root { --ink: #e5e7eb; --line: #4b5563; --ours: #60a5fa; --peer: #64748b; } }
 body { font: 15px/1.5 system-ui, sans-serif; max-width: 60rem; margin: 2rem auto; padding: 0 1rem; color: var(--ink); }
 h2 { margin-top: 3rem; border-bottom: 1px solid var(--line); } h3 { margin: 2rem 0 .3rem; font-size: 1rem; }
-svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: var(--ink); }
-.axis { stroke: var(--line); } .ours { fill: var(--ours); } .peer { fill: var(--peer); } .base { fill: var(--base); }
-.dot { fill: var(--ink); opacity: .55; } .note { color: var(--peer); font-size: .85rem; margin: 0; }
+.note { color: var(--peer); font-size: .85rem; margin: 0; }
 """
-
-_WIDTH, _LEFT, _RIGHT, _ROW = 900, 300, 150, 24
 
 
 def shortfalls(run: Run) -> Iterator[str]:
-    """Yield a line for everything of ours that a peer does faster, or that is far from the floor."""
+    """Yield a line for all of ours that a peer does with less, that is far from the floor, or grows beyond its size."""
     for table in run.tables:
-        peers = [row for row in table.rows if not row.is_ours and row.variant != table.base]
-        best = min(peers, key=lambda row: row.median, default=None)
-        base = table.find(table.base)
+        others = [row for row in table.rows if not row.is_ours]
+        best = min((row for row in others if not row.is_floor), key=lambda row: row.median, default=None)
+        floor = min((row for row in others if row.is_floor), key=lambda row: row.median, default=None)
         for row in table.rows:
-            if not row.is_ours or row.variant == table.base:
+            if not row.is_ours:
                 continue
             if best is not None and row.median > best.median:
-                ratio = row.median / best.median
-                yield f"{table.title}: {row.variant} takes {ratio:.2f} times as long as {best.variant}"
-            elif base is not None and not base.is_ours and row.median > _FAR * base.median:
-                ratio = row.median / base.median
-                yield f"{table.title}: {row.variant} takes {ratio:.2f} times as long as {base.variant}"
+                yield f"{table.title}: {row.variant} is {row.median / best.median:.2f} times {best.variant}"
+            if floor is not None and row.median > _FAR * floor.median:
+                ratio = row.median / floor.median
+                yield f"{table.title}: {row.variant} is {ratio:.2f} times the floor, {floor.variant}"
+    for curve in run.curves:
+        for name in curve.lines:
+            slope = curve.exponent(name)
+            if name.startswith("layerfs") and slope is not None and slope > _STEEP:
+                yield f"{curve.title}: {name} grows with the {curve.axis} to the power of {slope:.2f}"
 
 
 def _about(run: Run) -> str:
@@ -71,50 +81,19 @@ def markdown(runs: Sequence[Run]) -> str:
         lines += [f"## {run.scenario}", "", _about(run), ""]
         for table in run.tables:
             lines += [f"### {table.title}", "", *table.markdown(), ""]
+        for curve in run.curves:
+            lines += [f"### {curve.title}", "", *curve.markdown(), ""]
+    if large := list(extrapolations(runs)):
+        lines += [f"## {_LARGE}", "", *(f"- {line}" for line in large), ""]
     return "\n".join(lines)
-
-
-def _steps(most: float) -> Iterator[float]:
-    """Yield round numbers from zero to the end of an axis, some five of them."""
-    step = 10.0 ** (len(f"{int(most * 1e9)}") - 10)
-    step = next(step * factor for factor in (0.2, 0.5, 1, 2, 5, 10) if most / (step * factor) <= 6)
-    position = 0.0
-    while position <= most * 1.0001:
-        yield position
-        position += step
-
-
-def _plot(table: Table) -> str:
-    factor = table.unit[1]
-    scale = (_WIDTH - _LEFT - _RIGHT) / max(max(row.walls) for row in table.rows)
-    height = _ROW * len(table.rows)
-    parts = [f'<svg viewBox="0 0 {_WIDTH} {height + 24}" role="img" aria-label="{escape(table.title)}">']
-    for step in _steps((_WIDTH - _LEFT - _RIGHT) / scale * factor):
-        x = _LEFT + step / factor * scale
-        parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="0" y2="{height}"/>')
-        parts.append(f'<text x="{x:.1f}" y="{height + 16}" text-anchor="middle">{step:g}</text>')
-    alone = not any(row.is_ours for row in table.rows)  # a table without peers
-    for number, row in enumerate(table.rows):
-        top = number * _ROW
-        kind = "ours" if alone or row.is_ours else "base" if row.variant == table.base else "peer"
-        label = row.variant if len(row.variant) <= 44 else row.variant[:43] + "…"
-        name = f"<title>{escape(row.label)}</title>{escape(label)}"
-        end = _LEFT + max(row.walls) * scale + 8
-        parts.append(f'<text x="{_LEFT - 8}" y="{top + 16}" text-anchor="end">{name}</text>')
-        parts.append(f'<rect class="{kind}" x="{_LEFT}" y="{top + 4}" width="{row.median * scale:.1f}" height="16"/>')
-        parts += [
-            f'<circle class="dot" cx="{_LEFT + wall * scale:.1f}" cy="{top + 12}" r="2.5"/>' for wall in row.walls
-        ]
-        parts.append(f'<text x="{end:.1f}" y="{top + 16}">{row.median * factor:.3g} ({table.ratio(row)})</text>')
-    return "".join([*parts, "</svg>"])
 
 
 def html_page(runs: Sequence[Run]) -> str:
     """Return all tables as plots on one page that needs nothing else."""
     parts = [
         "<!doctype html><html lang=en><meta charset=utf-8><meta name=viewport content='width=device-width'>",
-        f"<title>layerfs: measurements</title><style>{_STYLE}</style><h1>layerfs: measurements</h1>",
-        "<p>Bars are medians, dots the single runs, in brackets the ratio to the row that says 1.00.</p>",
+        f"<title>layerfs: measurements</title><style>{STYLE}{_STYLE}</style><h1>layerfs: measurements</h1>",
+        f"<p>{_LEGEND}</p>",
     ]
     if missing := [line for run in runs for line in shortfalls(run)]:
         rows = "".join(f"<li>{escape(line)}</li>" for line in missing)
@@ -123,11 +102,18 @@ def html_page(runs: Sequence[Run]) -> str:
         parts.append(f"<h2>{escape(run.scenario)}</h2><p class=note>{escape(_about(run))}</p>")
         for table in run.tables:
             if table.rows:
-                parts.append(f"<h3>{escape(table.title)}, {escape(table.unit[0])}</h3>{_plot(table)}")
+                parts.append(f"<h3>{escape(table.title)}, {escape(table.unit[0])}</h3>{plot_table(table)}")
             parts += [
                 f"<p class=note>{escape(variant)} failed: {escape(message[:300])}</p>"
                 for variant, message in table.failed.items()
             ]
+        parts += [
+            f"<h3>{escape(curve.title)}, {escape(curve.unit[0])} by {escape(curve.axis)}</h3>{plot_curve(curve)}"
+            for curve in run.curves
+        ]
+    if large := list(extrapolations(runs)):
+        rows = "".join(f"<li>{escape(line)}</li>" for line in large)
+        parts.append(f"<h2>{_LARGE}</h2><ul>{rows}</ul>")
     return "\n".join(parts)
 
 

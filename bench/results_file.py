@@ -52,6 +52,12 @@ class Row:
         return f"{self.variant}{extra}"
 
     @property
+    def is_floor(self) -> bool:
+        """Whether it is no tool for the job, but what the job cannot be done without: reading, digesting, starting."""
+        floors = ("gzip, sha", "igzip, openssl", "cat ", "ext4", "null C", "python -c", "archives")
+        return self.variant.startswith(floors)
+
+    @property
     def is_ours(self) -> bool:
         """Whether it measures this project rather than a peer or a floor."""
         return self.variant.startswith(("layerfs", "library"))

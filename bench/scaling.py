@@ -99,6 +99,11 @@ def _layer(seed: str) -> bytes:
     return files_layer((f"{seed}/f{n:02}", f"{seed} {n}\n".encode() * 20) for n in range(20))
 
 
+def _own_layers(image: int) -> Iterator[bytes]:
+    for number in range(_LAYERS_OF_EACH):
+        yield _layer(f"i{image}-{number}")
+
+
 def _by_layers(scratch: Path, sizes: Sequence[int]) -> Iterator[tuple[float, Path]]:
     for size in sizes:
         layout = scratch / f"layers-{size}"
@@ -149,10 +154,7 @@ def _store(scratch: Path, sizes: Sequence[int], rounds: int) -> tuple[Lines, Lin
         have = 0
         for size in sizes:
             layout = scratch / f"images-{size}"
-            names = range(have, size)
-            write_images(
-                layout, {f"localhost/app:{i}": (_layer(f"i{i}-{n}") for n in range(_LAYERS_OF_EACH)) for i in names}
-            )
+            write_images(layout, {f"localhost/app:{number}": _own_layers(number) for number in range(have, size)})
             sample = _timed(lambda layout=layout: store.load(layout))  # type: ignore[misc]
             new = size - have
             times.setdefault("layerfs load, per image", {})[size] = [Sample(sample.wall / new, sample.cpu / new)]
@@ -170,7 +172,7 @@ def _store(scratch: Path, sizes: Sequence[int], rounds: int) -> tuple[Lines, Lin
             for title, job in jobs.items():
                 times.setdefault(title, {})[size] = [_timed(job) for _ in range(rounds)]
             settle()
-            database = sum(path.stat().st_size for path in (root / "store").glob("layerfs.db*"))
+            database = sum(path.stat().st_size for path in (root / "store").glob("store.db*"))
             trees = sum(path.stat().st_blocks * 512 for path in (root / "store/images").rglob("*.erofs"))
             space.setdefault("layerfs database", {})[size] = [Sample(database)]
             space.setdefault("layerfs merged trees", {})[size] = [Sample(trees)]

@@ -17,10 +17,13 @@ from pathlib import Path
 
 from bench.corpus import CorpusImage, image
 from bench.load import layerfs_command, store_environment
-from bench.measure import Report, Sample, command, common_options, drop_caches, fresh_filesystem, interleave
+from bench.measure import Report, Sample, command, common_options, drop_caches, fresh_filesystem, interleave, output
 from bench.peers import containerd, podman, versions
 
 __all__ = ["main"]
+
+#: podman raises limits above what a machine may allow, and then fails.
+_LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
 
 Job = Callable[[], Sample]
 
@@ -62,11 +65,9 @@ def _layerfs(found: CorpusImage, work: Path, program: Sequence[str]) -> Iterator
 @contextmanager
 def _podman(found: CorpusImage, work: Path, program: Sequence[str]) -> Iterator[dict[str, Job]]:
     tool = podman(work)
-    done = subprocess.run(
-        [*tool, "load", "--quiet", "--input", found.docker_archive], check=True, capture_output=True, text=True
-    )
-    name = done.stdout.split()[-1]
-    words = [*tool, "run", "--rm", "--network=none", "--cgroups=disabled", "--log-driver=none", name, *program]
+    name = output([*tool, "load", "--quiet", "--input", found.docker_archive]).split()[-1]
+    options = ["--rm", "--network=none", "--log-driver=none", *_LIMITS]
+    words = [*tool, "--cgroup-manager=cgroupfs", "--runtime=runc", "run", *options, name, *program]
     yield {"podman run": lambda: command(words)}
     subprocess.run(["umount", "--quiet", f"{work}/root/overlay"], check=False)
 
@@ -74,10 +75,8 @@ def _podman(found: CorpusImage, work: Path, program: Sequence[str]) -> Iterator[
 @contextmanager
 def _containerd(found: CorpusImage, work: Path, program: Sequence[str]) -> Iterator[dict[str, Job]]:
     with containerd(work) as (ctr, _):
-        name = f"localhost/{found.name}:latest"
         command([*ctr, "images", "import", "--base-name", f"localhost/{found.name}", found.oci_archive])
-        done = subprocess.run([*ctr, "images", "ls", "-q"], check=True, capture_output=True, text=True)
-        name = done.stdout.split()[0]
+        name = output([*ctr, "images", "ls", "-q"]).split()[0]
         yield {"ctr run": lambda: command([*ctr, "run", "--rm", name, "box", *program])}
 
 
@@ -99,7 +98,9 @@ def main(arguments: Sequence[str]) -> None:
     for job in tools.values():
         job()
     samples, failed = interleave(tools, options.rounds, report.on)
-    report.table("tools", samples, base="python -c pass", failed=failed, unit=("ms", 1e3))
+    for word in ("version", "help", "images"):
+        rows = {name: found for name, found in samples.items() if word in name or name.startswith("python")}
+        report.table(f"tools: {word}", rows, base="python -c pass", failed=failed, unit=("ms", 1e3))
     found = image(options.image)
     imports = ["/opt/venv/bin/python3", "-c", "import numpy, pandas, django.db.models"]
     programs = {"true": ["/bin/true"]} | (

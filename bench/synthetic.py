@@ -10,7 +10,7 @@ import shutil
 import tarfile
 from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 __all__ = ["DeepShape", "compressible", "files_layer", "stack_on", "write_deep", "write_image", "write_images"]
@@ -149,10 +149,15 @@ def stack_on(base: Path, layout: Path, own: dict[str, bytes]) -> None:
 
 
 def files_layer(files: Iterable[tuple[str, bytes]]) -> bytes:
-    """Return a layer tar with these files, path and contents; their directories are implied."""
+    """Return a layer tar with these files, path and contents, and the directories that they are in."""
     buffer = io.BytesIO()
+    made: set[str] = set()
     with tarfile.open(fileobj=buffer, mode="w", format=tarfile.PAX_FORMAT) as tar:
         for path, data in files:
+            for parent in reversed(PurePosixPath(path).parents[:-1]):
+                if str(parent) not in made:
+                    made.add(str(parent))
+                    tar.addfile(_member(str(parent), tarfile.DIRTYPE, 0o755))
             member = _member(path, tarfile.REGTYPE, 0o644)
             member.size = len(data)
             tar.addfile(member, io.BytesIO(data))
