@@ -32,6 +32,7 @@ class Image:
         size: bytes of its uncompressed layers.
         layers: how many.
         damage: what is wrong with its config, which then tells neither platform nor time; None for a whole image.
+        origins: what it was pulled as, ``repository@digest`` each, sorted.
     """
 
     id: Digest
@@ -43,6 +44,7 @@ class Image:
     size: int
     layers: int
     damage: str | None = None
+    origins: tuple[str, ...] = ()
 
 
 @dataclass(frozen=True, slots=True)

@@ -207,7 +207,7 @@ class Pull:
                 raise DigestMismatch("layer", expected=str(layer.diff_id), actual=str(ready.diff_id), size=0)
             found.append(ready)
         assert plan.manifest is not None
-        return NewImage((plan.config.digest, plan.config.raw), plan.manifest, found, plan.names)
+        return NewImage((plan.config.digest, plan.config.raw), plan.manifest, found, plan.names, origin=plan.origin)
 
     def _lay_one(self, ingest: Ingest, layer: LayerPlan, download: Download) -> IngestedLayer:
         try:

@@ -193,11 +193,9 @@ def plan_remote(
         RegistryError: as :func:`find_remote`.
     """
     reference, places, received = find_remote(registries, text, policy)
-    planner = _Planner(handle, places, selection)
+    planner = _Planner(handle, reference, places, selection)
     document = parse_received(received)
-    # A name by digest gives no tag: it must not take one away from another image.
-    names = (reference,) if reference.digest is None else ()
-    images = tuple(planner.expand(document, names, 0))
+    images = tuple(planner.expand(document, received.digest, 0))
     if not images:
         raise FormatError(f"index {received.digest} lists no image")
     return RemoteImages(reference, tuple(places), images, received)
@@ -219,15 +217,19 @@ def parse_received(received: ReceivedManifest) -> Manifest | Index:
 class _Planner:
     """Follows a document to its images."""
 
-    def __init__(self, handle: StoreHandle, places: list[Repository], selection: Selection) -> None:
+    def __init__(
+        self, handle: StoreHandle, reference: Reference, places: list[Repository], selection: Selection
+    ) -> None:
         self._handle = handle
+        self._reference = reference
         self._places = places
         self._selection = selection
         self._count = 0
 
-    def expand(self, document: Manifest | Index, names: tuple[Reference, ...], depth: int) -> Iterator[ImagePlan]:
+    def expand(self, document: Manifest | Index, asked: Digest | None, depth: int) -> Iterator[ImagePlan]:
+        """Yield the images of a document; ``asked`` is what the user's name means, if it means this one."""
         if isinstance(document, Manifest):
-            yield self._image(document, names)
+            yield self._image(document, asked)
             return
         if depth >= MAX_NESTING:
             raise FormatError(f"indexes are nested more than {MAX_NESTING} deep")
@@ -244,9 +246,9 @@ class _Planner:
             own = self._selection.platform
             chosen = [other.platform is not None and own.matches(other.platform) for other in entries]
             named = position == (chosen.index(True) if True in chosen else 0)
-            yield from self.expand(inner, names if named else (), depth + 1)
+            yield from self.expand(inner, asked if named else None, depth + 1)
 
-    def _image(self, manifest: Manifest, names: tuple[Reference, ...]) -> ImagePlan:
+    def _image(self, manifest: Manifest, asked: Digest | None) -> ImagePlan:
         self._count += 1
         if self._count > _MAX_IMAGES:
             raise FormatError(f"index has more than {_MAX_IMAGES} images")
@@ -262,7 +264,10 @@ class _Planner:
             LayerPlan(str(blob.digest), diff_id, blob)
             for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
         )
-        return ImagePlan(config, (manifest.digest, manifest.raw), layers, names)
+        # A name by digest gives no tag: it must not take one away from another image.
+        names = (self._reference,) if asked is not None and self._reference.digest is None else ()
+        origin = (self._reference.name, asked or manifest.digest)
+        return ImagePlan(config, (manifest.digest, manifest.raw), layers, names, origin)
 
     def _fetch(self, entry: Descriptor) -> bytes:
         known = self._known(entry)

@@ -25,6 +25,7 @@ __all__ = [
     "find_record",
     "image_layers",
     "image_names",
+    "image_origins",
     "list_images",
     "merged_tree",
     "name_among",
@@ -72,6 +73,14 @@ def find_record(handle: StoreHandle, digest: Digest) -> ImageRecord | None:
 def image_names(handle: StoreHandle, image: ImageRecord) -> list[str]:
     """Return the names of an image, sorted."""
     rows = handle.database.connection.execute("SELECT name FROM name WHERE image = ? ORDER BY name", (image.id,))
+    return [row[0] for row in rows]
+
+
+def image_origins(handle: StoreHandle, image: ImageRecord) -> list[str]:
+    """Return what an image was pulled as, ``repository@digest`` each, sorted."""
+    rows = handle.database.connection.execute(
+        "SELECT repository || '@' || digest FROM origin WHERE image = ? ORDER BY 1", (image.id,)
+    )
     return [row[0] for row in rows]
 
 
@@ -194,12 +203,13 @@ def merged_tree(handle: StoreHandle, image: ImageRecord) -> Tree:
 
 
 def _by_reference(connection: sqlite3.Connection, reference: Reference) -> ImageRecord | None:
-    """Look a name up; with a digest, that of the manifest or the config must be the image's."""
+    """Look a name up; a digest is that of the config, of the manifest, or of what the image was pulled as."""
     if reference.digest is not None:
         digest = str(reference.digest)
         row = connection.execute(
-            f"SELECT {_COLUMNS} FROM image WHERE manifest = ? OR digest = ? ORDER BY id DESC", (digest, digest)
-        ).fetchone()
+            f"SELECT {_COLUMNS} FROM image WHERE manifest = ? OR digest = ?"
+            " OR id IN (SELECT image FROM origin WHERE digest = ?) ORDER BY id DESC", (digest, digest, digest)
+        ).fetchone()  # fmt: skip
     else:
         row = connection.execute(
             "SELECT image.id, digest, manifest, chain_id, loaded FROM name JOIN image ON image.id = name.image"

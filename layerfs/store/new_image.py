@@ -40,6 +40,7 @@ class NewImage:
         names: names that shall mean this image from now on.
         tree_later: whether its merged tree is made when it is first needed: for who waits for the image, and knows that
             its layers fit together.
+        origin: the repository that it was pulled from, and the digest by which that has it.
     """
 
     config: tuple[Digest, bytes]
@@ -47,6 +48,7 @@ class NewImage:
     layers: Sequence[IngestedLayer]
     names: Sequence[Reference]
     tree_later: bool = False
+    origin: tuple[str, Digest] | None = None
 
 
 def commit_images(ingest: Ingest, images: Sequence[NewImage]) -> list[ImageRecord]:
@@ -126,6 +128,9 @@ def _insert(handle: StoreHandle, connection: sqlite3.Connection, image: NewImage
     (known,) = connection.execute("SELECT count(*) FROM image_layer WHERE image = ?", (record.id,)).fetchone()
     if known != len(image.layers):
         raise IntegrityError(f"{len(image.layers) - known} layers of image {record.digest.short} are not in the store")
+    if image.origin is not None:
+        repository, digest = image.origin
+        connection.execute("INSERT OR IGNORE INTO origin VALUES (?, ?, ?)", (record.id, repository, str(digest)))
     for name in image.names:
         row = connection.execute(
             "SELECT digest FROM name JOIN image ON image.id = name.image WHERE name = ? AND image.id != ?",

@@ -8,7 +8,7 @@ from __future__ import annotations
 __all__ = ["SCHEMA", "SCHEMA_VERSION"]
 
 #: PRAGMA user_version of this schema.
-SCHEMA_VERSION = 2
+SCHEMA_VERSION = 3
 
 SCHEMA = """
 CREATE TABLE layer (
@@ -75,6 +75,15 @@ CREATE TABLE name (
     image INTEGER NOT NULL REFERENCES image (id) ON DELETE CASCADE
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX name_image ON name (image);
+
+-- Where an image was pulled from: what NAME@DIGEST means beside the manifest that the image came with.
+CREATE TABLE origin (
+    image      INTEGER NOT NULL REFERENCES image (id) ON DELETE CASCADE,
+    repository TEXT    NOT NULL,  -- canonical, without a tag
+    digest     TEXT    NOT NULL,  -- of what the repository answered: its manifest, or an index that lists that
+    PRIMARY KEY (image, repository, digest)
+) STRICT, WITHOUT ROWID;
+CREATE INDEX origin_digest ON origin (digest);
 
 -- A container: a writable layer on top of an image.
 CREATE TABLE snapshot (

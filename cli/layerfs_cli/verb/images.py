@@ -89,7 +89,9 @@ def command(
 
 def _rows(image: Image, *, no_trunc: bool) -> list[dict[str, str]]:
     rows = []
-    for name in image.names or (f"{_NONE}:{_NONE}",):
+    # An image that was pulled by its digest has a repository and no tag, as with docker.
+    nameless = sorted({origin.partition("@")[0] for origin in image.origins}) or [_NONE]
+    for name in image.names or [f"{repository}:{_NONE}" for repository in nameless]:
         repository, _, tag = name.rpartition(":")
         rows.append(
             {
@@ -131,7 +133,8 @@ def _named(text: str) -> Callable[[Image], bool]:
     wanted = {str(Reference.parse(form)) for form in forms}
 
     def test(image: Image) -> bool:
-        return any(not wanted.isdisjoint({name, name.rpartition(":")[0]}) for name in image.names)
+        repositories = {origin.partition("@")[0] for origin in image.origins if not image.names}
+        return not wanted.isdisjoint(repositories.union(*({name, name.rpartition(":")[0]} for name in image.names)))
 
     return test
 

@@ -130,12 +130,14 @@ def _describe(store: Store, name: str) -> dict[str, object]:
 
 def _image(store: Store, image: Image) -> dict[str, object]:
     config, manifest = store.config(image), store.manifest(image)
-    repositories = sorted({name.rpartition(":")[0] for name in image.names})
+    repositories = {name.rpartition(":")[0] for name in image.names}
+    repositories |= {origin.partition("@")[0] for origin in image.origins}
+    digests = {f"{repository}@{image.manifest_digest}" for repository in repositories}
     return {
         "Id": str(image.id),
         "Digest": str(image.manifest_digest),
         "RepoTags": list(image.names),
-        "RepoDigests": [f"{repository}@{image.manifest_digest}" for repository in repositories],
+        "RepoDigests": sorted(digests.union(image.origins)),
         "Created": rfc3339(image.created),
         "Author": config.author,
         "Architecture": image.platform.architecture,

@@ -592,6 +592,13 @@ def test_an_index_for_several_platforms(store: Store, registry: FaultyRegistry) 
     assert image.platform.architecture == "arm64"
     both = store.pull(f"{registry.address}/team/app:multi", access=QUICK, all_platforms=True)
     assert sorted(image.platform.architecture for image in both) == ["amd64", "arm64"]
+    index = digest(registry.manifests["multi"][0])
+    for name in (f"{registry.address}/team/app:multi", f"{registry.address}/team/app@{index}"):
+        assert store.resolve(name).platform.architecture == Platform.host().architecture
+    assert {image.origins for image in both} == {
+        (f"{registry.address}/team/app@{index}",),
+        tuple(sorted(f"{registry.address}/team/app@{each}" for each in (index, digest(arm.manifest)))),
+    }
     with pytest.raises(LayerfsError, match="platform"):
         store.pull(f"{registry.address}/team/app:multi", access=QUICK, platform=Platform.parse("linux/s390x"))
 
@@ -649,6 +656,7 @@ def test_a_digest_pull_leaves_tags_alone(store: Store, registry: FaultyRegistry)
     image = store.pull(name, access=QUICK)[0]
     assert image.names == ()
     assert store.resolve(name).id == image.id
+    assert image.origins == (name,)
     assert read_file(store, f"{registry.address}/team/app", b"/top") == b"top"
 
 
