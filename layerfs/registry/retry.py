@@ -72,14 +72,18 @@ class Backoff:
         self._made += 1
         return self._made < self._attempts
 
-    def wait(self, error: RegistryError) -> None:
+    def wait(self, error: RegistryError, most: int | None = None) -> None:
         """Wait before the next attempt.
+
+        Args:
+            error: why there has to be another one.
+            most: how many attempts there are at most as things stand; None for as many as there are.
 
         Raises:
             RegistryError: this error, when it is not temporary or no attempt is left.
         """
         self._made += 1
-        if not error.temporary or self._made >= self._attempts:
+        if not error.temporary or self._made >= min(self._attempts, most or self._attempts):
             raise error
         pause = min(_LONGEST, self._delay * 2 ** (self._made - 1)) * random.uniform(0.5, 1.0)  # noqa: S311 - no secret
         named = error.retry_after

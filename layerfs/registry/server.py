@@ -29,6 +29,9 @@ _MAX_REDIRECTS = 5
 #: Answers 401 to one request that are taken as a wish for another token.
 _MAX_CHALLENGES = 3
 
+#: Attempts at a registry that has never answered.
+_FIRST_CONTACT = 3
+
 #: Bytes of an error's body that are read, and characters of a message in it that are shown.
 _MAX_ERROR = 64 << 10
 _MAX_MESSAGE = 200
@@ -77,6 +80,7 @@ class Server:
         self._access = access
         self._insecure = insecure
         self._check = check
+        self._answered = False
         self._base: str | None = None if insecure else f"https://{self._host}"
         credential = credentials.find(domain, path, named=named)
         token = access.token if named else None
@@ -115,12 +119,14 @@ class Server:
         while True:
             try:
                 answer = self._authorized(method, target, scopes, dict(headers or {}), body, what)
+                self._answered = True
                 if answer.status in expect:
                     return answer
                 with answer:
                     raise self._refusal(answer, what)
             except RegistryError as error:
-                tries.wait(error)
+                # Who waits for a transfer to go on has patience; who names a registry that is down wants to know.
+                tries.wait(error, None if self._answered else _FIRST_CONTACT)
 
     def url(self, target: str) -> str:
         """Return the whole URL of a path on this registry, or of a place that it named."""

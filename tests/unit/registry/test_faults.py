@@ -769,6 +769,18 @@ def test_an_internationalised_host_in_its_ascii_form(store: Store) -> None:
         store.pull("xn--bcher-kva.invalid:5000/x", access=replace(QUICK, attempts=1))
 
 
+def test_a_registry_that_never_answered_is_given_up_sooner(store: Store, registry: FaultyRegistry) -> None:
+    registry.fault = lambda handler: handler.kind == "manifests" and reset(handler)
+    with pytest.raises(Unreachable):
+        pull(store, registry, replace(QUICK, attempts=6))
+    assert registry.count("/manifests/") == 3
+    registry.asked.clear()
+    registry.fault = lambda handler: handler.kind == "blobs" and reset(handler)
+    with pytest.raises(Unreachable):
+        pull(store, registry, replace(QUICK, attempts=6, jobs=1))
+    assert registry.count("/blobs/") >= 6
+
+
 @pytest.mark.parametrize("fault", [drip_header, redirect("http://[bad/")], ids=["cut header", "bad redirect"])
 def test_answers_that_nobody_gets_are_closed(
     store: Store, registry: FaultyRegistry, monkeypatch: pytest.MonkeyPatch, fault: Callable[[Handler], bool]
