@@ -10,6 +10,7 @@ import re
 import subprocess
 import threading
 from dataclasses import replace
+from typing import Any
 
 from layerfs.errors import FormatError, LayerfsError, RegistryError
 from layerfs.formats.auth_file import HUB_KEY, TOKEN_USER, AuthFile, Credential, lookup_keys
@@ -17,7 +18,7 @@ from layerfs.formats.document import JsonObject, parse_document
 from layerfs.formats.reference import DEFAULT_DOMAIN
 from layerfs.registry.access import Access, read_optional
 
-__all__ = ["Credentials", "read_auth_file"]
+__all__ = ["Credentials", "ask_helper", "list_helper", "read_auth_file"]
 
 #: Seconds for a helper to answer; some ask a key ring that has to wake up first, none should ask the user.
 _HELPER_TIMEOUT = 30.0
@@ -128,9 +129,6 @@ def ask_helper(name: str, server: str, action: str = "get", credential: Credenti
         RegistryError: it is not installed, failed or answered nonsense. What it printed is not shown but for its
             last line of an error, which the protocol means for people.
     """
-    if _HELPER_NAME.fullmatch(name) is None:
-        raise RegistryError(f"not the name of a credential helper: {name!r:.80}")
-    program = f"docker-credential-{name}"
     given = server
     if credential is not None:
         import json  # noqa: PLC0415 - only login comes here
@@ -138,6 +136,33 @@ def ask_helper(name: str, server: str, action: str = "get", credential: Credenti
         secret = credential.identity_token or credential.password
         user = TOKEN_USER if credential.identity_token else credential.username
         given = json.dumps({"ServerURL": server, "Username": user, "Secret": secret})
+    document = _run_helper(name, action, given)
+    if action != "get" or document is None:
+        return None
+    try:
+        answer = JsonObject(document)
+        user, secret = answer.optional_text("Username") or "", answer.optional_text("Secret") or ""
+    except FormatError:
+        raise RegistryError(f"credential helper docker-credential-{name} answered nonsense") from None
+    if not secret and not user:
+        return None
+    return Credential("", "", secret) if user == TOKEN_USER else Credential(user, secret)
+
+
+def list_helper(name: str) -> list[str]:
+    """Return the registries that a credential helper knows, as it spells them.
+
+    Raises:
+        RegistryError: as :func:`ask_helper`.
+    """
+    return sorted(_run_helper(name, "list", "") or {})
+
+
+def _run_helper(name: str, action: str, given: str) -> dict[str, Any] | None:
+    """Run a helper; return what it answers to ``get`` and ``list``, None if it knows nothing or is not asked."""
+    if _HELPER_NAME.fullmatch(name) is None:
+        raise RegistryError(f"not the name of a credential helper: {name!r:.80}")
+    program = f"docker-credential-{name}"
     try:
         done = subprocess.run(
             [program, action], input=given.encode(), capture_output=True, timeout=_HELPER_TIMEOUT, check=False
@@ -154,16 +179,13 @@ def ask_helper(name: str, server: str, action: str = "get", credential: Credenti
         if any(nothing in said.lower() for nothing in _NOTHING):
             return None
         raise RegistryError(f"credential helper {program} {action} failed: {said[:200] or f'exit {done.returncode}'}")
-    if action != "get":
+    if action not in ("get", "list"):
         return None
     try:
-        answer = JsonObject(parse_document(done.stdout, program))
-        user, secret = answer.optional_text("Username") or "", answer.optional_text("Secret") or ""
+        document = parse_document(done.stdout, program)
     except FormatError:
         raise RegistryError(f"credential helper {program} answered nonsense") from None
-    if not secret and not user:
-        return None
-    return Credential("", "", secret) if user == TOKEN_USER else Credential(user, secret)
+    return dict(document)
 
 
 def without_password(credential: Credential) -> Credential:

@@ -16,7 +16,7 @@ from layerfs.formats.reference import DEFAULT_DOMAIN, Reference
 from layerfs.linux.durable import write_document
 from layerfs.linux.lock import FileLock
 from layerfs.registry.access import Access
-from layerfs.registry.credential import ask_helper, read_auth_file
+from layerfs.registry.credential import ask_helper, list_helper, read_auth_file
 from layerfs.registry.plan import MAX_NESTING
 from layerfs.registry.remote import Registries, find_remote, parse_received
 
@@ -62,13 +62,17 @@ def list_tags(access: Access, repository: str) -> Iterator[str]:
         RegistryError: the registry refuses, or cannot be reached.
     """
     with Registries.open(access) as registries:
-        for position, reference in enumerate(names := registries.names(repository)):
+        for reference in (names := registries.names(repository)):
             if reference.digest is not None or Reference.parse(repository).tag is not None:
                 raise InvalidReference(f"a repository is expected, without tag or digest: {repository!r:.120}")
+            begun = False
             try:
-                yield from registries.write_to(reference).tags()
+                for tag in registries.write_to(reference).tags():
+                    begun = True
+                    yield tag
             except NotFound:
-                if position == len(names) - 1:
+                # What is gone in the middle of a list is not another registry's.
+                if begun or reference == names[-1]:
                     raise
                 continue
             return
@@ -189,10 +193,17 @@ def log_out(key: str | None, auth_file: str) -> list[str]:
             for each in found:
                 raw = AuthFile.parse(raw).with_credential(each, None)
             _write(auth_file, raw)
-            return found
-        helper = file.helper(key.partition("/")[0])
+            kept = dict(file.helpers)
+            if file.store is not None:
+                kept = {**dict.fromkeys(list_helper(file.store), file.store), **kept}
+            for server, name in kept.items():
+                ask_helper(name, _spelling(server, helper=True), "erase")
+            return sorted({*found, *kept})
+        domain = key.partition("/")[0]
+        helper = file.helper(domain)
         if helper is not None:
-            ask_helper(helper, _spelling(key, helper=True), "erase")
+            # As log_in keeps it: helpers know registries, not what is in them.
+            ask_helper(helper, _spelling(domain, helper=True), "erase")
         elif file.find(key) is None:
             raise NotFound("credential", f"for {key} in {auth_file}")
         _write(auth_file, file.with_credential(key, None))

@@ -17,6 +17,7 @@ from layerfs_cli.text import rfc3339
 
 if TYPE_CHECKING:
     from layerfs.api import Container, Image, Store
+    from layerfs.formats.platform import Platform
     from layerfs.registry.access import Access
 
 __all__ = ["command"]
@@ -32,6 +33,10 @@ _REGISTRY: Final = "docker://"
     "-f", "--format", "form", type=FormatType(), default="json", show_default=True,
     help="json, jsonl, or a Go template such as '{{.Config.Env}}'.",
 )  # fmt: skip
+@click.option(
+    "--platform", metavar="OS[/ARCH[/VARIANT]]",
+    help="With docker://, which image of an index for several platforms.  [default: this machine's]",
+)  # fmt: skip
 @registry_options
 @click.pass_context
 def command(
@@ -39,6 +44,7 @@ def command(
     /,
     names: tuple[str, ...],
     form: Format,
+    platform: str | None,
     *,
     as_config: bool,
     raw: bool,
@@ -52,6 +58,8 @@ def command(
     """
     if raw and len(names) > 1:
         raise click.UsageError("--raw prints one document, so it takes one name", context)
+    if platform is not None and not all(name.startswith(_REGISTRY) for name in names):
+        raise click.UsageError("--platform is for names with docker:// before them", context)
     documents: list[object] = []
     with ExitStack() as stack:
         # Each only if a name needs it: who asks a registry may have no store.
@@ -61,9 +69,9 @@ def command(
             if name.startswith(_REGISTRY):
                 remote = name.removeprefix(_REGISTRY)
                 if raw:
-                    write(_remote_raw(remote, access(), as_config=as_config))
+                    write(_remote_raw(remote, access(), platform, as_config=as_config))
                     return
-                documents.append(_describe_remote(remote, access(), as_config=as_config))
+                documents.append(_describe_remote(remote, access(), platform, as_config=as_config))
             elif raw:
                 write((store().config(name) if as_config else store().manifest(name)).raw)
                 return
@@ -77,20 +85,24 @@ def command(
         print_document(documents[0] if as_config and len(documents) == 1 else documents)
 
 
-def _remote_raw(name: str, access: Access, *, as_config: bool) -> bytes:
-    from layerfs.formats.platform import Platform
+def _remote_raw(name: str, access: Access, platform: str | None, *, as_config: bool) -> bytes:
     from layerfs.registry.query import fetch_config, fetch_manifest
 
-    return fetch_config(access, name, Platform.host()) if as_config else fetch_manifest(access, name)
+    return fetch_config(access, name, _platform(platform)) if as_config else fetch_manifest(access, name)
 
 
-def _describe_remote(name: str, access: Access, *, as_config: bool) -> object:
+def _platform(text: str | None) -> Platform:
+    from layerfs.formats.platform import Platform
+
+    return Platform.host() if text is None else Platform.parse(text)
+
+
+def _describe_remote(name: str, access: Access, platform: str | None, *, as_config: bool) -> object:
     import json
 
-    from layerfs.formats.platform import Platform
     from layerfs.registry.query import fetch_image
 
-    found = fetch_image(access, name, Platform.host())
+    found = fetch_image(access, name, _platform(platform))
     if as_config:
         return json.loads(found.config.raw)
     config, layers = found.config, found.manifest.layers

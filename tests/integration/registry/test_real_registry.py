@@ -139,6 +139,38 @@ def test_a_credential_helper(store: Store, layout: Path, tmp_path: Path, monkeyp
         assert (tmp_path / "asked").read_text() == f"get {registry.address}\n"
 
 
+def test_a_login_in_a_helper_is_forgotten_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one registry, named with a path or not, and of all, those that only the helper knows included."""
+    from layerfs.registry.query import log_in, log_out
+
+    kept = tmp_path / "kept"
+    kept.mkdir()
+    helper = tmp_path / "bin" / "docker-credential-testing"
+    helper.parent.mkdir()
+    helper.write_text(
+        f"#!/usr/bin/env python3\nimport json, os, sys\nkept = {str(kept)!r}\n"
+        "given = sys.stdin.read()\n"
+        "if sys.argv[1] == 'store':\n"
+        "    open(os.path.join(kept, json.loads(given)['ServerURL'].replace('/', '_')), 'w').write(given)\n"
+        "elif sys.argv[1] == 'erase':\n    os.unlink(os.path.join(kept, given.replace('/', '_')))\n"
+        "elif sys.argv[1] == 'list':\n    print(json.dumps({name: 'me' for name in os.listdir(kept)}))\n"
+    )
+    helper.chmod(0o755)
+    monkeypatch.setenv("PATH", f"{helper.parent}:{os.environ['PATH']}")
+    file = tmp_path / "config.json"
+    file.write_text('{"credsStore": "testing"}')
+    with registry_server(tmp_path / "registry", auth=htpasswd(tmp_path / "auth")) as registry:
+        me = Credential("me", "secret-pass")
+        log_in(PLAIN, f"{registry.address}/team", me, str(file))
+        assert os.listdir(kept) == [registry.address]
+        assert log_out(f"{registry.address}/team", str(file)) == [f"{registry.address}/team"]
+        assert os.listdir(kept) == []
+        log_in(PLAIN, registry.address, me, str(file))
+        (kept / "other.example").touch()
+        assert log_out(None, str(file)) == sorted([registry.address, "other.example"])
+        assert os.listdir(kept) == []
+
+
 def test_tokens(store: Store, certificates: Certificates, layout: Path, tmp_path: Path) -> None:
     with ExitStack() as stack:
         tokens = stack.enter_context(token_server(tmp_path / "tokens", certificates))

@@ -8,6 +8,7 @@ import json
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -745,6 +746,37 @@ def test_through_a_proxy(store: Store, registry: FaultyRegistry) -> None:
     with pytest.raises(Unreachable, match=r"exempt\.invalid"):
         store.pull("sub.exempt.invalid/team/app", access=replace(access, attempts=1))
     assert not seen
+
+
+def test_a_list_that_breaks_off_is_not_mixed_with_that_of_another_name(
+    registry: FaultyRegistry, tmp_path: Path
+) -> None:
+    from layerfs.registry.query import list_tags
+
+    def first(handler: Handler) -> bool:
+        if "last=a" in handler.path:
+            return False  # there is no such page: 404
+        handler.answer(200, b'{"tags": ["a"]}', {"Link": '</v2/app/tags/list?last=a>; rel="next"'})
+        return True
+
+    def second(handler: Handler) -> bool:
+        handler.answer(200, b'{"tags": ["other"]}')
+        return True
+
+    other = FaultyRegistry()
+    registry.fault, other.fault = first, second
+    with serving(other):
+        conf = tmp_path / "registries.conf"
+        conf.write_text(
+            'short-name-mode = "permissive"\n'
+            f'unqualified-search-registries = ["{registry.address}", "{other.address}"]\n'
+            f'[[registry]]\nlocation = "{registry.address}"\ninsecure = true\n'
+            f'[[registry]]\nlocation = "{other.address}"\ninsecure = true\n'
+        )
+        found = list_tags(replace(QUICK, registries=(str(conf),)), "app")
+        assert next(found) == "a"
+        with pytest.raises(NotFound):
+            next(found)
 
 
 @pytest.mark.parametrize(
