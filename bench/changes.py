@@ -36,7 +36,7 @@ from bench.peers import containerd, podman
 __all__ = ["change", "main"]
 
 #: Reading and digesting the docker archive.
-_FLOOR = "cat | sha256sum"
+_FLOOR = "cat, sha256sum"
 
 _WRITTEN, _REMOVED, _NEW = 700, 150, 150
 
@@ -173,7 +173,7 @@ _TABLES = (
     ("diff of a container", "layerfs diff CONTAINER", ("diff CONTAINER", "diff -o", "podman diff", "snapshots diff")),
     ("diff of two images", "layerfs diff IMAGE IMAGE", ("diff IMAGE IMAGE",)),
     ("commit", "layerfs commit", ("commit", "repack")),
-    ("save", _FLOOR, ("save", "cat ")),
+    ("save", _FLOOR, ("save", "cat, ")),
 )
 
 _TOOLS = {"podman": _podman, "buildah": _buildah, "umoci": _umoci, "ctr": _containerd}

@@ -54,7 +54,7 @@ class Row:
     @property
     def is_floor(self) -> bool:
         """Whether it is no tool for the job, but what the job cannot be done without: reading, digesting, starting."""
-        floors = ("gzip, sha", "igzip, openssl", "cat ", "ext4", "null C", "python -c", "archives")
+        floors = ("gzip, sha", "igzip, openssl", "cat, ", "ext4", "null C", "python -c", "archives")
         return self.variant.startswith(floors)
 
     @property

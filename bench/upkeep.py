@@ -177,7 +177,7 @@ def main(arguments: Sequence[str]) -> None:
                     name: _brought_back(ready[name], removed, job) for name, job in jobs.items() if removed is not None
                 }
             if title == "check" and "layerfs" in ready:
-                jobs["cat | sha256sum of the layers"] = _digested(place)
+                jobs["cat, sha256sum of the layers"] = _digested(place)
             samples, failed = interleave(jobs, options.rounds)
             report.table(f"{title}, {len(found)} images", samples, base="layerfs", failed=failed, unit=("ms", 1e3))
     report.write()

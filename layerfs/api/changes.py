@@ -7,10 +7,10 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart, StrPath
-from layerfs.errors import NotFound
+from layerfs.errors import Conflict, InvalidReference, NotFound
 from layerfs.store import image as catalog
 from layerfs.store.layer import find_layer, open_tree
-from layerfs.store.snapshot import find_snapshot
+from layerfs.store.snapshot import find_snapshot, is_dressed
 from layerfs.store.view import ImageTree
 
 if TYPE_CHECKING:
@@ -39,7 +39,8 @@ class ChangePart(StorePart):
         snapshot = find_snapshot(self._handle, container)
         record = catalog.find_image(self._handle, str(snapshot.image))
         tree = catalog.merged_tree(self._handle, record)
-        yield from compare_upper(self._upper(snapshot), tree, userxattr=uses_userxattr())
+        dressed = is_dressed(self._handle, snapshot)
+        yield from compare_upper(self._upper(snapshot), tree, userxattr=uses_userxattr(), dressed=dressed)
 
     def steps(self, old: str | Image | None, new: str | Image, *, exact: bool = False) -> Iterator[Step]:
         """Yield the same with both states of every path, of a container or between two images.
@@ -66,19 +67,24 @@ class ChangePart(StorePart):
 
         snapshot = self._existing(new) if isinstance(new, str) else None
         if snapshot is None and old is None:
-            raise NotFound("container", str(new), hint="List what there is with: layerfs ps")
+            hint = "List what there is with: layerfs ps"
+            if isinstance(new, str) and self._is_image(new):
+                hint = f"Of an image, say what to compare it with: layerfs diff BASE {new}"
+            raise NotFound("container", str(new), hint=hint)
         if snapshot is None:
             assert old is not None
             yield from self._between(self._record(old), self._record(new), exact=exact)
             return
         record = catalog.find_image(self._handle, str(snapshot.image))
         with ImageTree(self._handle, record) as tree:
-            upper = self._upper(snapshot)
+            upper, dressed = self._upper(snapshot), is_dressed(self._handle, snapshot)
             if old is None or self._record(old).chain_id == record.chain_id:
-                yield from walk_upper(upper, tree, userxattr=uses_userxattr(), exact=exact)
+                yield from walk_upper(upper, tree, userxattr=uses_userxattr(), exact=exact, dressed=dressed)
                 return
             with ImageTree(self._handle, self._record(old)) as before:
-                yield from walk_upper(upper, tree, userxattr=uses_userxattr(), exact=exact, before=before)
+                yield from walk_upper(
+                    upper, tree, userxattr=uses_userxattr(), exact=exact, before=before, dressed=dressed
+                )
 
     def layer_steps(self, diff_id: Digest) -> Iterator[Step]:
         """Yield what a layer does by itself: what it has as added, what it hides as deleted.
@@ -291,6 +297,13 @@ class ChangePart(StorePart):
         record = catalog.find_image(self._handle, str(snapshot.image))
         with ImageTree(self._handle, record) as tree, dressed_upper(self._handle, snapshot, tree.tree) as upper:
             apply_tar(self._handle, pieces, upper, tree, userxattr=uses_userxattr(), check=check)
+
+    def _is_image(self, text: str) -> bool:
+        try:
+            self._record(text)
+        except (NotFound, InvalidReference, Conflict):
+            return False
+        return True
 
     def _between(self, old: catalog.ImageRecord, new: catalog.ImageRecord, *, exact: bool) -> Iterator[Step]:
         from layerfs.changeset.trees import touched_by, walk_trees

@@ -6,7 +6,7 @@ from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart
-from layerfs.errors import Conflict, InvalidReference, NotFound
+from layerfs.errors import Conflict, NotFound
 from layerfs.formats.digest import Digest
 from layerfs.formats.reference import Reference
 from layerfs.store import image as catalog
@@ -170,8 +170,6 @@ class ImagePart(StorePart):
             InvalidReference: the name is none, or has a digest.
         """
         reference = catalog.name_to_give(self._handle, name)
-        if reference.familiar.partition(":")[0] in ("sha256", "sha512"):
-            raise InvalidReference(f"{name} would be taken for a digest: choose another name")
         record = self._record(image)
         with self._handle.database.transaction() as connection:
             catalog.set_name(connection, reference, record.id)

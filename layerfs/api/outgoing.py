@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from layerfs.api.base import StorePart, StrPath
-from layerfs.errors import LayerfsError, StoreError
+from layerfs.errors import LayerfsError
 from layerfs.store import image as catalog
+from layerfs.store.snapshot import is_dressed
 from layerfs.store.view import ImageTree
 
 if TYPE_CHECKING:
@@ -33,7 +35,8 @@ class OutgoingPart(StorePart):
         """Write images into an archive or a layout that other tools accept. Nothing is kept in between.
 
         Args:
-            images: which ones; one that is named by a name keeps that name, one by ID keeps all of its names.
+            images: which ones; one that is named by a name has that name in the archive, one by its ID has none,
+                an :class:`Image` all of its names.
             target: path of the archive, or of the layout's directory, which is added to if it is one; or a stream.
             form: ``docker-archive``, ``oci-archive`` or ``oci``. The first has uncompressed layers and manifest.json.
             compression: of the layers of an OCI form: ``none``, ``gzip`` or ``zstd``. None takes the compressed blobs
@@ -61,8 +64,10 @@ class OutgoingPart(StorePart):
         for image in images:
             record = self._record(image)
             names = catalog.image_names(self._handle, record)
-            named = catalog.name_among(image, names) if isinstance(image, str) else None
-            wanted.append((record, [named] if named is not None else names))
+            if isinstance(image, str):
+                named = catalog.name_among(image, names)
+                names = [named] if named is not None else []
+            wanted.append((record, names))
         if form == "oci":
             if not isinstance(target, str | bytes) and hasattr(target, "write"):
                 raise LayerfsError("an OCI layout is a directory, not a stream", hint="Use --format oci-archive.")
@@ -98,7 +103,8 @@ class OutgoingPart(StorePart):
             return
         record = catalog.find_image(self._handle, str(snapshot.image))
         with ImageTree(self._handle, record) as tree:
-            steps = walk_upper(self._upper(snapshot), tree, userxattr=uses_userxattr(), whole=True)
+            dressed = is_dressed(self._handle, snapshot)
+            steps = walk_upper(self._upper(snapshot), tree, userxattr=uses_userxattr(), whole=True, dressed=dressed)
             yield from write_layer(steps, plain=True, latest=latest, check=check)
 
     def extract(
@@ -124,7 +130,7 @@ class OutgoingPart(StorePart):
             NotFound: no such image.
             OSError: ENOENT for the path in the image.
             Conflict: the target has something in it.
-            StoreError: ENOSPC and the like.
+            LayerfsError: ENOSPC, EACCES and the like, of the target.
         """
         from layerfs.changeset.extract import extract_tree
 
@@ -133,5 +139,5 @@ class OutgoingPart(StorePart):
             try:
                 return extract_tree(tree, nid, target, leaf=path.rstrip(b"/").rpartition(b"/")[2], check=check)
             except OSError as error:
-                where = f"{error.filename}: " if error.filename else ""
-                raise StoreError(f"cannot extract: {where}{error.strerror}", root=self._handle.layout.root) from error
+                where = f"{os.fsdecode(error.filename)}: " if error.filename else ""
+                raise LayerfsError(f"cannot extract to {os.fspath(target)}: {where}{error.strerror}") from error

@@ -14,12 +14,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
-from layerfs.changeset.build import building, ingest_layer
+from layerfs.changeset.build import building, ingest_layer, not_empty, tree_of
 from layerfs.changeset.entry import read_xattrs
-from layerfs.errors import FormatError, StoreError, UnsupportedFormat
+from layerfs.errors import FormatError, StoreError, UnsupportedFormat, quoted
 from layerfs.formats.tree import MAX_SYMLINKS, Node
 from layerfs.formats.whiteout import LINK_XATTR, is_private_xattr, is_whiteout_device
 from layerfs.linux.safe_path import remove_tree
@@ -64,13 +64,13 @@ def apply_tar(
     """
     try:
         with building(handle, check=check) as ingest:
-            layer = ingest_layer(ingest, pieces).layer
+            layer = ingest_layer(ingest, not_empty(pieces)).layer
             ingest.flush()
-            assert layer.root is not None
+            root = tree_of(handle, layer, ingest.keys.get)
             fd = os.open(upper, _DIRECTORY)
             try:
                 prefix = "user.overlay." if userxattr else "trusted.overlay."
-                _Applying(handle, fd, lower, prefix, check).run(layer.root)
+                _Applying(handle, fd, lower, prefix, check).run(root)
             finally:
                 os.close(fd)
     except OSError as error:
@@ -96,6 +96,7 @@ class _Applying:
     def run(self, root: Node) -> None:
         """Hide what the layer hides, make what it has, give directories their times."""
         operations = list(self._flat(root))
+        self._check_links(operations)
         try:
             for path, node in operations:
                 self._poll()
@@ -115,6 +116,26 @@ class _Applying:
         finally:
             while self._data:
                 os.close(self._data.popitem()[1])
+
+    def _check_links(self, operations: Sequence[tuple[Parts, Node]]) -> None:
+        """Refuse hard links to what the container has not, or will not have, before anything is changed.
+
+        Raises:
+            FormatError: there is one.
+        """
+        hidden = {path for path, node in operations if node.is_whiteout or node.is_opaque}
+        for path, node in operations:
+            if node.xattrs is None or LINK_XATTR not in node.xattrs:
+                continue
+            text = node.xattrs[LINK_XATTR]
+            parts = tuple(part for part in text.split(b"/") if part and part != b".")
+            target = (*self._followed(parts[:-1]), parts[-1])
+            status, nid = self._look(target)
+            mode = status.st_mode if status is not None else None if nid is None else self._lower.inode(nid).mode
+            gone = any(target[:depth] in hidden for depth in range(1, len(target) + 1))
+            if mode is None or stat.S_ISDIR(mode) or gone:
+                name = quoted(b"/".join(path))
+                raise FormatError(f"{name} is a hard link to {quoted(text)}, which is no file of the container")
 
     def _poll(self) -> None:
         if self._check is not None:
@@ -150,7 +171,7 @@ class _Applying:
                 continue
             budget -= 1
             if budget < 0:
-                raise FormatError(f"more than {MAX_SYMLINKS} symlinks in {b'/'.join(path)[:200]!r}")
+                raise FormatError(f"more than {MAX_SYMLINKS} symlinks in {quoted(b'/'.join(path))}")
             if target.startswith(b"/"):
                 trail = ()
             todo += [part for part in target.split(b"/")[::-1] if part and part != b"."]
@@ -344,7 +365,7 @@ class _Applying:
             node.device = nid
             self._make(path, node)
         elif status is None or stat.S_ISDIR(status.st_mode):
-            raise FormatError(f"the target {text[:200]!r} of a hard link is no file of the container")
+            raise FormatError(f"{quoted(text)}, the target of a hard link, is no file of the container")
         return path
 
     def _content(self, node: Node) -> Iterator[bytes]:

@@ -21,6 +21,7 @@ from layerfs.formats.digest import Digest, new_hash
 from layerfs.formats.merge import walk
 from layerfs.formats.oci import Descriptor, ImageConfig
 from layerfs.formats.reference import Reference
+from layerfs.formats.tree import Node
 from layerfs.store.derive import aligned
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
@@ -38,7 +39,9 @@ __all__ = [
     "history_of",
     "ingest_layer",
     "newest_time",
+    "not_empty",
     "save_image",
+    "tree_of",
 ]
 
 
@@ -159,6 +162,20 @@ def save_image(
     return commit_images(ingest, [new])[0]
 
 
+def not_empty(pieces: Iterable[bytes]) -> Iterator[bytes]:
+    """Pass a tar on; one without a byte is what a broken pipe leaves.
+
+    Raises:
+        FormatError: it is that.
+    """
+    found = False
+    for piece in pieces:
+        found = found or bool(piece)
+        yield piece
+    if not found:
+        raise FormatError("the archive is empty")
+
+
 def history_of(config: ImageConfig, layers: int | None = None) -> list[dict[str, Any]]:
     """Return the history of a config as in the document, or that part of it which made its first so many layers."""
     steps: list[dict[str, Any]] = json.loads(config.raw).get("history") or []
@@ -172,14 +189,19 @@ def history_of(config: ImageConfig, layers: int | None = None) -> list[dict[str,
     return steps
 
 
+def tree_of(handle: StoreHandle, layer: IngestedLayer, keys: Callable[[Digest], object]) -> Node:
+    """Return the tree of a layer that was just ingested: from the disk, if the store had it before."""
+    if layer.root is not None:
+        return layer.root
+    return read_nodes(open_tree(handle.layout.layer_tree(layer.diff_id)), keys)
+
+
 def newest_time(handle: StoreHandle, layer: IngestedLayer, latest: int | None) -> int:
     """Return when a layer was made: its newest time, in nanoseconds, not after now or after ``latest`` (seconds).
 
     So the same change gives the same image on any day.
     """
     limit = time.time_ns() if latest is None else latest * 1_000_000_000
-    root = layer.root
-    if root is None:  # the store had it before
-        root = read_nodes(open_tree(handle.layout.layer_tree(layer.diff_id)), lambda _: None)
+    root = tree_of(handle, layer, lambda _: None)
     newest = max((node.mtime * 1_000_000_000 + node.mtime_ns for node in walk(root)), default=0)
     return min(newest, limit)

@@ -32,13 +32,14 @@ class Step:
     """A change with both states of its path, to be looked at before the next step is taken.
 
     Attributes:
-        kind: as of :class:`Change`; None for what no list of changes shows but a layer has to repeat: a directory whose
-            time alone differs, a name of a file with several names, bytes that differ behind equal attributes.
+        kind: as of :class:`Change`; None for what no list of changes shows but a layer has to repeat: a root whose time
+            alone differs, a name of a file with several names, bytes that differ behind equal attributes.
         path: as of :class:`Change`; empty for the root.
         old: the state before, None for what was not there.
         new: the state after, None for what is gone.
         opaque: whether the directory shows nothing of what the old one had in it; then everything that it has follows
             as added.
+        bare: whether nothing is said of the directory itself, only that it is ``opaque``.
     """
 
     kind: ChangeKind | None
@@ -46,3 +47,9 @@ class Step:
     old: Entry | None
     new: Entry | None
     opaque: bool = False
+    bare: bool = False
+
+    @property
+    def shown_path(self) -> bytes:
+        """The path as lists show it: ``/`` for the root."""
+        return self.path or b"/"

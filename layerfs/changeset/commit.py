@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
 from layerfs.changeset.build import (
@@ -22,17 +22,20 @@ from layerfs.changeset.build import (
     history_of,
     ingest_layer,
     newest_time,
+    not_empty,
     save_image,
+    tree_of,
 )
 from layerfs.changeset.layer_tar import write_layer
 from layerfs.changeset.overlay_form import uses_userxattr
 from layerfs.changeset.trees import walk_tree, walk_trees
 from layerfs.changeset.upper import walk_upper
-from layerfs.errors import Conflict, FormatError, InvalidReference, NotFound
+from layerfs.errors import Conflict, InvalidReference, NotFound, UnsafePath, quoted
 from layerfs.formats.amend import history_step, new_config, with_layers
 from layerfs.formats.erofs.reader import Tree
 from layerfs.formats.oci import ImageConfig
 from layerfs.formats.platform import Platform
+from layerfs.formats.tree import Node
 from layerfs.linux.directory_stack import DirectoryStack
 from layerfs.store.derive import merge_layers
 from layerfs.store.handle import StoreHandle
@@ -224,22 +227,34 @@ def import_tree(
         if isinstance(source, str):
             pieces = write_layer(walk_upper(source, None, whole=True), latest=latest, check=check)
         else:
-            pieces = _not_empty(source)
+            pieces = not_empty(source)
         built = ingest_layer(ingest, pieces, compression)
+        _refuse_whiteouts(tree_of(handle, built.layer, ingest.keys.get))
         created = _time_of(ingest, built, base, latest)
         step = history_step(created, "layerfs import", author=author or "", comment=message)
         config = with_layers(base, [built.layer.diff_id], [step], created=created, author=author, changes=changes)
         return save_image(ingest, config, [built], reference, force=force)
 
 
-def _not_empty(pieces: Iterable[bytes]) -> Iterator[bytes]:
-    """Pass a tar on; one without a byte is what a broken pipe leaves, and no image."""
-    found = False
-    for piece in pieces:
-        found = found or bool(piece)
-        yield piece
-    if not found:
-        raise FormatError("the archive is empty")
+def _refuse_whiteouts(root: Node) -> None:
+    """Refuse a tree that a layer would lose files of: a tar of plain files may have names that are whiteouts there.
+
+    Raises:
+        UnsafePath: it has one.
+    """
+    todo = [(b"", root)]
+    while todo:
+        path, node = todo.pop()
+        marks = [b".wh..wh..opq"] if node.is_opaque else []
+        for name, child in (node.children or {}).items():
+            if child.is_whiteout:
+                marks.append(b".wh." + name)
+            todo.append((path + b"/" + name, child))
+        for mark in marks:
+            raise UnsafePath(
+                f"{quoted(path + b'/' + mark)} cannot be in a layer: its name means that something is removed",
+                hint="Rename it first.",
+            )
 
 
 def _consistent_layer(

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import os
+import re
 import stat
 from collections.abc import Iterator
 from dataclasses import dataclass, field
@@ -14,8 +15,13 @@ from layerfs.changeset.entry import ContentTree, Entry, TreeEntry, same_content
 
 __all__ = ["DirectoryStat", "metadata", "metadata_changes", "summarize", "text_diff", "total"]
 
-#: Files of more bytes are named, not compared line by line: the time of that grows with the square of their lines.
+#: Files of more bytes or lines are named, not compared: the time of that grows with the square of their lines.
 MAX_TEXT = 1 << 20
+_MAX_LINES = 20_000
+
+#: What git quotes in paths: control characters, quotes and backslashes.
+_UNSAFE = re.compile(rb'[\x00-\x1f\x7f"\\]')
+_ESCAPES = {b"\n": b"\\n", b"\t": b"\\t", b"\r": b"\\r", b'"': b'\\"', b"\\": b"\\\\"}
 
 _TYPES = {
     stat.S_IFREG: "file",
@@ -62,14 +68,18 @@ class _Rows:
 
 
 def summarize(steps: Iterator[Step]) -> list[DirectoryStat]:
-    """Return what changed per directory, in order of paths; a directory whose content changed counts nowhere itself."""
+    """Return what changed per directory, in order of paths.
+
+    A directory that changed only in what it holds, and so in its time, counts nowhere itself.
+    """
     found = _Rows()
     for step in steps:
         if step.kind is None:
             continue
-        both_directories = step.old is not None and step.new is not None and _is_directory(step.old)
-        if both_directories and step.new is not None and _is_directory(step.new) and not metadata_changes(step):
-            continue  # only on the way to a change
+        if step.old is not None and step.new is not None and _is_directory(step.old) and _is_directory(step.new):
+            differing = {row[0] for row in metadata_changes(step)}
+            if differing <= {"mtime"}:
+                continue  # only on the way to a change
         found.at(step.path.rpartition(b"/")[0] or b"/").count(step)
     return sorted(found.rows.values(), key=lambda row: row.path.split(b"/"))
 
@@ -106,23 +116,18 @@ def metadata(entry: Entry) -> dict[str, Any]:
 
 
 def metadata_changes(step: Step) -> list[tuple[str, Any, Any]]:
-    """Return (what, before, after) for each attribute that differs; None stands for what one side lacks.
-
-    The time of a directory counts only together with something else: it changes with whatever is in it.
-    """
+    """Return (what, before, after) for each attribute that differs; None stands for what one side lacks."""
     old = metadata(step.old) if step.old is not None else {}
     new = metadata(step.new) if step.new is not None else {}
     found = [(key, old.get(key), new.get(key)) for key in [*old, *(key for key in new if key not in old)]]
-    differing = [row for row in found if row[1] != row[2]]
-    if [row[0] for row in differing] == ["mtime"] and old["type"] == "directory":
-        return []
-    return differing
+    return [row for row in found if row[1] != row[2]]
 
 
 def text_diff(step: Step) -> Iterator[bytes]:
-    """Yield lines (with their ends) of a unified diff of a regular file; binary and large ones are only named.
+    """Yield lines (with their ends) of a unified diff of a file, or of a symlink's target, as git has them.
 
-    A directory of an image that is gone, or no directory any more, yields those of all files that went with it.
+    Binary and large files are only named. A directory of an image that is gone, or no directory any more, yields those
+    of all files that went with it.
     """
     if step.old is not None and _is_directory(step.old) and (step.new is None or not _is_directory(step.new)):
         for below, entry in _files_below(step.old, step.path):
@@ -131,26 +136,57 @@ def text_diff(step: Step) -> Iterator[bytes]:
 
 
 def _file_diff(path: bytes, old: Entry | None, new: Entry | None) -> Iterator[bytes]:
-    old = old if old is not None and stat.S_ISREG(old.mode) else None
-    new = new if new is not None and stat.S_ISREG(new.mode) else None
+    old = old if old is not None and _has_text(old) else None
+    new = new if new is not None and _has_text(new) else None
     if old is None and new is None:
         return
+    if old is not None and new is not None and stat.S_IFMT(old.mode) != stat.S_IFMT(new.mode):
+        yield from _file_diff(path, old, None)
+        yield from _file_diff(path, None, new)
+        return
+    names = (
+        _quoted(b"a" + path) if old is not None else b"/dev/null",
+        _quoted(b"b" + path) if new is not None else b"/dev/null",
+    )
+    both = b" and ".join(names)
     if old is not None and new is not None and old.size == new.size and same_content(old, new):
-        yield b"Files a" + path + b" and b" + path + b" are equal\n"
+        yield b"Files " + both + b" are equal\n"
         return
     if max(side.size for side in (old, new) if side is not None) > MAX_TEXT:
-        yield b"Large files a" + path + b" and b" + path + b" differ\n"
+        yield b"Large files " + both + b" differ\n"
         return
-    sides = [b"".join(side.pieces()) if side is not None else b"" for side in (old, new)]
+    sides = [_text_of(side) for side in (old, new)]
     if any(b"\0" in side for side in sides):
-        yield b"Binary files a" + path + b" and b" + path + b" differ\n"
+        yield b"Binary files " + both + b" differ\n"
         return
-    names = (b"a" + path if old is not None else b"/dev/null", b"b" + path if new is not None else b"/dev/null")
-    lines = difflib.diff_bytes(
-        difflib.unified_diff, sides[0].splitlines(keepends=True), sides[1].splitlines(keepends=True), *names
-    )
-    for line in lines:
+    # Not splitlines(), for which a carriage return ends a line too.
+    lines = [[line + b"\n" for line in side.split(b"\n")] for side in sides]
+    for side in lines:
+        last = side.pop()[:-1]
+        if last:
+            side.append(last)
+    if max(map(len, lines)) > _MAX_LINES:
+        yield b"Large files " + both + b" differ\n"
+        return
+    for line in difflib.diff_bytes(difflib.unified_diff, lines[0], lines[1], *names):
         yield line if line.endswith(b"\n") else line + b"\n\\ No newline at end of file\n"
+
+
+def _has_text(entry: Entry) -> bool:
+    return stat.S_ISREG(entry.mode) or stat.S_ISLNK(entry.mode)
+
+
+def _text_of(entry: Entry | None) -> bytes:
+    if entry is None:
+        return b""
+    return entry.target() if stat.S_ISLNK(entry.mode) else b"".join(entry.pieces())
+
+
+def _quoted(path: bytes) -> bytes:
+    """Return a path as it stands in a diff: in quotes, with escapes, if it could be taken for more than a path."""
+    if not _UNSAFE.search(path):
+        return path
+    return b'"' + _UNSAFE.sub(lambda match: _ESCAPES.get(match[0], b"\\%03o" % match[0][0]), path) + b'"'
 
 
 def _is_directory(entry: Entry) -> bool:
@@ -161,11 +197,13 @@ def _bytes_of(entry: Entry) -> int:
     """Return the bytes of a file, or of all files below a directory of an image."""
     if stat.S_ISREG(entry.mode):
         return entry.size
-    return sum(file.size for _, file in _files_below(entry, b"")) if _is_directory(entry) else 0
+    if not _is_directory(entry):
+        return 0
+    return sum(file.size for _, file in _files_below(entry, b"") if stat.S_ISREG(file.mode))
 
 
 def _files_below(directory: Entry, path: bytes) -> Iterator[tuple[bytes, TreeEntry]]:
-    """Yield path and entry of every regular file below a directory of an image, in byte order of its names."""
+    """Yield path and entry of every file and symlink below a directory of an image, in byte order of its names."""
     if not isinstance(directory, TreeEntry):
         return
     tree: ContentTree = directory.tree
@@ -177,6 +215,6 @@ def _files_below(directory: Entry, path: bytes) -> Iterator[tuple[bytes, TreeEnt
             entry = TreeEntry(tree, child)
             if _is_directory(entry):
                 below.append((prefix + b"/" + name, child))
-            elif stat.S_ISREG(entry.mode):
+            elif _has_text(entry):
                 yield prefix + b"/" + name, entry
         todo += reversed(below)

@@ -41,12 +41,14 @@ class Skipped:
         owners: entries that belong to somebody else in the image.
         devices: device nodes that were not made.
         xattrs: xattrs that were not set.
-        paths: some of the paths of the latter two.
+        set_ids: files that do not run with the rights of their owner or group any more.
+        paths: some of the paths of the latter three.
     """
 
     owners: int = 0
     devices: int = 0
     xattrs: int = 0
+    set_ids: int = 0
     paths: list[bytes] = field(default_factory=list)
 
     def note(self, path: bytes) -> None:
@@ -203,7 +205,7 @@ class _Extraction:
         self._own(inode, lambda uid, gid: os.fchown(fd, uid, gid))
         for name, value in self._xattrs(inode.nid):
             self._set(lambda name=name, value=value: os.setxattr(fd, name, value), path)  # type: ignore[misc]
-        os.fchmod(fd, self._permissions(inode))
+        os.fchmod(fd, self._permissions(inode, path))
         os.utime(fd, ns=_times(inode))
 
     def _dress_special(self, name: bytes, inode: Inode, path: bytes) -> None:
@@ -216,7 +218,7 @@ class _Extraction:
                 path,
             )
         if not stat.S_ISLNK(inode.mode):
-            os.chmod(name, self._permissions(inode), dir_fd=here)
+            os.chmod(name, self._permissions(inode, path), dir_fd=here)
         os.utime(name, ns=_times(inode), dir_fd=here, follow_symlinks=False)
 
     def _own(self, inode: Inode, chown: Callable[[int, int], None]) -> None:
@@ -237,9 +239,15 @@ class _Extraction:
     def _xattrs(self, nid: int) -> Iterator[tuple[bytes, bytes]]:
         return ((name, value) for name, value in self._tree.xattrs(nid).items() if not is_private_xattr(name))
 
-    def _permissions(self, inode: Inode) -> int:
+    def _permissions(self, inode: Inode, path: bytes) -> int:
+        mode = stat.S_IMODE(inode.mode)
+        if self._root:
+            return mode
+        if mode & 0o6000 and not stat.S_ISDIR(inode.mode):
+            self._skipped.set_ids += 1
+            self._skipped.note(path)
         # A set-ID bit would give the rights of whoever extracts, who is not who the image means.
-        return stat.S_IMODE(inode.mode) if self._root else stat.S_IMODE(inode.mode) & 0o1777
+        return mode & 0o1777
 
 
 def _times(inode: Inode) -> tuple[int, int]:

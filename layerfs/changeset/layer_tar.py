@@ -88,6 +88,9 @@ def _members(
             parent, slash, leaf = path.rpartition(b"/")
             yield _whiteout(parent + slash + WHITEOUT_PREFIX + leaf)
             continue
+        if step.bare:
+            yield _opaque(path)
+            continue
         kind = _KINDS.get(stat.S_IFMT(step.new.mode))
         if kind is None:
             continue
@@ -108,7 +111,7 @@ def _members(
         if kind == b"0":
             yield from _content(step.new, step.path)
         if step.opaque:
-            yield _whiteout(path + b"/" + OPAQUE_MARKER)
+            yield _opaque(path)
 
 
 def _member(path: bytes, kind: bytes, entry: Entry) -> Member:
@@ -125,6 +128,10 @@ def _whiteout(path: bytes) -> bytes:
     return encode_member(Member(path, b"0", 0, 0, 0, 0, 0, 0, b"", 0, 0, None, 0, 0, 0, None))
 
 
+def _opaque(directory: bytes) -> bytes:
+    return _whiteout(directory + b"/" + OPAQUE_MARKER if directory else OPAQUE_MARKER)
+
+
 def _content(entry: Entry, path: bytes) -> Iterator[bytes]:
     left = entry.size
     if left:
@@ -134,5 +141,8 @@ def _content(entry: Entry, path: bytes) -> Iterator[bytes]:
                 break
             yield piece
     if left:
-        raise Conflict(f"{os.fsdecode(path)} was written to while it was read", reason="changed")
+        raise Conflict(
+            f"{os.fsdecode(path)} was written to while it was read", reason="changed",
+            hint="Stop what writes to it, or unmount the container first.",
+        )  # fmt: skip
     yield padding(entry.size)

@@ -114,23 +114,29 @@ def walk_tree(tree: ImageTree, nid: int | None = None) -> Iterator[Step]:
 def walk_layer(tree: ImageTree) -> Iterator[Step]:
     """Yield what a layer's own tree does: entries as added, whiteouts as deleted, a directory it has no entry for not.
 
-    A directory that hides all that was in it is ``opaque``. Nothing below a layer is known here, so nothing is changed.
+    A directory that hides all that was in it is ``opaque`` and counts as changed: nothing below a layer is known here,
+    so it may be new. The root is only shown then.
     """
+    root = tree.xattrs(tree.root)
+    if OPAQUE_XATTR in root or IMPLICIT_XATTR not in root:
+        opaque = OPAQUE_XATTR in root
+        yield Step("C" if opaque else None, b"", None, TreeEntry(tree, tree.root), opaque, IMPLICIT_XATTR in root)
     for path, child, _ in _sorted_walk(tree, tree.root):
         entry = TreeEntry(tree, child)
         if is_whiteout_device(entry.mode, entry.rdev):
             yield Step("D", path, entry, None)
             continue
         xattrs = tree.xattrs(child)
-        if IMPLICIT_XATTR not in xattrs:
-            yield Step("A", path, None, entry, OPAQUE_XATTR in xattrs)
+        opaque = OPAQUE_XATTR in xattrs
+        if opaque or IMPLICIT_XATTR not in xattrs:
+            yield Step("C" if opaque else "A", path, None, entry, opaque, IMPLICIT_XATTR in xattrs)
 
 
 def changes_of(steps: Iterable[Step]) -> Iterator[Change]:
     """Yield steps as what a list of changes shows."""
     for step in steps:
         if step.kind is not None:
-            yield Change(step.kind, step.path)
+            yield Change(step.kind, step.shown_path)
 
 
 def walk_trees(
@@ -245,10 +251,11 @@ class _TreeWalk:
 
     def run(self, touched: Touched | None) -> Iterator[Step]:
         """Walk both trees."""
-        if self._exact:
-            old, new = TreeEntry(self._old, self._old.root), TreeEntry(self._new, self._new.root)
-            if attributes_of(old, time=True) != attributes_of(new, time=True) or old.xattrs() != new.xattrs():
-                yield Step(None, b"", old, new)
+        old, new = TreeEntry(self._old, self._old.root), TreeEntry(self._new, self._new.root)
+        if attributes_of(old) != attributes_of(new) or old.xattrs() != new.xattrs():
+            yield Step("C", b"", old, new)
+        elif self._exact and attributes_of(old, time=True) != attributes_of(new, time=True):
+            yield Step(None, b"", old, new)
         self._push(b"", self._old.root, self._new.root, touched, None)
         while self._frames:
             frame = self._frames[-1]
@@ -290,15 +297,12 @@ class _TreeWalk:
         kind = None
         if old is None:
             kind = "A"
-        elif not was_directory or attributes_of(old) != attributes_of(new) or old.xattrs() != new.xattrs():
+        elif attributes_of(old, time=True) != attributes_of(new, time=True) or old.xattrs() != new.xattrs():
             kind = "C"
         step: Step | None = Step(kind or "C", path, old, new)
         if kind is not None:
             assert step is not None
             yield from self._announce(step)
-            step = None
-        elif self._exact and old is not None and attributes_of(old, time=True) != attributes_of(new, time=True):
-            yield from self._announce(Step(None, path, old, new))
             step = None
         below = place if was_directory else None
         self._push(path, before if was_directory else None, after, below, step)

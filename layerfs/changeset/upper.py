@@ -42,7 +42,7 @@ __all__ = ["compare_upper", "walk_upper"]
 
 
 def compare_upper(
-    upper: str | os.PathLike[str], lower: LowerTree | None, *, userxattr: bool = False
+    upper: str | os.PathLike[str], lower: LowerTree | None, *, userxattr: bool = False, dressed: bool = True
 ) -> Iterator[Change]:
     """Yield what an upper directory changes of the tree below it.
 
@@ -51,6 +51,7 @@ def compare_upper(
         lower: the merged tree of the image below; None if there is nothing below.
         userxattr: whether the overlay keeps its marks in ``user.overlay.*``. Must be as it was mounted: in the other
             kind of mount these are xattrs that any process of the container may have set.
+        dressed: as for :func:`walk_upper`.
 
     Returns:
         Changes, lazily, each path once: a directory before what is below it, the entries of one directory in order of
@@ -61,9 +62,9 @@ def compare_upper(
 
     Blocking: reads directories of the upper and inodes of the lower tree, never the content of files.
     """
-    for step in walk_upper(upper, lower, userxattr=userxattr):
+    for step in walk_upper(upper, lower, userxattr=userxattr, dressed=dressed):
         assert step.kind is not None
-        yield Change(step.kind, step.path)
+        yield Change(step.kind, step.shown_path)
 
 
 def walk_upper(
@@ -74,6 +75,7 @@ def walk_upper(
     exact: bool = False,
     whole: bool = False,
     before: LowerTree | None = None,
+    dressed: bool = True,
 ) -> Iterator[Step]:
     """Yield the same with both states of every path.
 
@@ -85,6 +87,7 @@ def walk_upper(
             and for an opaque directory all that is in it. Reads files whose attributes are as they were.
         whole: yield all that the container shows as added, as if there were nothing before.
         before: compare with this tree instead of ``lower``; both are then walked as a whole.
+        dressed: whether the upper directory itself has the attributes of the root; if not, the lower root still does.
 
     Returns:
         Steps in the order of :func:`compare_upper`; each is good until the next one is taken.
@@ -96,7 +99,7 @@ def walk_upper(
     try:
         with DirectoryStack(fd) as stack:
             prefix = b"user.overlay." if userxattr else b"trusted.overlay."
-            yield from _Comparison(lower, stack, prefix, before, exact=exact, whole=whole).run()
+            yield from _Comparison(lower, stack, prefix, before, exact=exact, whole=whole, dressed=dressed).run()
     finally:
         os.close(fd)
 
@@ -147,6 +150,7 @@ class _Comparison:
         *,
         exact: bool,
         whole: bool,
+        dressed: bool,
     ) -> None:
         self._lower = lower
         self._before = lower if before is None else before
@@ -155,14 +159,14 @@ class _Comparison:
         self._prefix = prefix
         self._exact = exact
         self._whole = whole
+        self._dressed = dressed
         self._frames: list[_Frame] = []
 
     def run(self) -> Iterator[Step]:
         """Walk both trees."""
         root = None if self._lower is None else self._lower.root
         base = None if self._whole or self._before is None else self._before.root
-        if self._exact or self._whole:
-            yield from self._root(base)
+        yield from self._root(base, root)
         self._frames.append(self._open_frame(b"", base=base, origin=root, in_upper=True, step=None))
         while self._frames:
             frame = self._frames[-1]
@@ -174,14 +178,16 @@ class _Comparison:
                 continue
             yield from self._visit(frame, name)
 
-    def _root(self, base: int | None) -> Iterator[Step]:
-        """Yield the root, if it differs."""
-        new = self._current(os.fstat(self._stack.fd))
+    def _root(self, base: int | None, root: int | None) -> Iterator[Step]:
+        """Yield the root, if it differs; in its time alone it does with every new name in it, which no list shows."""
+        # Always made: it keeps the xattrs, which are read while the stack stands here.
+        upper = self._current(os.fstat(self._stack.fd))
+        new: Entry = upper if self._dressed or root is None else self._tree_entry(root)
         old = None if base is None else self._old_entry(base)
-        if (
-            old is None
-            or attributes_of(old, time=True) != attributes_of(new, time=True)
-            or old.xattrs() != new.xattrs()
+        if old is not None and (attributes_of(old) != attributes_of(new) or old.xattrs() != new.xattrs()):
+            yield Step("C", b"", old, new)
+        elif self._whole or (
+            self._exact and (old is None or attributes_of(old, time=True) != attributes_of(new, time=True))
         ):
             yield Step(None, b"", old, new)
 
@@ -233,16 +239,12 @@ class _Comparison:
         kind: ChangeKind | None = None
         if old is None:
             kind = "A"
-        elif not stat.S_ISDIR(old.mode) or self._directory_differs(old, new):
+        elif attributes_of(old, time=True) != attributes_of(new, time=True) or old.xattrs() != new.xattrs():
             kind = "C"
         step: Step | None = Step(kind or "C", path, old, new, opaque)
         if kind is not None or opaque:
             assert step is not None
             yield from self._announce(step)
-            step = None
-        elif self._exact and old is not None and attributes_of(old, time=True) != attributes_of(new, time=True):
-            # Nothing that a list of changes shows; but a change below may still show it.
-            yield from self._announce(Step(None, path, old, new))
             step = None
         self._frames.append(self._open_frame(path, base=base, origin=origin, in_upper=in_upper, step=step))
 
@@ -333,13 +335,6 @@ class _Comparison:
                 hidden = marked and self._prefix + b"whiteout" in read_xattrs(b"/proc/self/fd/%d/%b" % (fd, name))
             entries[name] = _Upper(None if hidden else status)
         return entries
-
-    @staticmethod
-    def _directory_differs(old: Entry, new: Entry) -> bool:
-        """Whether a directory differs in what belongs to itself."""
-        if (old.mode, old.uid, old.gid) != (new.mode, new.uid, new.gid):
-            return True
-        return old.xattrs() != new.xattrs()
 
     def _tree_entry(self, nid: int) -> TreeEntry:
         assert self._lower is not None

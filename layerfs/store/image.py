@@ -160,6 +160,8 @@ def name_to_give(handle: StoreHandle, text: str) -> Reference:
     given = [name.with_default_tag() for name in (Reference.parse(text), *possible_names(text)[1:])]
     if given[0].digest is not None:
         raise InvalidReference(f"{text} has a digest: a name for an image is a repository and a tag")
+    if given[0].familiar.partition(":")[0] in ("sha256", "sha512"):
+        raise InvalidReference(f"{text} would be taken for an image ID: choose another name")
     return next((name for name in given if find_name(handle, name) is not None), given[0])
 
 

@@ -16,7 +16,7 @@ from layerfs.linux.safe_path import remove_tree
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import MIN_PREFIX, ImageRecord
 
-__all__ = ["Snapshot", "create_snapshot", "find_snapshot", "list_snapshots", "remove_snapshot"]
+__all__ = ["Snapshot", "create_snapshot", "find_snapshot", "is_dressed", "list_snapshots", "remove_snapshot"]
 
 #: What docker and podman accept as a container's name.
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,126}")
@@ -97,6 +97,11 @@ def find_snapshot(handle: StoreHandle, text: str) -> Snapshot:
             listed = ", ".join(sorted(row[0][:12] for row in rows))
             raise Conflict(f"{text} is the beginning of {len(rows)} container IDs: {listed}", reason="ambiguous")
     raise NotFound("container", text, hint="List what there is with: layerfs ps")
+
+
+def is_dressed(handle: StoreHandle, snapshot: Snapshot) -> bool:
+    """Tell whether a container's upper directory has the attributes of its image's root yet, from its first mount."""
+    return os.path.exists(os.path.join(handle.layout.snapshot(snapshot.id), "dressed"))
 
 
 def remove_snapshot(handle: StoreHandle, snapshot: Snapshot) -> None:

@@ -150,12 +150,116 @@ def test_files_that_went_with_a_directory_are_shown(shell: Shell, tmp_path: Path
         shell("load", "-q", "-i", str(built.docker_archive(tmp_path / f"{name}.tar")))
     content = shell("diff", "old:1", "new:1", "--content")
     assert content == (
-        "Binary files a/d/bytes and b/d/bytes differ\n"
+        "Binary files a/d/bytes and /dev/null differ\n"
         "--- a/d/sub/text\n+++ /dev/null\n@@ -1 +0,0 @@\n-gone\n"
         "--- a/e/f\n+++ /dev/null\n@@ -1 +0,0 @@\n-f\n"
         "--- /dev/null\n+++ b/e\n@@ -0,0 +1 @@\n+now a file\n"
     )
     assert "0 A      1 C      1 D" in shell("diff", "old:1", "new:1", "--stat")
+
+
+def dress(shell: Shell, name: str) -> Path:
+    """Return the upper directory of a container, as after its first mount."""
+    (snapshot,) = (Path(shell.env["LAYERFS_ROOT"]) / "snapshots").iterdir()
+    (snapshot / "dressed").touch()
+    return snapshot / "upper"
+
+
+def test_what_changed_of_directories_alone(pair: Shell) -> None:
+    container(pair, "old:1", "box")
+    assert pair("diff", "box") == ""
+    upper = dress(pair, "box")
+    assert pair("diff", "box").split() in (["C", "/"], [])  # a new upper directory has attributes of its own
+    os.chmod(upper, 0o711)
+    (upper / "etc").mkdir()
+    assert pair("diff", "box") == "C /\nC /etc\n"
+    assert pair("diff", "box", "--name-only", "-z") == "/\0/etc\0"
+    assert "mode: 0755 -> 0711" in pair("diff", "box", "--metadata")
+    pair("commit", "box", "made")
+    assert pair("diff", "old:1", "made") == "C /\nC /etc\n"
+
+
+def test_a_layer_that_the_store_has_can_be_applied(pair: Shell, tmp_path: Path) -> None:
+    raw = tmp_path / "layer.tar"
+    raw.write_bytes(CHANGED)
+    container(pair, "old:1", "box")
+    pair("apply", "box", str(raw))
+    assert "C /etc/hostname" in pair("diff", "box").splitlines()
+    raw.write_bytes(b"")
+    assert "empty" in pair.fails(1, "apply", "box", str(raw))
+
+
+def test_a_layer_that_does_not_fit_changes_nothing(pair: Shell, tmp_path: Path) -> None:
+    container(pair, "old:1", "box")
+    upper = dress(pair, "box")
+    for links in ({"zz": "etc/nosuch"}, {"zz": "etc/hostname"}):
+        raw = io.BytesIO()
+        with tarfile.open(fileobj=raw, mode="w") as tar:
+            for name in ("etc/.wh.hostname", "etc/aaa"):
+                tar.addfile(tarfile.TarInfo(name))
+            for name, target in links.items():
+                member = tarfile.TarInfo(name)
+                member.type, member.linkname = tarfile.LNKTYPE, target
+                tar.addfile(member)
+        (tmp_path / "layer.tar").write_bytes(raw.getvalue())
+        said = pair.fails(1, "apply", "box", str(tmp_path / "layer.tar"))
+        assert "which is no file of the container" in said
+        assert "b'" not in said
+        assert list(upper.iterdir()) == []
+
+
+def test_opaque_directories_that_a_layer_has_no_entry_for(pair: Shell, tmp_path: Path) -> None:
+    raw = layer(("etc/.wh..wh..opq", b""), (".wh.opt", b""))
+    built = Built(layers=(BASE, raw), name="opaque:1", label="opaque")
+    pair("load", "-q", "-i", str(built.docker_archive(tmp_path / "opaque.tar")))
+    top = pair("layers", "opaque:1", "-q", "--no-trunc").split()[-1]
+    assert pair("diff", "--layer", top) == "C /etc\nD /opt\n"
+    pair("diff", "--layer", top, "-o", str(tmp_path / "out.tar"))
+    with tarfile.open(tmp_path / "out.tar") as tar:
+        assert sorted(tar.getnames()) == [".wh.opt", "etc/.wh..wh..opq"]
+
+
+def test_text_is_split_at_newlines_and_names_are_quoted(shell: Shell, tmp_path: Path) -> None:
+    old = layer(("cr", b"a\rb\n"), ("kind", b"file\n"))
+    new = layer(("cr", b"a\rc"), (".wh.kind", b""), ("new\nline", b"x\n"))
+    for name, layers in (("old", (old,)), ("new", (old, new))):
+        built = Built(layers=layers, name=f"{name}:1", label=name)
+        shell("load", "-q", "-i", str(built.docker_archive(tmp_path / f"{name}.tar")))
+    assert shell("diff", "old:1", "new:1", "--content") == (
+        "--- a/cr\n+++ b/cr\n@@ -1 +1 @@\n-a\rb\n+a\rc\n\\ No newline at end of file\n"
+        "--- a/kind\n+++ /dev/null\n@@ -1 +0,0 @@\n-file\n"
+        '--- /dev/null\n+++ "b/new\\nline"\n@@ -0,0 +1 @@\n+x\n'
+    )
+
+
+def test_names_that_would_be_ids_are_refused(pair: Shell) -> None:
+    container(pair, "old:1", "box")
+    for name in ("sha256:9d39817065c8", "ab" * 32):
+        assert "image ID" in pair.fails(2, "commit", "box", name)
+        assert "image ID" in pair.fails(2, "tag", "old:1", name)
+
+
+def test_diff_of_one_image_says_what_is_missing(pair: Shell) -> None:
+    assert "layerfs diff BASE old:1" in pair.fails(3, "diff", "old:1")
+
+
+def test_a_page_goes_where_it_is_told(pair: Shell, tmp_path: Path) -> None:
+    assert "<html" in pair("report", "new:1", "-o", "-")
+    page = tmp_path / "page.html"
+    lenient = ("--ci", "--lowest-efficiency", "0", "--highest-user-wasted-percent", "1")
+    assert pair("report", "new:1", *lenient, "-o", str(page)).count("PASS") == 2
+    assert "<html" in page.read_text()
+    assert pair.try_("report", "new:1", "--ci", "--highest-wasted-bytes", "0", "-o", str(page)).exit_code == 1
+    assert "No space left" in pair.fails(1, "report", "new:1", "-o", "/dev/full")
+    assert not Path("/dev/full").is_file()
+    pair.fails(2, "report", "new:1", "--lowest-efficiency", "0.5")
+    pair.fails(2, "report", "new:1", "--ci", "--format", "json")
+
+
+def test_a_plain_tree_loses_no_names(shell: Shell, tmp_path: Path) -> None:
+    for name in ("etc/.wh.foo", "etc/.wh..wh..opq"):
+        (tmp_path / "tree.tar").write_bytes(layer(("etc", None), (name, b"x")))
+        assert "its name means that something is removed" in shell.fails(1, "import", str(tmp_path / "tree.tar"), "x")
 
 
 def test_squash_and_rebase(pair: Shell, tmp_path: Path) -> None:

@@ -43,7 +43,7 @@ def command(
     """Make an image of a container: the layers of its image, and one with what was changed. Prints the image ID.
 
     The container may be mounted; one that is being written to all the time is refused. The same change gives the same
-    image, whenever it is made: its time is that of the newest change.
+    image, whenever it is made: its time is that of the newest change. Sockets stay out, since no layer can hold one.
     """
     with settings_of(context).open_store() as store:
         image = store.commit(

@@ -34,17 +34,18 @@ _WORDS: Final = {"C": "changed", "A": "added", "D": "deleted"}
     "--stat",
     "stat_",
     is_flag=True,
-    help="Count changes and bytes per directory; one that changed only in what it holds counts nowhere.",
+    help="Count changes and bytes per directory; one that changed only in what it holds, or its time, counts nowhere.",
 )
 @click.option(
     "--metadata",
     is_flag=True,
-    help="Also say what changed: mode, owner, time, size, xattrs; of a directory not its time alone.",
+    help="Also say what changed: mode, owner, time, size, xattrs.",
 )
 @click.option(
     "--content",
     is_flag=True,
-    help="Show changed text files as a unified diff, also those that went with a directory; name binary ones.",
+    help="Show changed text files and symlinks as a unified diff, also those that went with a directory; name binary"
+    " files, and those of more than 1 MiB.",
 )
 @click.option(
     "--format", "form", type=click.Choice(("lines", "json", "jsonl")), default="lines", show_default=True,
@@ -76,7 +77,8 @@ def command(
       layerfs diff CONTAINER        since its image
       layerfs diff IMAGE IMAGE      from the first image to the second
       layerfs diff CONTAINER IMAGE  from the image to what the container is now
-      layerfs diff --layer DIGEST   what a layer has (A) and hides (D)
+      layerfs diff --layer DIGEST   what a layer has (A) and hides (D); directories that
+                                    show nothing of lower layers (C)
 
     A was added, C changed (or something below it was), D deleted. Sorted; a directory comes before what is in it.
     Mounted or not, of a container only the writable layer is read, and of images what only one of them has.
@@ -146,11 +148,11 @@ def _print_changes(steps: _Counted, form: str, *, name_only: bool, null: bool) -
     for step in steps:
         assert step.kind is not None
         if form == "json":
-            found[_WORDS[step.kind]].append(os.fsdecode(step.path))
+            found[_WORDS[step.kind]].append(os.fsdecode(step.shown_path))
         elif form == "jsonl":
-            write(as_json({"kind": step.kind, "path": os.fsdecode(step.path)}) + "\n")
+            write(as_json({"kind": step.kind, "path": os.fsdecode(step.shown_path)}) + "\n")
         else:
-            name = shown_name(step.path, terminal=terminal)
+            name = shown_name(step.shown_path, terminal=terminal)
             write((name if name_only else step.kind.encode() + b" " + name) + end)
     if form == "json":
         print_document(found)
@@ -199,13 +201,13 @@ def _print_metadata(steps: _Counted, form: str) -> None:
         assert step.kind is not None
         rows = metadata_changes(step) if step.kind == "C" else []
         if form == "lines":
-            write(step.kind.encode() + b" " + shown_name(step.path, terminal=terminal) + b"\n")
+            write(step.kind.encode() + b" " + shown_name(step.shown_path, terminal=terminal) + b"\n")
             for what, before, after in rows:
                 line = f"    {what}: {_shown(what, before)} -> {_shown(what, after)}\n"
                 write(shown_name(os.fsencode(line.rstrip("\n")), terminal=terminal) + b"\n")
             continue
         changes = {what: [_plain(what, before), _plain(what, after)] for what, before, after in rows}
-        document = {"kind": step.kind, "path": os.fsdecode(step.path), "changes": changes}
+        document = {"kind": step.kind, "path": os.fsdecode(step.shown_path), "changes": changes}
         if form == "jsonl":
             write(as_json(document) + "\n")
         else:

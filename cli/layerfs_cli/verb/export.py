@@ -23,7 +23,7 @@ __all__ = ["command"]
 def command(context: click.Context, name: str, output: str, latest: int | None) -> None:
     """Write all that a container or an image shows as one plain tar, with owners, xattrs and times to the nanosecond.
 
-    The same files give the same bytes. layerfs import takes it back.
+    The same files give the same bytes. layerfs import takes it back. Sockets stay out, since no tar can hold one.
     """
     if output == "-" and (sys.stdout is None or sys.stdout.isatty()):
         raise click.UsageError("standard output is a terminal: redirect it, or name a file with -o", context)

@@ -31,8 +31,10 @@ def command(context: click.Context, place: str, target: str) -> None:
             if error.filename == path:
                 error.filename = f"{image}:{os.fsdecode(path or b'/')}"
             raise
-    if skipped.devices or skipped.xattrs:
+    counts = {"devices": skipped.devices, "xattrs": skipped.xattrs, "set-ID bits": skipped.set_ids}
+    lost = ", ".join(f"{count} {what}" for what, count in counts.items() if count)
+    if lost:
         named = ", ".join(os.fsdecode(each) for each in skipped.paths[:3])
-        settings.log("warning", f"not kept: {skipped.devices} devices, {skipped.xattrs} xattrs, such as of {named}")
+        settings.log("warning", f"not kept: {lost}, such as of {named}")
     if skipped.owners:
         settings.log("info", f"{skipped.owners} entries belong to others in the image")

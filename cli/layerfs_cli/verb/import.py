@@ -40,7 +40,8 @@ def command(
 ) -> None:
     """Make an image of one layer: of a root file system in a tar, possibly compressed, or in a directory.
 
-    A tar becomes the layer as it is, to the byte. Prints the image ID.
+    A tar becomes the layer as it is, to the byte; one with names that are whiteouts in a layer is refused. Prints the
+    image ID.
     """
     from layerfs.formats.platform import Platform
 

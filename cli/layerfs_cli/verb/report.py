@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
-import os
+import sys
 from typing import TYPE_CHECKING, Any
 
 import click
+from click.core import ParameterSource
 
 from layerfs_cli.argument import image_argument
-from layerfs_cli.output import print_document, write
+from layerfs_cli.output import print_document, write, write_to
 from layerfs_cli.program import verb
 from layerfs_cli.settings import settings_of
 from layerfs_cli.text import human_size, printable, shorten
@@ -25,8 +26,8 @@ _ROWS = 10
 
 @verb("report", short_help="Show where the bytes of an image are.")
 @image_argument(metavar="[IMAGE]", required=False)
-@click.option("-o", "--output", metavar="FILE.html", type=click.Path(dir_okay=False),
-              help="Write a page with a treemap, in one file that opens offline.")  # fmt: skip
+@click.option("-o", "--output", metavar="FILE.html", type=click.Path(dir_okay=False, allow_dash=True),
+              help="Write a page with a treemap, in one file that opens offline; - for standard output.")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(("text", "json")), default="text", show_default=True,
               help="What is printed.")  # fmt: skip
 @click.option("--ci", is_flag=True, help="Print which limits hold, and exit with 1 if one does not.")
@@ -54,9 +55,17 @@ def command(
     Without IMAGE: how much each image of the store shares with others.
     """
     limit = _size(context, highest_wasted_bytes) if highest_wasted_bytes else None
+    for name in ("lowest_efficiency", "highest_wasted_bytes", "highest_user_wasted_percent"):
+        if not ci and context.get_parameter_source(name) is ParameterSource.COMMANDLINE:
+            raise click.UsageError(f"--{name.replace('_', '-')} is a limit for --ci", context)
+    if form == "json" and (ci or output is not None):
+        raise click.UsageError("--format json is what is printed without --ci and -o", context)
+    if output == "-" and (sys.stdout is None or sys.stdout.isatty()):
+        raise click.UsageError("standard output is a terminal: redirect it, or name a file with -o", context)
     if image is None and (output is not None or ci):
         raise click.UsageError("name an image", context)
-    with settings_of(context).open_store() as store:
+    settings = settings_of(context)
+    with settings.open_store() as store:
         if image is None:
             _print_images(_images(store), form)
             return
@@ -66,11 +75,13 @@ def command(
     if output is not None:
         from layerfs_cli.report_page import report_page
 
-        _write_page(output, report_page(document))
-    elif ci:
-        failed = _check(report, lowest_efficiency, limit, highest_user_wasted_percent)
+        write_to(output, [report_page(document).encode()], sync=False)
+    if ci:
+        failed = _check(report, lowest_efficiency, limit, highest_user_wasted_percent, err=output == "-")
         context.exit(1 if failed else 0)
-    elif form == "json":
+    if output is not None:
+        return
+    if form == "json":
         del document["picture"]
         print_document(document)
     else:
@@ -171,16 +182,23 @@ def _print_text(document: dict[str, Any], report: ImageReport) -> None:
             write("  none\n")
 
 
-def _check(report: ImageReport, efficiency: float, wasted: int | None, percent: float) -> bool:
+def _check(report: ImageReport, efficiency: float, wasted: int | None, percent: float, *, err: bool) -> bool:
+    """Print which limits hold, to standard error if the page goes to standard output; return whether one does not."""
+    # As precise as JSON says them, so that a limit may be what was read there.
+    seen, user_wasted = round(report.efficiency, 6), round(report.user_wasted, 6)
     rows = [
-        ("efficiency", f"{report.efficiency:.4f}", f"at least {efficiency:g}", report.efficiency >= efficiency),
-        ("user wasted", f"{report.user_wasted:.4f}", f"at most {percent:g}", report.user_wasted <= percent),
+        ("efficiency", f"{seen:.6g}", f"at least {efficiency:g}", seen >= efficiency),
+        ("user wasted", f"{user_wasted:.6g}", f"at most {percent:g}", user_wasted <= percent),
     ]
     if wasted is not None:
         held = report.wasted <= wasted
         rows.insert(1, ("wasted bytes", human_size(report.wasted), f"at most {human_size(wasted)}", held))
     for name, value, limit, held in rows:
-        write(f"{'PASS' if held else 'FAIL'}  {name}: {value} ({limit})\n")
+        line = f"{'PASS' if held else 'FAIL'}  {name}: {value} ({limit})\n"
+        if err:
+            click.echo(line, nl=False, err=True)
+        else:
+            write(line)
     return not all(row[3] for row in rows)
 
 
@@ -194,9 +212,3 @@ def _size(context: click.Context, text: str) -> int:
         return int(float(digits) * units[unit])
     except (ValueError, KeyError):
         raise click.UsageError(f"{text!r} is no size: write 20MB, 512m or 1000000", context) from None
-
-
-def _write_page(path: str, page: str) -> None:
-    from layerfs.linux.durable import write_document
-
-    write_document(os.path.realpath(path), page.encode(), mode=0o644, sync=False)

@@ -30,6 +30,8 @@ def command(
 ) -> None:
     """Write images into one archive for docker load, podman, skopeo, containerd, umoci, or layerfs load.
 
+    An image named by its name has that name in the archive; one named by its ID has none.
+
     Layers leave as they came: the image IDs stay, and after load --keep-blobs the manifest digests of OCI forms, too.
     A pipe is written in one pass: layerfs save debian | ssh host docker load. A file appears when it is complete.
     """

@@ -50,10 +50,23 @@ def whiteout(path: Path) -> None:
     os.mknod(path, stat.S_IFCHR, 0)
 
 
+def same_time(path: Path, other: Path) -> None:
+    """Give a path another one's time, as a copy-up does."""
+    os.utime(path, ns=(0, os.lstat(other).st_mtime_ns))
+
+
 def test_an_empty_upper_changes_nothing(upper: Path, lower: Path) -> None:
-    os.chmod(upper, 0o700)
     assert changes(upper, lower) == ""
     assert changes(upper, None) == ""
+
+
+def test_the_root_differs_in_all_but_its_time(upper: Path, lower: Path) -> None:
+    os.utime(upper, ns=(1, 1))
+    assert changes(upper, lower) == ""
+    os.chmod(upper, 0o700)
+    assert changes(upper, lower) == "C /"
+    assert changes(upper, None) == ""
+    assert list(compare_upper(upper, HostTree(lower), dressed=False)) == []
 
 
 def test_without_a_lower_all_is_added_in_tree_order(upper: Path) -> None:
@@ -78,6 +91,7 @@ def test_a_copied_up_file_is_a_change_only_if_it_differs(upper: Path, lower: Pat
     copy.write_text("root\n")
     original = os.lstat(lower / "etc" / "passwd")
     os.utime(copy, ns=(0, original.st_mtime_ns))
+    same_time(upper / "etc", lower / "etc")
     assert changes(upper, lower) == ""
     for change in (
         lambda: os.chmod(copy, 0o600),
@@ -94,9 +108,11 @@ def test_a_copied_up_file_is_a_change_only_if_it_differs(upper: Path, lower: Pat
         assert changes(upper, lower) == "C /etc C /etc/passwd"
 
 
-def test_a_directory_differs_in_mode_owner_and_xattrs_but_not_in_time(upper: Path, lower: Path) -> None:
+def test_a_directory_differs_in_mode_owner_time_and_xattrs(upper: Path, lower: Path) -> None:
+    """In its time too, as with docker and podman: a copy-up keeps it."""
     (upper / "etc").mkdir()
-    os.utime(upper / "etc", ns=(1, 1))
+    assert changes(upper, lower) == "C /etc"
+    same_time(upper / "etc", lower / "etc")
     os.setxattr(upper / "etc", "trusted.overlay.origin", b"x")
     assert changes(upper, lower) == ""
     os.setxattr(upper / "etc", "user.x", b"1")
