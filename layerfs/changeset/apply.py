@@ -23,6 +23,7 @@ from layerfs.errors import FormatError, StoreError, UnsupportedFormat, quoted
 from layerfs.formats.tree import MAX_SYMLINKS, Node
 from layerfs.formats.whiteout import LINK_XATTR, is_private_xattr, is_whiteout_device
 from layerfs.linux.safe_path import remove_tree
+from layerfs.linux.sparse import write_sparse
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
 from layerfs.store.layer_writer import LayerKey
@@ -327,8 +328,7 @@ class _Applying:
             if stat.S_ISREG(node.mode):
                 file = os.open(name, _NEW_FILE, 0o600, dir_fd=fd)
                 try:
-                    for piece in self._content(node):
-                        _write(file, piece)
+                    write_sparse(file, self._content(node), node.size)
                     _dress(file, node.mode, node.uid, node.gid, node.xattrs or {})
                     os.utime(file, ns=times)
                 finally:
@@ -395,9 +395,3 @@ def _dress(fd: int, mode: int, uid: int, gid: int, xattrs: Mapping[bytes, bytes]
         if not is_private_xattr(name):
             os.setxattr(fd, name, value)
     os.fchmod(fd, stat.S_IMODE(mode))
-
-
-def _write(fd: int, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[os.write(fd, view) :]

@@ -19,6 +19,7 @@ from layerfs.errors import Conflict, UnsafePath
 from layerfs.formats.erofs.reader import Inode
 from layerfs.formats.whiteout import is_private_xattr
 from layerfs.linux.directory_stack import DirectoryStack
+from layerfs.linux.sparse import write_sparse
 from layerfs.store.view import ImageTree
 
 __all__ = ["Skipped", "extract_tree"]
@@ -26,7 +27,6 @@ __all__ = ["Skipped", "extract_tree"]
 StrPath = str | os.PathLike[str]
 
 _NEW_FILE = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_ZEROS = bytes(4096)
 #: What an xattr of a namespace answers that this user or file system does not have.
 _NOT_OURS = frozenset({errno.EPERM, errno.EACCES, errno.EOPNOTSUPP, errno.EINVAL, errno.E2BIG, errno.ENOSPC})
 #: Paths that are kept to be named; the rest is counted.
@@ -152,7 +152,7 @@ class _Extraction:
         if stat.S_ISREG(inode.mode):
             fd = os.open(name, _NEW_FILE, 0o600, dir_fd=here)
             try:
-                self._fill(fd, nid, inode.size)
+                write_sparse(fd, self._tree.pieces(nid), inode.size)
                 self._dress(fd, inode, path)
             finally:
                 os.close(fd)
@@ -186,19 +186,6 @@ class _Extraction:
         except PermissionError:
             return False
         return True
-
-    def _fill(self, fd: int, nid: int, size: int) -> None:
-        position = 0
-        for piece in self._tree.pieces(nid):
-            if piece[:4096] == _ZEROS[: len(piece)] and not piece.strip(b"\0"):
-                position += len(piece)  # stays a hole
-                continue
-            view = memoryview(piece)
-            while view:
-                written = os.pwrite(fd, view, position)
-                position += written
-                view = view[written:]
-        os.ftruncate(fd, size)
 
     def _dress(self, fd: int, inode: Inode, path: bytes) -> None:
         """Set the attributes of an open file or directory."""

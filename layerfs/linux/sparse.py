@@ -8,11 +8,11 @@ from __future__ import annotations
 import ctypes
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 
 from layerfs.linux.syscall import declare_libc
 
-__all__ = ["allocated_bytes", "copy_data", "copy_range", "data_segments", "punch_hole"]
+__all__ = ["allocated_bytes", "copy_data", "copy_range", "data_segments", "punch_hole", "write_sparse"]
 
 #: Do not change the file's size (linux/falloc.h).
 _FALLOC_FL_KEEP_SIZE = 1
@@ -26,6 +26,30 @@ _COPY_BUFFER = 1 << 20
 _NO_COPY_FILE_RANGE = frozenset({errno.EXDEV, errno.ENOSYS, errno.EINVAL, errno.EOPNOTSUPP, errno.EPERM, errno.EIO})
 
 _fallocate = declare_libc("fallocate", ctypes.c_int, ctypes.c_int, ctypes.c_int64, ctypes.c_int64)
+
+
+def write_sparse(fd: int, pieces: Iterable[bytes], size: int) -> None:
+    """Write a new file from its beginning; pieces that are all zeros stay holes.
+
+    Args:
+        fd: an empty regular file, open for writing.
+        pieces: of what it is to hold.
+        size: how many bytes these are together.
+
+    Raises:
+        OSError: ENOSPC, EIO.
+    """
+    position = 0
+    for piece in pieces:
+        if not piece[:4096].strip(b"\0") and not piece.strip(b"\0"):
+            position += len(piece)
+            continue
+        view = memoryview(piece)
+        while view:
+            written = os.pwrite(fd, view, position)
+            position += written
+            view = view[written:]
+    os.ftruncate(fd, size)
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:

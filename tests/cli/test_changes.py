@@ -185,6 +185,12 @@ def test_a_layer_that_the_store_has_can_be_applied(pair: Shell, tmp_path: Path) 
     container(pair, "old:1", "box")
     pair("apply", "box", str(raw))
     assert "C /etc/hostname" in pair("diff", "box").splitlines()
+    hole = layer(("hole", bytes(3 << 20) + b"end"))
+    raw.write_bytes(hole)
+    pair("apply", "box", str(raw))
+    (snapshot,) = (Path(pair.env["LAYERFS_ROOT"]) / "snapshots").iterdir()
+    assert (snapshot / "upper/hole").read_bytes() == bytes(3 << 20) + b"end"
+    assert (snapshot / "upper/hole").stat().st_blocks * 512 < 1 << 20
     raw.write_bytes(b"")
     assert "empty" in pair.fails(1, "apply", "box", str(raw))
 

@@ -54,7 +54,7 @@ def _snapshot(top: Path) -> dict[str, Entry]:
 
 
 def _expected(old: dict[str, Entry], new: dict[str, Entry]) -> set[tuple[str, str]]:
-    """Compare two snapshots by the rules of docker and podman, written the other way round than the product: over whole trees."""
+    """Compare two snapshots by docker's rules, written the other way round than the product: over whole trees."""
 
     def directory(tree: dict[str, Entry], path: str) -> bool:
         return path in tree and stat.S_ISDIR(int(str(tree[path][0][0])))
