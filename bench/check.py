@@ -24,7 +24,7 @@ QUICK: dict[str, list[str]] = {
     "load": ["--image", "demo", "--rounds", "5"],
     "mount": ["--image", "deep-1", "--image", "deep-101", "--rounds", "5"],
     "resolve": ["--image", "demo", "--rounds", "5"],
-    "changes": ["--image", "demo", "--rounds", "5", "--on", "layerfs,podman,sha256sum"],
+    "changes": ["--image", "demo", "--rounds", "5", "--on", "layerfs,podman,buildah,sha256sum"],
 }
 
 _ROW = re.compile(r"\| `(\w+)` \| (.+?) \| (.+?) \| (.+?) \| ([\d.]+) \| ([\d.]+) \|")

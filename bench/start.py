@@ -11,6 +11,7 @@ import shlex
 import shutil
 import subprocess
 import sys
+import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
 from pathlib import Path
@@ -28,14 +29,14 @@ _LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
 Job = Callable[[], Sample]
 
 
-def _tools() -> dict[str, Job]:
+def _tools(empty: Path) -> dict[str, Job]:
     program, python = layerfs_command(), sys.executable
     words = {
         "python -c pass": [python, "-c", "pass"],
         "python -c 'import click'": [python, "-c", "import click"],
         "layerfs --version": [program, "--version"],
         "layerfs --help": [program, "--help"],
-        "layerfs images": [program, "--root", "/tmp/layerfs-bench-empty", "images"],
+        "layerfs images": [program, "--root", str(empty), "images"],
         "podman --version": ["podman", "--version"],
         "podman images": ["podman", "images"],
         "skopeo --version": ["skopeo", "--version"],
@@ -94,10 +95,11 @@ def main(arguments: Sequence[str]) -> None:
     parser.add_argument("--image", default="python-app")
     options = parser.parse_args(arguments)
     report = Report("start", {**vars(options), "peers": dict(versions())})
-    tools = _tools()
-    for job in tools.values():
-        job()
-    samples, failed = interleave(tools, options.rounds, report.on)
+    with tempfile.TemporaryDirectory() as empty:
+        tools = _tools(Path(empty, "store"))
+        for job in tools.values():
+            job()
+        samples, failed = interleave(tools, options.rounds, report.on)
     for word in ("version", "help", "images"):
         rows = {name: found for name, found in samples.items() if word in name or name.startswith("python")}
         report.table(f"tools: {word}", rows, base="python -c pass", failed=failed, unit=("ms", 1e3))

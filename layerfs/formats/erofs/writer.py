@@ -10,9 +10,11 @@ Inodes stand in breadth-first order, so that the inodes of one directory lie tog
 from __future__ import annotations
 
 import struct
+from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from functools import lru_cache
+from itertools import accumulate
 
 from layerfs.errors import FormatError, LimitExceeded, quoted
 from layerfs.formats.erofs.layout import (
@@ -56,6 +58,11 @@ _MAX_INLINE_XATTRS = 12 + 4 * (0xFFFF - 1)
 
 _INODE_SIZE = INODE.size
 _CHUNK = 1 << MAX_CHUNK_BITS
+
+
+#: An inode without xattrs and the one chunk index behind it, which stands at a multiple of 8 there.
+_FILE = struct.Struct(INODE.format + CHUNK_INDEX.format.lstrip("<"))
+_FILE_FORMAT = 1 | LAYOUT_CHUNKED << 1
 
 
 @dataclass(frozen=True, slots=True)
@@ -159,8 +166,9 @@ class _Writer:
                     child.seen = token
                     child.links = 1
                     nodes.append(child)
-            entries += ((b".", node), (b"..", parent))
-            entries.sort(key=_name)
+            # Names differ, so nodes are never compared.
+            for entry in ((b".", node), (b"..", parent)):
+                entries.insert(bisect_left(entries, entry[:1]), entry)
             self._directories[id(node)] = _pack(node, entries)
 
     def _share_xattrs(self) -> bytes:
@@ -219,11 +227,24 @@ class _Writer:
         return position
 
     def _write_inodes(self, image: bytearray, meta: int, data_block: int) -> None:
-        pack = INODE.pack_into
+        pack, pack_file = INODE.pack_into, _FILE.pack_into
         slots = self._slots
         for number, node in enumerate(self._nodes, 1):
             position = node.position
             mode = node.mode
+            if node.xattrs is None and 0 < node.size <= _CHUNK and node.children is None and node.target is None:
+                # Nine of ten inodes: in one call, a third of what the general way takes.
+                size, offset = node.size, node.offset
+                slot, end = slots[node.device]
+                if offset + size > end:
+                    raise FormatError(f"a file at {offset}+{size} lies outside its device of {end} bytes")
+                bits = (size - 1).bit_length()
+                pack_file(
+                    image, position, _FILE_FORMAT, 0, mode, 0, size,
+                    CHUNK_INDEXES | (bits - BLOCK_BITS if bits > BLOCK_BITS else 0), number, node.uid, node.gid,
+                    node.mtime, node.mtime_ns, node.links, 0, slot, offset >> BLOCK_BITS,
+                )  # fmt: skip
+                continue
             size = value = 0
             layout = LAYOUT_PLAIN
             body = b"" if node.xattrs is None else self._xattrs[id(node)]
@@ -288,10 +309,6 @@ class _Writer:
         struct.pack_into("<I", image, SUPER_OFFSET + 4, checksum)
 
 
-def _name(entry: tuple[bytes, Node]) -> bytes:
-    return entry[0]
-
-
 def _align(position: int, unit: int) -> int:
     return -(-position // unit) * unit
 
@@ -330,13 +347,13 @@ def _encode(found: _Directory, meta: int) -> bytes:
     blocks = []
     stops = [*found.blocks[1:], len(found.entries)]
     for start, stop in zip(found.blocks, stops, strict=True):
-        entries = found.entries[start:stop]
-        offset = 12 * len(entries)
-        fields: list[int] = []
-        for name, node in entries:
-            fields += ((node.position - meta) // SLOT, offset, FILE_TYPES[node.mode >> 12])
-            offset += len(name)
-        blocks.append(_dirents(len(entries)).pack(*fields) + b"".join([name for name, _ in entries]))
+        names = [name for name, _ in found.entries[start:stop]]
+        nodes = [node for _, node in found.entries[start:stop]]
+        fields = [0] * (3 * len(names))
+        fields[::3] = [(node.position - meta) // SLOT for node in nodes]
+        fields[1::3] = [*accumulate(map(len, names[:-1]), initial=12 * len(names))]
+        fields[2::3] = [FILE_TYPES[node.mode >> 12] for node in nodes]
+        blocks.append(_dirents(len(names)).pack(*fields) + b"".join(names))
     last = blocks.pop()
     return b"".join([*(block.ljust(BLOCK, b"\0") for block in blocks), last])
 

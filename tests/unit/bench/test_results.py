@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
+import itertools
 import json
 from html.parser import HTMLParser
 from pathlib import Path
 
 import pytest
 
-from bench import compare, report
-from bench.results_file import newest_runs, read_run
+from bench import check, compare, report
+from bench.arithmetic import extrapolations
+from bench.plot import plot_curve
+from bench.results_file import Curve, Run, Sample, newest_runs, read_run
+from bench.synthetic import files_layer, stack_on, write_image
+from layerfs.api import Store
 
 
 def write(
@@ -20,7 +25,7 @@ def write(
         name: [{"wall": wall, "cpu": wall, "peak": 1e6, "extra": {"sync": 0.5}} for wall in walls]
         for name, walls in samples.items()
     }
-    table = {"title": "an image: load <new>", "base": "gzip", "samples": rows, "failed": failed or {}}
+    table = {"title": "an image: load <new>", "base": "gzip, sha256sum", "samples": rows, "failed": failed or {}}
     machine = {"kernel": "6", "python": "3", "cpu": "x", "cpus": 2, "load_before": 0.1}
     document = {
         "scenario": "load",
@@ -32,7 +37,7 @@ def write(
     return path
 
 
-BEFORE = {"layerfs load": [2.0, 2.1, 2.2, 2.0, 2.1], "gzip": [1.0] * 5, "podman load": [1.9] * 5}
+BEFORE = {"layerfs load": [2.0, 2.1, 2.2, 2.0, 2.1], "gzip, sha256sum": [1.0] * 5, "podman load": [1.9] * 5}
 
 
 def test_only_a_clear_change_counts(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
@@ -55,10 +60,13 @@ def test_the_newest_run_is_shown_with_its_shortfalls(tmp_path: Path) -> None:
     write(tmp_path, "20260201T000000", {**BEFORE, "layerfs load": [1.8] * 5}, failed={"ctr": "no <daemon>"})
     (run,) = newest_runs(tmp_path)
     assert run.date == "2026-02-01"
-    assert list(report.shortfalls(run)) == ["an image: load <new>: layerfs load takes 1.80 times as long as gzip"]
+    assert list(report.shortfalls(run)) == [
+        "an image: load <new>: layerfs load is 1.80 times the floor, gzip, sha256sum"
+    ]
     old = read_run(tmp_path / "load-20260101T000000.json")
     assert list(report.shortfalls(old)) == [
-        "an image: load <new>: layerfs load takes 1.11 times as long as podman load"
+        "an image: load <new>: layerfs load is 1.11 times podman load",
+        "an image: load <new>: layerfs load is 2.10 times the floor, gzip, sha256sum",
     ]
     text = report.markdown([run])
     assert "| layerfs load; sync 0.5 | 5 | 1.8 | 1.8 | 1.8 | 1.80 | 1.8 | 1 |" in text
@@ -81,6 +89,99 @@ def test_the_page_is_whole_and_needs_nothing_else(tmp_path: Path) -> None:
     assert "load &lt;new&gt;" in page
     assert "no &lt;daemon&gt;" in page
     assert "podman 4" in page
+
+
+def curve(title: str, axis: str, variant: str, costs: dict[float, float]) -> Curve:
+    return Curve(title, axis, {variant: {size: (Sample(cost),) * 3 for size, cost in costs.items()}})
+
+
+def run_of(*curves: Curve) -> Run:
+    machine = {"kernel": "6", "python": "3", "cpu": "x", "cpus": 2, "load_before": 0.1}
+    return Run(Path("scaling-20260101T000000.json"), "scaling", {}, machine, (), curves)
+
+
+def test_a_square_shows() -> None:
+    flat = curve("flat", "layers", "layerfs", {1: 2.0, 10: 2.0, 100: 2.0})
+    square = curve("square", "layers", "layerfs", {1: 3.0, 10: 3.0, 100: 300.0, 1000: 30_000.0, 10_000: 3e6})
+    assert flat.exponent("layerfs") == pytest.approx(0)
+    assert square.exponent("layerfs") == pytest.approx(2)
+    assert curve("two", "layers", "layerfs", {1: 1, 2: 2}).exponent("layerfs") is None
+    assert list(report.shortfalls(run_of(flat, square))) == [
+        "square: layerfs grows with the layers to the power of 2.00"
+    ]
+    assert "| layerfs | 3 | 3 | 300 | 3e+04 | 3e+06 | 2.00 |" in report.markdown([run_of(square)])
+
+
+def test_a_curve_is_drawn_on_two_logarithmic_scales() -> None:
+    drawn = plot_curve(curve("times", "files", "layerfs <x>", {10: 1.0, 100: 10.0, 1000: 100.0}))
+    points = [tuple(map(float, pair.split(","))) for pair in drawn.split('points="')[1].split('"')[0].split()]
+    steps = {(round(b[0] - a[0], 1), round(b[1] - a[1], 1)) for a, b in itertools.pairwise(points)}
+    assert len(steps) == 1  # the same ratio is the same distance
+    assert "layerfs &lt;x&gt; (^1.00)" in drawn
+
+
+def test_large_sizes_are_multiplied_from_what_was_measured() -> None:
+    runs = [
+        run_of(
+            curve("an image by bytes", "MB", "layerfs load", {1: 1.1, 2: 1.2, 3: 1.3}),
+            curve("an image by entries", "entries", "layerfs load", {1000: 1.01, 2000: 1.02}),
+            curve("an image by layers", "layers", "layerfs load", {1: 1.5, 2: 2.0}),
+            curve("bytes of a store", "images", "layerfs database", {10: 1e5, 100: 1e6}),
+        )
+    ]
+    lines = list(extrapolations(runs))
+    assert "1000 x 100 ms + 55,000 x 10 µs + 11 x 500 ms = 106 s to load" in lines[0]
+    assert "10,000,000 x 1 kB = 10 GB of database" in lines[1]
+    assert list(extrapolations([])) == []
+
+
+README = """
+<!-- checked ratios -->
+| scenario | table | what | against | ratio | noise |
+|---|---|---|---|---|---|
+| `load` | an image: load <new> | layerfs load | gzip, sha256sum | 2.10 | 0.2 |
+| `load` | an image: load <new> | layerfs load | podman load | 0.90 | 0.1 |
+| `load` | gone | layerfs load | gzip, sha256sum | 1.00 | 0.1 |
+<!-- end of checked ratios -->
+"""
+
+
+def test_a_ratio_that_became_worse_is_found(tmp_path: Path) -> None:
+    write(tmp_path, "20260101T000000", BEFORE)
+    found = [
+        (row.against, ratio, bad) for row, ratio, bad in check.worse(check.read_stated(README), newest_runs(tmp_path))
+    ]
+    assert found == [
+        ("gzip, sha256sum", 2.1, False),
+        ("podman load", pytest.approx(2.1 / 1.9), True),
+        ("gzip, sha256sum", None, True),
+    ]
+    with pytest.raises(ValueError, match="no ratios"):
+        check.read_stated("nothing")
+
+
+def test_the_readme_states_ratios_of_the_quick_scenarios() -> None:
+    stated = check.read_stated((Path(__file__).parents[3] / "README.md").read_text())
+    assert {row.scenario for row in stated} <= set(check.QUICK)
+    assert all(0 < row.noise < 1 for row in stated)
+
+
+def test_made_up_images_are_images(tmp_path: Path) -> None:
+    write_image(tmp_path / "base", [files_layer([("a/b/c", b"x" * 5000), ("a/d", b"")])])
+    own = {f"localhost/app:{number}": files_layer([(f"own/{number}", b"own")]) for number in range(3)}
+    stack_on(tmp_path / "base", tmp_path / "all", own)
+    with Store.open(tmp_path / "store", sync=False) as store:
+        images = store.load(tmp_path / "all")
+        assert sorted(name for image in images for name in image.names) == sorted(own)
+        with store.tree("localhost/app:2") as tree:
+            assert sorted(path for path, _, _ in tree.walk()) == [
+                b"/a",
+                b"/a/b",
+                b"/a/b/c",
+                b"/a/d",
+                b"/own",
+                b"/own/2",
+            ]
 
 
 def test_a_directory_without_results_is_an_error(tmp_path: Path) -> None:
