@@ -12,6 +12,7 @@ python -m bench profile JOB                   where the time of one job goes, as
 from __future__ import annotations
 
 import importlib
+import signal
 import sys
 
 SCENARIOS = (
@@ -23,6 +24,8 @@ OTHERS = ("report", "compare", "check", "profile")
 
 def main() -> int:
     """Run one scenario, or what looks at results."""
+    # So that whoever ends it with a signal is left no mounts and loop devices either.
+    signal.signal(signal.SIGTERM, lambda number, _: sys.exit(128 + number))
     words = sys.argv[1:]
     if words[:1] == ["list"]:
         for name in SCENARIOS:

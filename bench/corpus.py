@@ -49,6 +49,18 @@ class CorpusImage:
         """The image as ``docker save`` would write it, layers uncompressed."""
         return self.directory / "docker.tar"
 
+    def zstd_archive(self) -> Path:
+        """The OCI layout as one tar with layers in zstd, made when it is first asked for."""
+        final = self.directory / "zstd.tar"
+        if not final.exists():
+            made = self.directory / ".zstd.tar"
+            made.unlink(missing_ok=True)
+            zstd = ["--dest-compress", "--dest-compress-format", "zstd"]
+            place = f"oci-archive:{made}:localhost/{self.name}:latest"
+            run(["skopeo", "copy", "--quiet", *zstd, f"oci:{self.oci}:latest", place])
+            made.rename(final)
+        return final
+
     def layers(self) -> list[Path]:
         """The compressed layer blobs, bottom first."""
         index = json.loads((self.oci / "index.json").read_bytes())

@@ -55,7 +55,7 @@ def _measured(variant: ImportVariant, found: CorpusImage, scratch: Path | None) 
     def one() -> Sample:
         with fresh_directory(scratch) if scratch else fresh_filesystem() as root:
             # Every time: a virtual machine's memory may be taken back between two runs.
-            for path in (*found.layers(), found.oci_archive, found.docker_archive):
+            for path in (*found.layers(), found.oci_archive, found.zstd_archive(), found.docker_archive):
                 command(["cat", path])
             settle()
             before = bytes_written(root)
@@ -97,6 +97,7 @@ def main(arguments: Sequence[str]) -> None:
         found = image(name)
         variants: dict[str, ImportVariant] = {
             "layerfs load (OCI archive)": _layerfs(lambda known: known.oci_archive),
+            "layerfs load (OCI archive, zstd)": _layerfs(lambda known: known.zstd_archive()),
             "layerfs load (docker-archive)": _layerfs(lambda known: known.docker_archive),
             **floors(),
             **importers(),
