@@ -12,10 +12,10 @@ from layerfs.formats.platform import Platform
 from layerfs.store import image as catalog
 from layerfs.store.handle import StoreHandle, open_store
 from layerfs.store.snapshot import Snapshot, find_snapshot
-from layerfs.values import Container, Image
 
 if TYPE_CHECKING:
     from layerfs.mount.record import MountRecords
+    from layerfs.values import Container, Image
 
 __all__ = ["StorePart", "StrPath", "refuse_inside_trio"]
 
@@ -69,6 +69,7 @@ class StorePart:
 
     def _image(self, record: catalog.ImageRecord) -> Image:
         from layerfs.formats.oci import ImageConfig
+        from layerfs.values import Image
 
         layers = catalog.image_layers(self._handle, record)
         platform, created, damage = _NO_PLATFORM, None, None
@@ -92,6 +93,8 @@ class StorePart:
         ]  # fmt: skip
 
     def _container(self, snapshot: Snapshot, target: str | None) -> Container:
+        from layerfs.values import Container
+
         names = catalog.image_names(self._handle, catalog.find_image(self._handle, str(snapshot.image)))
         name = names[0] if names else None
         return Container(snapshot.id, snapshot.name, snapshot.image, name, snapshot.created, target)

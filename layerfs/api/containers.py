@@ -11,11 +11,11 @@ from layerfs.errors import Conflict, InvalidReference, MountError, NotFound
 from layerfs.formats.digest import Digest
 from layerfs.store import image as catalog
 from layerfs.store.snapshot import Snapshot, create_snapshot, find_snapshot, list_snapshots, remove_snapshot
-from layerfs.values import Container, Image, Mount
 
 if TYPE_CHECKING:
     from layerfs.mount.option import MountOptions
     from layerfs.mount.record import MountRecord
+    from layerfs.values import Container, Image, Mount
 
 __all__ = ["ContainerPart"]
 
@@ -192,6 +192,8 @@ class ContainerPart(StorePart):
 
 
 def _mount(record: MountRecord) -> Mount:
+    from layerfs.values import Mount
+
     return Mount(
         record.id, record.target, Digest.parse(record.image_id), record.image_name, record.container, record.backend,
         record.read_only, record.created, record.pid,

@@ -13,12 +13,12 @@ from layerfs.store import image as catalog
 from layerfs.store.layer import LayerRecord, find_layer, open_tree, read_layer, verify_layer
 from layerfs.store.snapshot import list_snapshots
 from layerfs.store.view import ImageTree
-from layerfs.values import HistoryRow, Image, Layer, RemovedImage
 
 if TYPE_CHECKING:
     from layerfs.changeset.analysis import ImageReport
     from layerfs.formats.oci import ImageConfig, Manifest
     from layerfs.store.provenance import Provenance
+    from layerfs.values import HistoryRow, Image, Layer, RemovedImage
 
 __all__ = ["ImagePart"]
 
@@ -57,6 +57,7 @@ class ImagePart(StorePart):
     def layers(self, image: str | Image) -> list[Layer]:
         """Return an image's layers, bottom first."""
         from layerfs.store.usage import shared_bytes
+        from layerfs.values import Layer
 
         record = self._record(image)
         steps = self.config(image).layer_history()
@@ -72,6 +73,8 @@ class ImagePart(StorePart):
 
     def history(self, image: str | Image) -> list[HistoryRow]:
         """Return the steps in which an image was made, last first."""
+        from layerfs.values import HistoryRow
+
         config = self.config(image)
         layers = catalog.image_layers(self._handle, self._record(image))
         rows = []
@@ -188,6 +191,8 @@ class ImagePart(StorePart):
 
         Atomicity: the image is not listed any more before its layers go.
         """
+        from layerfs.values import RemovedImage
+
         record = catalog.find_image(self._handle, name)
         names = catalog.image_names(self._handle, record)
         untagged = catalog.name_among(name, names)

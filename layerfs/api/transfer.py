@@ -15,12 +15,12 @@ from layerfs.formats.platform import Platform
 from layerfs.formats.reference import DEFAULT_TAG, Reference
 from layerfs.formats.transport import ImageSource, is_registry, parse_source, registry_name
 from layerfs.store import image as catalog
-from layerfs.values import Image, PushedImage
 
 if TYPE_CHECKING:
     from layerfs.registry.access import Access
     from layerfs.registry.loader import Progress
     from layerfs.registry.remote import Registries, RemoteImages
+    from layerfs.values import Image, PushedImage
 
 # The HTTP library takes longer to import than most verbs take altogether, and trio as long again, and also what reads
 # archives is imported where it is used.
@@ -196,6 +196,7 @@ class TransferPart(StorePart):
         from layerfs.registry.access import Access
         from layerfs.registry.push import Push
         from layerfs.registry.remote import Registries
+        from layerfs.values import PushedImage
 
         access = access or Access()
         refuse_inside_trio()

@@ -9,12 +9,12 @@ from typing import TYPE_CHECKING
 from layerfs.api.base import StorePart
 from layerfs.store.handle import FORMAT_VERSION
 from layerfs.store.snapshot import sweep_snapshots
-from layerfs.values import Info
 
 if TYPE_CHECKING:
     from layerfs.store.check import Problem
     from layerfs.store.gc import Reclaimed
     from layerfs.store.usage import Usage
+    from layerfs.values import Info
 
 __all__ = ["UpkeepPart"]
 
@@ -31,6 +31,7 @@ class UpkeepPart(StorePart):
     def info(self) -> Info:
         """Return what this store and machine are."""
         from layerfs.mount.choose import explain_backends
+        from layerfs.values import Info
 
         connection = self._handle.database.connection
 

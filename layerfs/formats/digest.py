@@ -9,7 +9,6 @@ a weak algorithm (md5, sha1) never decides what content is.
 
 from __future__ import annotations
 
-import hashlib
 import re
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -109,6 +108,8 @@ def new_hash(algorithm: str = "sha256") -> _Hash:
         raise InvalidReference(
             f"digest algorithm {algorithm!r:.40} is not supported", hint="use a sha256 or sha512 digest"
         )
+    import hashlib  # noqa: PLC0415 - brings OpenSSL along, 4 ms, which those who digest nothing need not wait for
+
     return hashlib.new(algorithm, usedforsecurity=True)
 
 

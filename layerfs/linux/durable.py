@@ -12,7 +12,6 @@ import contextlib
 import ctypes
 import errno
 import os
-import secrets
 import stat
 
 from layerfs.linux.syscall import AT_FDCWD, declare_libc
@@ -144,7 +143,7 @@ def write_document(path: StrPath, data: bytes, *, mode: int = 0o600, sync: bool 
     final = os.path.abspath(path)
     directory, name = os.path.split(final)
     # A leading dot and a random suffix: a leftover of a crash is recognisable and never collides.
-    temporary = os.path.join(directory, f".{name}.{secrets.token_hex(6)}")
+    temporary = os.path.join(directory, f".{name}.{os.urandom(6).hex()}")
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
     try:
         try:

@@ -12,7 +12,6 @@ import contextlib
 import errno
 import functools
 import os
-import socket
 from collections.abc import Callable
 from dataclasses import dataclass
 
@@ -123,6 +122,8 @@ def _probe_erofs_file() -> tuple[bool, str]:
 
 def _create_from_socket(context: int) -> None:
     """Try to mount a socket; the one refusal that shows support for files passes for success."""
+    import socket  # noqa: PLC0415 - hardly ever asked for, and takes 4 ms to import
+
     one, two = socket.socketpair()
     with one, two:
         fsconfig_string(context, "source", f"/proc/self/fd/{one.fileno()}")

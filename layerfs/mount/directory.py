@@ -24,7 +24,6 @@ import contextlib
 import errno
 import fcntl
 import os
-import secrets
 import stat
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
@@ -158,7 +157,7 @@ def sweep_staging(parent: StrPath) -> None:
 def _make_staging(parent: str) -> tuple[str, int]:
     """Make a directory and lock it until its descriptor is closed, so that nobody takes it for a leftover."""
     while True:
-        path = os.path.join(parent, _STAGING + secrets.token_hex(6))
+        path = os.path.join(parent, _STAGING + os.urandom(6).hex())
         os.mkdir(path, 0o700)
         # Somebody may sweep it before it is locked.
         with contextlib.suppress(FileNotFoundError):

@@ -18,7 +18,6 @@ import dataclasses
 import errno
 import json
 import os
-import secrets
 import time
 from dataclasses import dataclass
 
@@ -115,7 +114,7 @@ class MountRecords:
         if entry is None:
             raise MountError(f"the mount at {os.fspath(target)} is gone", errno=errno.ENOENT, backend=backend)
         record = MountRecord(
-            id=secrets.token_hex(6),
+            id=os.urandom(6).hex(),
             target=os.path.realpath(target),
             mount_id=mount_id,
             device=entry.device,

@@ -15,7 +15,6 @@ from __future__ import annotations
 
 import json
 import os
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -269,7 +268,7 @@ def _write_blob(
     """Write a layer as a file of a layout."""
     algorithm = layer.blob.digest.algorithm if layer.blob is not None else "sha256"
     directory = os.path.join(place, "blobs", algorithm)
-    temporary = os.path.join(directory, f".{secrets.token_hex(8)}")
+    temporary = os.path.join(directory, f".{os.urandom(8).hex()}")
     hasher, size = new_hash(algorithm), 0
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:

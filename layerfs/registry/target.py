@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import secrets
 import stat
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -76,7 +75,7 @@ def open_target(target: StrPath | BinaryIO, *, sync: bool = True) -> Iterator[Ta
             return
         place = os.path.realpath(path)
         directory, name = os.path.split(place)
-        temporary = os.path.join(directory, f".{name}.{secrets.token_hex(6)}")
+        temporary = os.path.join(directory, f".{name}.{os.urandom(6).hex()}")
         file = open(temporary, "xb", buffering=0)  # noqa: SIM115 - closed below
     except OSError as error:
         raise LayerfsError(f"cannot write {path}: {error.strerror}") from error

@@ -14,7 +14,6 @@ from __future__ import annotations
 import contextlib
 import os
 import queue
-import secrets
 import sqlite3
 import threading
 import time
@@ -106,7 +105,7 @@ class Ingest:
             check: polled while waiting for another load; what it raises ends this one.
         """
         self.handle = handle
-        self.owner = secrets.token_hex(8)
+        self.owner = os.urandom(8).hex()
         self._check = check
         self._directory = os.path.join(handle.layout.ingest, self.owner)
         self._lock = FileLock(handle.layout.lock(f"ingest-{self.owner}"))

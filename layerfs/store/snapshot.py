@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 import sqlite3
 import time
 from dataclasses import dataclass
@@ -55,7 +54,7 @@ def create_snapshot(handle: StoreHandle, image: ImageRecord, name: str | None) -
         raise InvalidReference(
             f"{name!r} is no container name", hint="Use letters, digits, '_', '.' and '-', a letter or digit first."
         )
-    identifier = secrets.token_hex(32)
+    identifier = os.urandom(32).hex()
     directory = handle.layout.snapshot(identifier)
     os.mkdir(directory, 0o700)
     try:
@@ -126,6 +125,8 @@ def sweep_snapshots(handle: StoreHandle) -> None:
 
 
 def _insert(handle: StoreHandle, identifier: str, image: ImageRecord, name: str | None) -> Snapshot:
+    import secrets  # noqa: PLC0415 - makes up names alone, and brings random and OpenSSL along
+
     created = time.time_ns()
     wanted = name
     for attempt in range(20):
