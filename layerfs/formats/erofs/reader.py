@@ -7,6 +7,7 @@ no read leaves the buffer. Images of other writers are refused when they use fea
 
 from __future__ import annotations
 
+import operator
 import stat
 import struct
 from collections.abc import Iterator
@@ -39,6 +40,7 @@ from layerfs.formats.erofs.layout import (
     XATTR_HEADER,
     XATTR_PREFIXES,
     crc32c,
+    dirents,
 )
 
 __all__ = ["DIRECTORY_TYPE", "SYMLINK_TYPE", "DeviceSlot", "Inode", "Tree"]
@@ -186,7 +188,11 @@ class Tree:
             inode = self.inode(nid)
             if not stat.S_ISDIR(inode.mode):
                 raise NotADirectoryError(ENOTDIR, strerror(ENOTDIR))
-            found = {name: (child, kind) for name, child, kind in self._entries(inode) if name not in (b".", b"..")}
+            found = {}
+            for names, children, kinds in self._blocks(inode):
+                found.update(zip(names, zip(children, kinds, strict=True), strict=True))
+            found.pop(b".", None)
+            found.pop(b"..", None)
             self._names[nid] = found
         return found
 
@@ -329,27 +335,34 @@ class Tree:
         return self._buffer[start : start + inode.size]
 
     def _entries(self, inode: Inode) -> Iterator[tuple[bytes, int, int]]:
-        """Yield the raw entries of a directory, block by block."""
+        """Yield the raw entries of a directory."""
+        for names, children, kinds in self._blocks(inode):
+            yield from zip(names, children, kinds, strict=True)
+
+    def _blocks(self, inode: Inode) -> Iterator[tuple[list[bytes], tuple[int, ...], tuple[int, ...]]]:
+        """Yield the names, inode numbers and file types of each block of a directory."""
         content = bytes(self._content(inode))
-        try:
-            for start in range(0, len(content), BLOCK):
-                block = content[start : start + BLOCK]
-                names = DIRENT.unpack_from(block)[1]
-                count = names // DIRENT.size
-                text = block[names:].rstrip(b"\0")
-                if not count or b"/" in text or b"\0" in text:
-                    raise FormatError(f"directory {inode.nid} has a name that cannot be one")
-                rows = [DIRENT.unpack_from(block, DIRENT.size * index) for index in range(count)]
-                stops = [row[1] for row in rows[1:]] + [len(block.rstrip(b"\0"))]
-                for (child, offset, kind), stop in zip(rows, stops, strict=True):
-                    if not names <= offset < stop <= len(block):
-                        raise FormatError(f"directory {inode.nid} has a name outside its block")
-                    # The writer numbers directories from the root down: whoever walks a damaged tree comes to an end.
-                    if kind == DIRECTORY_TYPE and child <= inode.nid and block[offset:stop] not in (b".", b".."):
+        for start in range(0, len(content), BLOCK):
+            block = content[start : start + BLOCK]
+            try:
+                first = DIRENT.unpack_from(block)[1]
+                fields = dirents(first // DIRENT.size).unpack_from(block)
+            except struct.error as error:
+                raise FormatError(f"directory {inode.nid} is damaged") from error
+            text = block[first:].rstrip(b"\0")
+            if not fields or b"/" in text or b"\0" in text:
+                raise FormatError(f"directory {inode.nid} has a name that cannot be one")
+            children, offsets, kinds = fields[::3], fields[1::3], fields[2::3]
+            stops = (*offsets[1:], len(block.rstrip(b"\0")))
+            if not all(map(operator.lt, offsets, stops)):
+                raise FormatError(f"directory {inode.nid} has a name outside its block")
+            names = [block[offset:stop] for offset, stop in zip(offsets, stops, strict=True)]
+            if DIRECTORY_TYPE in kinds:
+                # The writer numbers directories from the root down: whoever walks a damaged tree comes to an end.
+                for name, child, kind in zip(names, children, kinds, strict=True):
+                    if kind == DIRECTORY_TYPE and child <= inode.nid and name not in (b".", b".."):
                         raise FormatError(f"directory {inode.nid} is below itself")
-                    yield block[offset:stop], child, kind
-        except struct.error as error:
-            raise FormatError(f"directory {inode.nid} is damaged") from error
+            yield names, children, kinds
 
     def _xattr_entry(self, position: int) -> tuple[bytes, bytes, int]:
         length, index, size = XATTR_ENTRY.unpack_from(self._buffer, position)

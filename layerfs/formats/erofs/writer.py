@@ -13,7 +13,6 @@ import struct
 from bisect import bisect_left
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 from itertools import accumulate
 
 from layerfs.errors import FormatError, LimitExceeded, quoted
@@ -41,6 +40,7 @@ from layerfs.formats.erofs.layout import (
     XATTR_HEADER,
     XATTR_PREFIXES,
     crc32c,
+    dirents,
 )
 from layerfs.formats.tree import Node
 
@@ -337,11 +337,6 @@ def _pack(node: Node, entries: list[tuple[bytes, Node]]) -> _Directory:
     return _Directory(node, entries, starts, (len(starts) - 1) * BLOCK + used)
 
 
-@lru_cache(maxsize=64)
-def _dirents(count: int) -> struct.Struct:
-    return struct.Struct("<" + "QHBx" * count)
-
-
 def _encode(found: _Directory, meta: int) -> bytes:
     """Return a directory's data; every block but the last is padded with zeros."""
     blocks = []
@@ -353,7 +348,7 @@ def _encode(found: _Directory, meta: int) -> bytes:
         fields[::3] = [(node.position - meta) // SLOT for node in nodes]
         fields[1::3] = [*accumulate(map(len, names[:-1]), initial=12 * len(names))]
         fields[2::3] = [FILE_TYPES[node.mode >> 12] for node in nodes]
-        blocks.append(_dirents(len(names)).pack(*fields) + b"".join(names))
+        blocks.append(dirents(len(names)).pack(*fields) + b"".join(names))
     last = blocks.pop()
     return b"".join([*(block.ljust(BLOCK, b"\0") for block in blocks), last])
 
