@@ -169,7 +169,8 @@ def _shell(script: str, environment: dict[str, str] | None = None) -> Sample:
 
 #: What is compared with what: title, base, and the words that variants of the table have in their names.
 _TABLES = (
-    ("start alone", "layerfs --version", ("--version", " ps")),
+    ("start alone", "layerfs --version", ("--version",)),
+    ("a verb that opens the store", "layerfs ps", (" ps",)),
     ("diff of a container", "layerfs diff CONTAINER", ("diff CONTAINER", "diff -o", "podman diff", "snapshots diff")),
     ("diff of two images", "layerfs diff IMAGE IMAGE", ("diff IMAGE IMAGE",)),
     ("commit", "layerfs commit", ("commit", "repack")),

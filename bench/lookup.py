@@ -125,7 +125,12 @@ def _measure(title: str, axis: str, images: Iterator[tuple[float, Path]], report
                             lines.setdefault(line, {})[size] = samples
                     except (OSError, RuntimeError) as error:
                         failed[name] = f"at {size:g} {axis}: {error}"
-    report.curve(title, axis, lines, unit=("us", 1e6))
+    for kind in ("known", "first", "missing"):
+        chosen_lines = {
+            line.removesuffix(f", {kind}"): sizes for line, sizes in lines.items() if line.endswith(f", {kind}")
+        }
+        if chosen_lines:
+            report.curve(f"{title}: {kind} names", axis, chosen_lines, unit=("us", 1e6))
     for name, message in failed.items():
         print(f"{name} failed {' '.join(message.split())[:300]}")
 

@@ -104,7 +104,7 @@ def _through_command_line(
     variants: dict[str, Callable[[], Sample]] = {
         "layerfs --version": lambda: command([program, "--version"], env=environment)
     }
-    variants |= {name: one(name, found) for name, found in images.items()}
+    variants |= {f"layerfs mount {name}": one(name, found) for name, found in images.items()}
     mounts, failed = interleave(variants, rounds, report.on)
     report.table("command line: mount --read-only", mounts, base="layerfs --version", failed=failed)
     done = {name: found for name, found in umounts.items() if name not in failed}

@@ -69,7 +69,9 @@ def plot_table(table: Table) -> str:
         parts += [
             f'<circle class="dot" cx="{_LEFT + wall * scale:.1f}" cy="{top + 12}" r="2.5"/>' for wall in row.walls
         ]
-        parts.append(f'<text x="{end:.1f}" y="{top + 16}">{row.median * factor:.3g} ({table.ratio(row)})</text>')
+        value = row.median * factor
+        shown = f"{value:,.0f}" if value >= 1000 else f"{value:.3g}"
+        parts.append(f'<text x="{end:.1f}" y="{top + 16}">{shown} ({table.ratio(row)})</text>')
     return "".join([*parts, "</svg>"])
 
 
