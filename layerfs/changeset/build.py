@@ -23,7 +23,6 @@ from layerfs.formats.oci import Descriptor, ImageConfig
 from layerfs.formats.reference import Reference
 from layerfs.formats.tree import Node
 from layerfs.store.derive import aligned
-from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, find_name, image_layers
 from layerfs.store.ingest import Ingest, IngestedLayer, Pending
@@ -60,6 +59,8 @@ def building(handle: StoreHandle, *, check: Callable[[], None] | None = None) ->
         with Ingest(handle, keep_blobs=True, check=check) as ingest:
             yield ingest
     except BaseException:
+        from layerfs.store.gc import collect  # noqa: PLC0415 - what goes well starts sooner
+
         with contextlib.suppress(OSError, LayerfsError):
             collect(handle)
         raise

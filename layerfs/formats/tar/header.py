@@ -33,6 +33,7 @@ __all__ = [
     "BLOCK",
     "HEADER",
     "NUL_BLOCK",
+    "byte_sum",
     "checksum_matches",
     "parse_number",
 ]
@@ -67,6 +68,12 @@ def checksum_matches(block: bytes) -> bool:
     blanked = block[:148] + b" " * 8 + block[156:BLOCK]
     signed: int = sum(struct.unpack("512b", blanked))
     return signed == stored
+
+
+def byte_sum(block: bytes) -> int:
+    """Return the sum of a block's bytes: exact, since half a block's is below the modulus of Adler-32."""
+    half = BLOCK // 2
+    return (adler32(block[:half]) & 0xFFFF) + (adler32(block[half:]) & 0xFFFF) - 2
 
 
 def parse_number(field: bytes) -> int:

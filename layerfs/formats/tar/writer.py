@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 
 from layerfs.errors import FormatError, quoted
-from layerfs.formats.tar.header import BLOCK, HEADER
+from layerfs.formats.tar.header import BLOCK, HEADER, byte_sum
 from layerfs.formats.tar.member import Member
 
 __all__ = ["END", "clamp_time", "encode_member", "padding"]
@@ -114,14 +114,11 @@ def _block(
     minor: int,
     prefix: bytes,
 ) -> bytes:
-    block = bytearray(
-        HEADER.pack(
-            name, b"%07o\0" % mode, b"%07o\0" % uid, b"%07o\0" % gid, b"%011o\0" % size, b"%011o\0" % mtime,
-            b" " * 8, kind, link, _MAGIC, b"", b"", b"%07o\0" % major, b"%07o\0" % minor, prefix,
-        )
+    block = HEADER.pack(
+        name, b"%07o\0" % mode, b"%07o\0" % uid, b"%07o\0" % gid, b"%011o\0" % size, b"%011o\0" % mtime,
+        b" " * 8, kind, link, _MAGIC, b"", b"", b"%07o\0" % major, b"%07o\0" % minor, prefix,
     )  # fmt: skip
-    block[148:156] = b"%06o\0 " % sum(block)
-    return bytes(block)
+    return block[:148] + b"%06o\0 " % byte_sum(block) + block[156:]
 
 
 def _record(key: bytes, value: bytes) -> bytes:
