@@ -115,9 +115,10 @@ def base_layers(ingest: Ingest, image: ImageRecord) -> list[BuiltLayer]:
     records = image_layers(ingest.handle, image)
     if len(blobs) != len(records):
         raise FormatError(f"manifest {image.manifest} does not list the {len(records)} layers of its image")
+    layers = ingest.find_layers([record.diff_id for record in records])
     found = []
     for record, blob in zip(records, blobs, strict=True):
-        layer = ingest.find_layer(record.diff_id)
+        layer = layers.get(record.diff_id)
         if layer is None:
             raise Conflict(
                 f"layer {record.diff_id.short} is damaged or was just removed", reason="in-use",

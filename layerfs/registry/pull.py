@@ -169,11 +169,9 @@ class Pull:
             with Ingest(self._handle, check=self.check) as ingest:
                 lacking = {layer.member for layer in self.wanted}
                 # Those that are there are held from now on, so that no collection takes them meanwhile.
-                layers = {
-                    member: found
-                    for member, layer in self._plans.items()
-                    if member not in lacking and (found := ingest.find_layer(layer.diff_id)) is not None
-                }
+                there = {member: layer for member, layer in self._plans.items() if member not in lacking}
+                held = ingest.find_layers([layer.diff_id for layer in there.values()])
+                layers = {member: held[layer.diff_id] for member, layer in there.items() if layer.diff_id in held}
                 for _ in self.wanted:
                     layer, download = self._next_claimed()
                     if download is None:
