@@ -62,6 +62,9 @@ def _sample(operation: Operation, paths: Sequence[Path], *, cold: bool) -> Calla
     def once() -> Sample:
         if cold:
             drop_caches()
+        else:  # just before: what was read a minute ago may be gone again
+            for path in paths:
+                operation(path)
         start, cpu = time.perf_counter(), time.process_time()
         size = sum(operation(path) for path in paths)
         wall = time.perf_counter() - start
