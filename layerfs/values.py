@@ -46,6 +46,12 @@ class Image:
     damage: str | None = None
     origins: tuple[str, ...] = ()
 
+    @property
+    def repositories(self) -> tuple[str, ...]:
+        """The repositories that it has a name in or was pulled from, sorted."""
+        named = {name.rpartition(":")[0] for name in self.names}
+        return tuple(sorted(named | {origin.partition("@")[0] for origin in self.origins}))
+
 
 @dataclass(frozen=True, slots=True)
 class Layer:

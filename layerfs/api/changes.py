@@ -39,8 +39,8 @@ class ChangePart(StorePart):
         snapshot = find_snapshot(self._handle, container)
         record = catalog.find_image(self._handle, str(snapshot.image))
         tree = catalog.merged_tree(self._handle, record)
-        dressed = is_dressed(self._handle, snapshot)
-        yield from compare_upper(self._upper(snapshot), tree, userxattr=uses_userxattr(), dressed=dressed)
+        upper = self._upper(snapshot)
+        yield from compare_upper(upper, tree, userxattr=uses_userxattr(), dressed=is_dressed(upper))
 
     def steps(self, old: str | Image | None, new: str | Image, *, exact: bool = False) -> Iterator[Step]:
         """Yield the same with both states of every path, of a container or between two images.
@@ -77,7 +77,8 @@ class ChangePart(StorePart):
             return
         record = catalog.find_image(self._handle, str(snapshot.image))
         with ImageTree(self._handle, record) as tree:
-            upper, dressed = self._upper(snapshot), is_dressed(self._handle, snapshot)
+            upper = self._upper(snapshot)
+            dressed = is_dressed(upper)
             if old is None or self._record(old).chain_id == record.chain_id:
                 yield from walk_upper(upper, tree, userxattr=uses_userxattr(), exact=exact, dressed=dressed)
                 return

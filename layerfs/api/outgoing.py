@@ -103,8 +103,8 @@ class OutgoingPart(StorePart):
             return
         record = catalog.find_image(self._handle, str(snapshot.image))
         with ImageTree(self._handle, record) as tree:
-            dressed = is_dressed(self._handle, snapshot)
-            steps = walk_upper(self._upper(snapshot), tree, userxattr=uses_userxattr(), whole=True, dressed=dressed)
+            upper = self._upper(snapshot)
+            steps = walk_upper(upper, tree, userxattr=uses_userxattr(), whole=True, dressed=is_dressed(upper))
             yield from write_layer(steps, plain=True, latest=latest, check=check)
 
     def extract(

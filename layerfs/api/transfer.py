@@ -22,8 +22,8 @@ if TYPE_CHECKING:
     from layerfs.registry.remote import Registries, RemoteImages
     from layerfs.values import Image, PushedImage
 
-# The HTTP library takes longer to import than most verbs take altogether, and trio as long again, and also what reads
-# archives is imported where it is used.
+# The HTTP library takes longer to import than most verbs take altogether, and trio as long again: these, and what reads
+# archives, are imported where they are used.
 
 __all__ = ["Form", "TransferPart"]
 

@@ -26,23 +26,24 @@ from layerfs.changeset.build import (
     save_image,
     tree_of,
 )
-from layerfs.changeset.layer_tar import write_layer
+from layerfs.changeset.layer_tar import whiteout_name, write_layer
 from layerfs.changeset.overlay_form import uses_userxattr
 from layerfs.changeset.trees import walk_tree, walk_trees
 from layerfs.changeset.upper import walk_upper
-from layerfs.errors import Conflict, InvalidReference, NotFound, UnsafePath, quoted
+from layerfs.errors import Conflict, InvalidReference, NotFound
 from layerfs.formats.amend import history_step, new_config, with_layers
 from layerfs.formats.erofs.reader import Tree
 from layerfs.formats.oci import ImageConfig
 from layerfs.formats.platform import Platform
 from layerfs.formats.tree import Node
+from layerfs.formats.whiteout import OPAQUE_MARKER, WHITEOUT_PREFIX
 from layerfs.linux.directory_stack import DirectoryStack
 from layerfs.store.derive import merge_layers
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, find_image, image_layers, list_images, name_to_give
 from layerfs.store.ingest import Ingest
 from layerfs.store.layer import open_tree
-from layerfs.store.snapshot import Snapshot
+from layerfs.store.snapshot import Snapshot, is_dressed
 from layerfs.store.view import ImageTree
 
 __all__ = ["commit_container", "import_tree", "rebase_image", "squash_image"]
@@ -229,7 +230,8 @@ def import_tree(
         else:
             pieces = not_empty(source)
         built = ingest_layer(ingest, pieces, compression)
-        _refuse_whiteouts(tree_of(handle, built.layer, ingest.keys.get))
+        if not isinstance(source, str):  # of a directory, the names were looked at when its tar was written
+            _refuse_whiteouts(tree_of(handle, built.layer, ingest.keys.get))
         created = _time_of(ingest, built, base, latest)
         step = history_step(created, "layerfs import", author=author or "", comment=message)
         config = with_layers(base, [built.layer.diff_id], [step], created=created, author=author, changes=changes)
@@ -245,16 +247,12 @@ def _refuse_whiteouts(root: Node) -> None:
     todo = [(b"", root)]
     while todo:
         path, node = todo.pop()
-        marks = [b".wh..wh..opq"] if node.is_opaque else []
+        if node.is_opaque:
+            raise whiteout_name(path + b"/" + OPAQUE_MARKER)
         for name, child in (node.children or {}).items():
             if child.is_whiteout:
-                marks.append(b".wh." + name)
+                raise whiteout_name(path + b"/" + WHITEOUT_PREFIX + name)
             todo.append((path + b"/" + name, child))
-        for mark in marks:
-            raise UnsafePath(
-                f"{quoted(path + b'/' + mark)} cannot be in a layer: its name means that something is removed",
-                hint="Rename it first.",
-            )
 
 
 def _consistent_layer(
@@ -293,7 +291,7 @@ def _layer_of(
     latest: int | None,
     check: Callable[[], None] | None,
 ) -> BuiltLayer | None:
-    if not os.path.exists(os.path.join(os.path.dirname(upper), "dressed")):
+    if not is_dressed(upper):
         return None  # never mounted: its root does not even have the image's attributes yet
     with ImageTree(ingest.handle, image) as tree:
         steps = walk_upper(upper, tree, userxattr=uses_userxattr(), exact=True)

@@ -21,7 +21,7 @@ from layerfs.errors import Conflict, UnsafePath
 from layerfs.formats.tar import END, Member, clamp_time, encode_member, padding
 from layerfs.formats.whiteout import OPAQUE_MARKER, WHITEOUT_PREFIX, is_private_xattr
 
-__all__ = ["write_layer"]
+__all__ = ["whiteout_name", "write_layer"]
 
 #: Small members are gathered to pieces of this size before they are handed on.
 _PIECE = 1 << 18
@@ -76,6 +76,13 @@ def write_layer(
     yield b"".join((*gathered, END))
 
 
+def whiteout_name(path: bytes) -> UnsafePath:
+    """Return the error for a file whose name would be a whiteout in a layer."""
+    return UnsafePath(
+        f"{os.fsdecode(path)} cannot be in a layer: its name means that something is removed", hint="Rename it first."
+    )
+
+
 def _members(
     steps: Iterable[Step], latest: int | None, check: Callable[[], None] | None, *, plain: bool
 ) -> Iterator[bytes]:
@@ -95,10 +102,7 @@ def _members(
         if kind is None:
             continue
         if not plain and path.rpartition(b"/")[2].startswith(WHITEOUT_PREFIX):
-            raise UnsafePath(
-                f"{os.fsdecode(step.path)} cannot be in a layer: its name means that something is removed",
-                hint="Rename it first.",
-            )
+            raise whiteout_name(step.path)
         member = _member(path or b".", kind, step.new)
         clamp_time(member, latest)
         if kind != b"5" and step.new.links > 1:

@@ -26,7 +26,7 @@ from layerfs.mount.unmount import unmount
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers, image_names, merged_tree
 from layerfs.store.layer import device_paths, open_tree
-from layerfs.store.snapshot import Snapshot
+from layerfs.store.snapshot import Snapshot, dressed_marker, is_dressed
 from layerfs.union.mark import OVERRIDE_XATTR
 
 __all__ = ["dressed_upper", "mount_image", "unmount_record"]
@@ -232,8 +232,7 @@ def _refuse_taken(records: MountRecords, place: str) -> None:
 
 def _dress_root(upper: str, tree: Tree) -> None:
     """Give a new, empty upper directory the attributes of the image's root: the mount's root is the upper one."""
-    marker = os.path.join(os.path.dirname(upper), "dressed")
-    if os.path.exists(marker):
+    if is_dressed(upper):
         return
     fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
@@ -248,7 +247,7 @@ def _dress_root(upper: str, tree: Tree) -> None:
             os.setxattr(fd, OVERRIDE_XATTR, text)
     finally:
         os.close(fd)
-    os.close(os.open(marker, os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    os.close(os.open(dressed_marker(upper), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
 
 
 def _check_devices(tree: Tree, devices: Sequence[str]) -> None:

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from layerfs.errors import FormatError, InvalidReference, LayerfsError, NotFound
+from layerfs.errors import FormatError, InvalidReference, LayerfsError, NotFound, RegistryError
 from layerfs.formats.auth_file import HUB_KEY, AuthFile, Credential, normal_key
 from layerfs.formats.digest import Digest
 from layerfs.formats.oci import ImageConfig, Index, Manifest
@@ -193,12 +193,7 @@ def log_out(key: str | None, auth_file: str) -> list[str]:
             for each in found:
                 raw = AuthFile.parse(raw).with_credential(each, None)
             _write(auth_file, raw)
-            kept = dict(file.helpers)
-            if file.store is not None:
-                kept = {**dict.fromkeys(list_helper(file.store), file.store), **kept}
-            for server, name in kept.items():
-                ask_helper(name, _spelling(server, helper=True), "erase")
-            return sorted({*found, *kept})
+            return sorted({*found, *_erase_all(file)})
         domain = key.partition("/")[0]
         helper = file.helper(domain)
         if helper is not None:
@@ -208,6 +203,37 @@ def log_out(key: str | None, auth_file: str) -> list[str]:
             raise NotFound("credential", f"for {key} in {auth_file}")
         _write(auth_file, file.with_credential(key, None))
         return [key]
+
+
+def _erase_all(file: AuthFile) -> list[str]:
+    """Make all helpers of a file forget what they know; return of which registries that was.
+
+    Raises:
+        RegistryError: one failed; the others were asked all the same.
+    """
+    erased: list[str] = []
+    failures: list[RegistryError] = []
+
+    def erase(helper: str, server: str) -> None:
+        ask_helper(helper, server, "erase")
+        erased.append(server)
+
+    for host, helper in file.helpers.items():
+        server = _spelling(host, helper=True)
+        try:
+            if ask_helper(helper, server) is not None:
+                erase(helper, server)
+        except RegistryError as error:
+            failures.append(error)
+    if file.store is not None:
+        try:
+            for server in list_helper(file.store):
+                erase(file.store, server)
+        except RegistryError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    return erased
 
 
 @contextmanager

@@ -157,7 +157,8 @@ def name_to_give(handle: StoreHandle, text: str) -> Reference:
     Raises:
         InvalidReference: it is no name, or has a digest.
     """
-    given = [name.with_default_tag() for name in (Reference.parse(text), *possible_names(text)[1:])]
+    Reference.parse(text)  # an ID is none, although one below localhost/ would be
+    given = [name.with_default_tag() for name in possible_names(text)]
     if given[0].digest is not None:
         raise InvalidReference(f"{text} has a digest: a name for an image is a repository and a tag")
     if given[0].familiar.partition(":")[0] in ("sha256", "sha512"):

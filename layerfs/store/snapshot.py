@@ -15,7 +15,15 @@ from layerfs.linux.safe_path import remove_tree
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import MIN_PREFIX, ImageRecord
 
-__all__ = ["Snapshot", "create_snapshot", "find_snapshot", "is_dressed", "list_snapshots", "remove_snapshot"]
+__all__ = [
+    "Snapshot",
+    "create_snapshot",
+    "dressed_marker",
+    "find_snapshot",
+    "is_dressed",
+    "list_snapshots",
+    "remove_snapshot",
+]
 
 #: What docker and podman accept as a container's name.
 _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,126}")
@@ -98,9 +106,14 @@ def find_snapshot(handle: StoreHandle, text: str) -> Snapshot:
     raise NotFound("container", text, hint="List what there is with: layerfs ps")
 
 
-def is_dressed(handle: StoreHandle, snapshot: Snapshot) -> bool:
-    """Tell whether a container's upper directory has the attributes of its image's root yet, from its first mount."""
-    return os.path.exists(os.path.join(handle.layout.snapshot(snapshot.id), "dressed"))
+def dressed_marker(upper: str) -> str:
+    """Return the file that says that an upper directory has the attributes of its image's root."""
+    return os.path.join(os.path.dirname(upper), "dressed")
+
+
+def is_dressed(upper: str) -> bool:
+    """Tell whether an upper directory has the attributes of its image's root yet."""
+    return os.path.exists(dressed_marker(upper))
 
 
 def remove_snapshot(handle: StoreHandle, snapshot: Snapshot) -> None:

@@ -425,6 +425,7 @@ def test_explore_shows_layers_and_files(pair: Shell) -> None:
 
     from layerfs.api import Store
     from layerfs_cli.browser import Browser
+    from layerfs_cli.text import human_size
 
     async def look() -> None:
         with Store.open(pair.env["LAYERFS_ROOT"]) as store:
@@ -433,12 +434,27 @@ def test_explore_shows_layers_and_files(pair: Shell) -> None:
                 app = Browser(store, image, store.analyze(image), tree)
                 async with app.run_test() as pilot:
                     await pilot.pause()
-                    assert app.query_one(DataTable).row_count == 2
+                    assert app.query_one("#layers", DataTable).row_count == 2
                     files = app.query_one("#files", Tree)
-                    assert [str(node.label) for node in files.root.children] == ["bin/", "etc/", "srv/"]
-                    await pilot.press("down", "down", "enter")
+                    labels = [str(node.label) for node in files.root.children]
+                    assert sorted(label.split()[0] for label in labels) == ["bin/", "etc/", "srv/"]
+                    sizes: dict[str, int] = {}
+                    for path, nid, kind in tree.walk():
+                        top = path.split(b"/")[1].decode()
+                        sizes[top] = sizes.get(top, 0) + (tree.inode(nid).size if kind != 2 else 0)
+                    assert set(labels) == {f"{name}/  {human_size(size)}" for name, size in sizes.items()}
+                    assert labels[0].startswith(max(sizes, key=lambda name: sizes[name]))
+                    etc = next(node for node in files.root.children if str(node.label).startswith("etc"))
+                    etc.expand()
                     await pilot.pause()
-                    labels = [str(node.label) for node in files.root.children[1].children]
-                    assert labels == ["link  8B", "hostname  4B"]
+                    assert [str(node.label) for node in etc.children] == ["link  8B", "hostname  4B"]
+                    await pilot.press("w")
+                    await pilot.pause()
+                    wasted = app.query_one("#wasted", DataTable)
+                    assert wasted.has_focus
+                    assert [str(cell) for cell in wasted.get_row_at(0)][1:] == ["0", "/etc/motd"]
+                    await pilot.press("l")
+                    await pilot.pause()
+                    assert app.query_one("#largest", DataTable).row_count > 0
 
     asyncio.run(look())

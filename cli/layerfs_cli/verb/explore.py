@@ -19,7 +19,8 @@ __all__ = ["command"]
 def command(context: click.Context, image: str) -> None:
     """Browse an image in the terminal: its layers with what each wastes, its files, and which layers have them.
 
-    Keys: arrows and enter, tab for the other side, q to leave. Needs the extra "tui": pip install 'layerfs[tui]'
+    Directories and files come by size. Keys: arrows and enter, tab for the other side; w for the paths that waste most,
+    l for the largest files, f for the files again; q to leave. Needs the extra "tui": pip install 'layerfs[tui]'
     """
     from layerfs.errors import LayerfsError
 

@@ -90,8 +90,7 @@ def command(
 def _rows(image: Image, *, no_trunc: bool) -> list[dict[str, str]]:
     rows = []
     # An image that was pulled by its digest has a repository and no tag, as with docker.
-    nameless = sorted({origin.partition("@")[0] for origin in image.origins}) or [_NONE]
-    for name in image.names or [f"{repository}:{_NONE}" for repository in nameless]:
+    for name in image.names or [f"{repository}:{_NONE}" for repository in image.repositories or [_NONE]]:
         repository, _, tag = name.rpartition(":")
         rows.append(
             {
@@ -126,15 +125,12 @@ def _document(image: Image) -> dict[str, object]:
 
 def _named(text: str) -> Callable[[Image], bool]:
     """Return a test for a repository, or for a name with its tag."""
-    from layerfs.formats.reference import Reference
+    from layerfs.store.image import possible_names
 
-    # As for every other verb, what lives below localhost/ is found without it.
-    forms = [text] if text.startswith("localhost/") else [text, f"localhost/{text}"]
-    wanted = {str(Reference.parse(form)) for form in forms}
+    wanted = {str(name) for name in possible_names(text)}
 
     def test(image: Image) -> bool:
-        repositories = {origin.partition("@")[0] for origin in image.origins if not image.names}
-        return not wanted.isdisjoint(repositories.union(*({name, name.rpartition(":")[0]} for name in image.names)))
+        return not wanted.isdisjoint((*image.names, *image.repositories))
 
     return test
 

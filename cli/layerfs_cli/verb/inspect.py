@@ -142,9 +142,7 @@ def _describe(store: Store, name: str) -> dict[str, object]:
 
 def _image(store: Store, image: Image) -> dict[str, object]:
     config, manifest = store.config(image), store.manifest(image)
-    repositories = {name.rpartition(":")[0] for name in image.names}
-    repositories |= {origin.partition("@")[0] for origin in image.origins}
-    digests = {f"{repository}@{image.manifest_digest}" for repository in repositories}
+    digests = {f"{repository}@{image.manifest_digest}" for repository in image.repositories}
     return {
         "Id": str(image.id),
         "Digest": str(image.manifest_digest),

@@ -20,7 +20,7 @@ import pytest
 from bench.peers import containerd, podman
 from bench.registry import Certificates, Registry, registry_server, token_server
 from layerfs.api import Store
-from layerfs.errors import Denied, NotFound, Unauthorized, Unreachable
+from layerfs.errors import Denied, NotFound, RegistryError, Unauthorized, Unreachable
 from layerfs.formats.auth_file import Credential
 from layerfs.registry.access import Access
 from layerfs.registry.query import list_tags
@@ -168,6 +168,12 @@ def test_a_login_in_a_helper_is_forgotten_there(tmp_path: Path, monkeypatch: pyt
         log_in(PLAIN, registry.address, me, str(file))
         (kept / "other.example").touch()
         assert log_out(None, str(file)) == sorted([registry.address, "other.example"])
+        assert os.listdir(kept) == []
+        # One that is broken keeps nobody else from forgetting.
+        log_in(PLAIN, registry.address, me, str(file))
+        file.write_text('{"credsStore": "testing", "credHelpers": {"broken.example": "is-not-there"}}')
+        with pytest.raises(RegistryError, match="docker-credential-is-not-there is not installed"):
+            log_out(None, str(file))
         assert os.listdir(kept) == []
 
 
