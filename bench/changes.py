@@ -100,33 +100,31 @@ def _layerfs(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], 
 
 @contextmanager
 def _podman(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], Sample]]]:
-    tool = podman(work)
-    loaded = output([*tool, "load", "--quiet", "--input", found.docker_archive]).split()[-1]
-    container = output([*tool, "create", loaded, "sh"])
-    change(Path(output([*tool, "mount", container])))
-    run([*tool, "umount", container])
-    yield {
-        "podman --version": lambda: command(["podman", "--version"]),
-        "podman diff": lambda: command([*tool, "diff", container]),
-    }
-    subprocess.run(["umount", "--quiet", f"{work}/root/overlay"], check=False)
+    with podman(work) as tool:
+        loaded = output([*tool, "load", "--quiet", "--input", found.docker_archive]).split()[-1]
+        container = output([*tool, "create", loaded, "sh"])
+        change(Path(output([*tool, "mount", container])))
+        run([*tool, "umount", container])
+        yield {
+            "podman --version": lambda: command(["podman", "--version"]),
+            "podman diff": lambda: command([*tool, "diff", container]),
+        }
 
 
 @contextmanager
 def _buildah(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], Sample]]]:
-    tool = ["buildah", "--root", f"{work}/root", "--runroot", f"{work}/run", "--storage-driver", "overlay"]
-    container = output([*tool, "from", f"oci-archive:{found.oci_archive}"])
-    change(Path(output([*tool, "mount", container])))
-    run([*tool, "umount", container])
-
-    def commit() -> Sample:
-        _change_once_more(Path(output([*tool, "mount", container])))
+    with podman(work, "buildah") as tool:
+        container = output([*tool, "from", f"oci-archive:{found.oci_archive}"])
+        change(Path(output([*tool, "mount", container])))
         run([*tool, "umount", container])
-        settle()
-        return command([*tool, "commit", "--quiet", container, "localhost/changed"])
 
-    yield {"buildah commit": commit}
-    subprocess.run(["umount", "--quiet", f"{work}/root/overlay"], check=False)
+        def commit() -> Sample:
+            _change_once_more(Path(output([*tool, "mount", container])))
+            run([*tool, "umount", container])
+            settle()
+            return command([*tool, "commit", "--quiet", container, "localhost/changed"])
+
+        yield {"buildah commit": commit}
 
 
 @contextmanager

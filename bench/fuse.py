@@ -20,11 +20,17 @@ from dataclasses import dataclass
 from pathlib import Path
 
 from bench.debian import run
-from bench.fuse_mounts import Mounted, Variant, count_requests, layer_directories, union_mounts
+from bench.fuse_mounts import (
+    Mounted,
+    Variant,
+    count_requests,
+    layer_directories,
+    mounted_union,
+    union_mounts,
+)
 from bench.measure import Report, Sample, chosen, common_options, drop_caches, interleave
 from bench.mount import store_with
 from layerfs.linux.mount_api import umount
-from layerfs.mount.fuse.start import wait_for_end
 
 __all__ = ["main"]
 
@@ -271,35 +277,19 @@ def _cpu_of_client() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
-@contextlib.contextmanager
-def _mounted(variant: Variant, scratch: Path, upper: Path | None) -> Iterator[Mounted]:
-    """Mount a variant on a new upper directory, or go on with one."""
-    target, work = scratch / "mnt", scratch / "work"
-    for path in (target, work):
-        path.mkdir(exist_ok=True)
-    found = variant(upper or scratch / "upper", work, target)
-    try:
-        yield found
-    finally:
-        umount(target)
-        if found.pid is not None:
-            wait_for_end(found.pid, 20)
-
-
 def _measure(
     row: Row, variant: Variant, scratch: Path, paths: tuple[list[bytes], list[bytes]], cpu: int | None
 ) -> Sample:
     shutil.rmtree(scratch, ignore_errors=True)
     scratch.mkdir()
-    (scratch / "upper").mkdir()
     tree = Tree(os.fsencode(scratch / "mnt"), *paths)
     with contextlib.ExitStack() as stack:
-        found = stack.enter_context(_mounted(variant, scratch, None))
+        found = stack.enter_context(mounted_union(variant, scratch))
         if row.before is not None:
             row.before(tree)
         if row.cold:
             stack.close()
-            found = stack.enter_context(_mounted(variant, scratch, None))
+            found = stack.enter_context(mounted_union(variant, scratch, keep=True))
             drop_caches()
         else:
             os.sync()
@@ -369,8 +359,7 @@ def _compare_lookups(variants: dict[str, Variant], root: Path, rounds: int, repo
         for name, variant in variants.items():
             scratch = root / f"lookup-{len(mounted)}"
             scratch.mkdir()
-            (scratch / "upper").mkdir()
-            mounted[name] = stack.enter_context(_mounted(variant, scratch, None))
+            mounted[name] = stack.enter_context(mounted_union(variant, scratch))
 
         def one(found: Mounted) -> Callable[[], Sample]:
             return lambda: _lookups(found)

@@ -113,12 +113,13 @@ def pinned(cpu: int = 0) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def mounted_union(variant: Variant, work: Path) -> Iterator[Mounted]:
-    """A variant mounted in a directory, with an empty upper one, for the time of the block."""
+def mounted_union(variant: Variant, work: Path, *, keep: bool = False) -> Iterator[Mounted]:
+    """A variant mounted in a directory for the time of the block; ``keep`` what was written in it before."""
     upper, scratch, target = (work / name for name in ("upper", "work", "mnt"))
     for directory in (upper, scratch, target):
-        shutil.rmtree(directory, ignore_errors=True)
-        directory.mkdir()
+        if not keep:
+            shutil.rmtree(directory, ignore_errors=True)
+        directory.mkdir(exist_ok=True)
     found = variant(upper, scratch, target)
     try:
         yield found

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import os
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -72,20 +71,17 @@ def _layerfs(layout: Path, names: Sequence[str], work: Path, *options: str) -> I
 
 @contextmanager
 def _podman(layout: Path, names: Sequence[str], work: Path) -> Iterator[list[Path]]:
-    tool = podman(work)
-    tops = []
-    for name in names:
-        image_name = f"localhost/app:{name}"
-        # Not by podman pull oci:, which makes a name of the path, and refuses one like ~/.cache.
-        storage = f"containers-storage:[overlay@{work}/root+{work}/run]{image_name}"
-        command(["skopeo", "--insecure-policy", "copy", "--quiet", f"oci:{layout}:{image_name}", storage])
-        made = output([*tool, "create", image_name, "sh"])
-        tops.append(Path(output([*tool, "mount", made])))
-    try:
+    with podman(work) as tool, ExitStack() as stack:
+        stack.callback(command, [*tool, "umount", "--all"])
+        tops = []
+        for name in names:
+            image_name = f"localhost/app:{name}"
+            # Not by podman pull oci:, which makes a name of the path, and refuses one like ~/.cache.
+            storage = f"containers-storage:[overlay@{work}/root+{work}/run]{image_name}"
+            command(["skopeo", "--insecure-policy", "copy", "--quiet", f"oci:{layout}:{image_name}", storage])
+            made = output([*tool, "create", image_name, "sh"])
+            tops.append(Path(output([*tool, "mount", made])))
         yield tops
-    finally:
-        command([*tool, "umount", "--all"])
-        subprocess.run(["umount", "--quiet", f"{work}/root/overlay"], check=False)
 
 
 @contextmanager

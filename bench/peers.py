@@ -53,9 +53,13 @@ def importers() -> dict[str, ImportVariant]:
     return usable
 
 
-def podman(work: Path) -> list[str]:
-    """The podman command with all of its state in ``work``, on the kernel's overlay."""
-    return ["podman", "--root", f"{work}/root", "--runroot", f"{work}/run", "--storage-driver", "overlay"]
+@contextlib.contextmanager
+def podman(work: Path, program: str = "podman") -> Iterator[list[str]]:
+    """The podman command, or buildah, with all of its state in ``work`` on the kernel's overlay; leaves no mount."""
+    try:
+        yield [program, "--root", f"{work}/root", "--runroot", f"{work}/run", "--storage-driver", "overlay"]
+    finally:
+        subprocess.run(["umount", "--quiet", f"{work}/root/overlay"], check=False)
 
 
 @contextlib.contextmanager
@@ -96,9 +100,8 @@ def versions() -> Mapping[str, str]:
 
 
 def _podman_load(image: CorpusImage, work: Path) -> Sample:
-    sample = command([*podman(work), "load", "--quiet", "--input", image.oci_archive])
-    subprocess.run(["umount", "--quiet", f"{work}/root/overlay"], check=False)
-    return sample
+    with podman(work) as tool:
+        return command([*tool, "load", "--quiet", "--input", image.oci_archive])
 
 
 def _knows_tar() -> bool:

@@ -15,7 +15,6 @@ import sys
 import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import AbstractContextManager, contextmanager
 from pathlib import Path
 
 from bench.changes import change
@@ -27,57 +26,53 @@ from bench.results_file import RESULTS
 
 __all__ = ["main"]
 
-#: Prepares a job on an image, in a directory, with an environment; yields the words of the command to look at.
-Job = Callable[[CorpusImage, Path, dict[str, str]], AbstractContextManager[list[str]]]
+#: Prepares a job on an image, in a directory, with an environment; returns the words of the command to look at.
+Job = Callable[[CorpusImage, Path, dict[str, str]], list[str]]
 
 
-@contextmanager
-def _load(found: CorpusImage, _work: Path, _environment: dict[str, str]) -> Iterator[list[str]]:
+def _load(found: CorpusImage, _work: Path, _environment: dict[str, str]) -> list[str]:
     command(["cat", found.oci_archive])
-    yield [layerfs_command(), "load", "--quiet", "--input", str(found.oci_archive)]
+    return [layerfs_command(), "load", "--quiet", "--input", str(found.oci_archive)]
 
 
-@contextmanager
-def _loaded(found: CorpusImage, environment: dict[str, str]) -> Iterator[str]:
+def _loaded(found: CorpusImage, environment: dict[str, str]) -> str:
+    """Load an image; return the program that did."""
     command([layerfs_command(), "load", "--quiet", "--input", found.oci_archive], env=environment)
-    yield layerfs_command()
+    return layerfs_command()
 
 
-@contextmanager
-def _mount(found: CorpusImage, work: Path, environment: dict[str, str]) -> Iterator[list[str]]:
+def _mount(found: CorpusImage, work: Path, environment: dict[str, str]) -> list[str]:
     """A hundred mounts and unmounts in one process: one is over before the profiler has looked."""
-    with _loaded(found, environment):
-        (work / "mnt").mkdir()
-        code = (
-            "import sys\nfrom layerfs.api import Store\nroot, run, name, target = sys.argv[1:]\n"
-            "with Store.open(root, runroot=run) as store:\n    for _ in range(100):\n"
-            "        store.umount(store.mount(name, target, read_only=True).target)\n"
-        )
-        root, run = environment["LAYERFS_ROOT"], environment["LAYERFS_RUNROOT"]
-        yield [sys.executable, "-c", code, root, run, found.name, str(work / "mnt")]
+    _loaded(found, environment)
+    (work / "mnt").mkdir()
+    code = (
+        "import sys\nfrom layerfs.api import Store\nroot, run, name, target = sys.argv[1:]\n"
+        "with Store.open(root, runroot=run) as store:\n    for _ in range(100):\n"
+        "        store.umount(store.mount(name, target, read_only=True).target)\n"
+    )
+    root, run = environment["LAYERFS_ROOT"], environment["LAYERFS_RUNROOT"]
+    return [sys.executable, "-c", code, root, run, found.name, str(work / "mnt")]
 
 
-@contextmanager
-def _resolve(found: CorpusImage, _work: Path, environment: dict[str, str]) -> Iterator[list[str]]:
+def _resolve(found: CorpusImage, _work: Path, environment: dict[str, str]) -> list[str]:
     """Every path of the image, ten times."""
-    with _loaded(found, environment):
-        code = (
-            "import sys\nfrom layerfs.api import Store\nroot, run, name = sys.argv[1:]\n"
-            "with Store.open(root, runroot=run) as store, store.tree(name) as tree:\n"
-            "    paths = [path for path, _, _ in tree.walk()]\n    for _ in range(10):\n"
-            "        for path in paths:\n            tree.resolve(path, follow=False)\n"
-        )
-        yield [sys.executable, "-c", code, environment["LAYERFS_ROOT"], environment["LAYERFS_RUNROOT"], found.name]
+    _loaded(found, environment)
+    code = (
+        "import sys\nfrom layerfs.api import Store\nroot, run, name = sys.argv[1:]\n"
+        "with Store.open(root, runroot=run) as store, store.tree(name) as tree:\n"
+        "    paths = [path for path, _, _ in tree.walk()]\n    for _ in range(10):\n"
+        "        for path in paths:\n            tree.resolve(path, follow=False)\n"
+    )
+    return [sys.executable, "-c", code, environment["LAYERFS_ROOT"], environment["LAYERFS_RUNROOT"], found.name]
 
 
-@contextmanager
-def _diff(found: CorpusImage, work: Path, environment: dict[str, str]) -> Iterator[list[str]]:
-    with _loaded(found, environment) as tool:
-        (work / "mnt").mkdir()
-        command([tool, "mount", found.name, work / "mnt", "--name", "box"], env=environment)
-        change(work / "mnt")
-        command([tool, "umount", "box"], env=environment)
-        yield [tool, "diff", "box"]
+def _diff(found: CorpusImage, work: Path, environment: dict[str, str]) -> list[str]:
+    tool = _loaded(found, environment)
+    (work / "mnt").mkdir()
+    command([tool, "mount", found.name, work / "mnt", "--name", "box"], env=environment)
+    change(work / "mnt")
+    command([tool, "umount", "box"], env=environment)
+    return [tool, "diff", "box"]
 
 
 _JOBS: dict[str, Job] = {"load": _load, "mount": _mount, "lookup": _resolve, "diff": _diff}
@@ -85,25 +80,23 @@ _JOBS: dict[str, Job] = {"load": _load, "mount": _mount, "lookup": _resolve, "di
 
 def _fuse(found: CorpusImage, work: Path, environment: dict[str, str], record: Callable[[list[str]], None]) -> None:
     """The server of a FUSE mount while its whole tree is walked ten times from empty caches."""
-    with _loaded(found, environment) as tool:
-        (work / "mnt").mkdir()
-        command([tool, "mount", "--backend", "fuse", "--read-only", found.name, work / "mnt"], env=environment)
-        try:
-            listed = subprocess.run(
-                [tool, "mount", "--format", "json"], env=environment, check=True, capture_output=True
-            )
-            pid = next(row["pid"] for row in json.loads(listed.stdout) if row.get("pid"))
-            walker = os.fork()
-            if not walker:
-                for _ in range(10):
-                    drop_caches()
-                    for path in walk_paths(work / "mnt"):
-                        os.lstat(os.path.join(os.fsencode(work / "mnt"), path))
-                os._exit(0)
-            record(["--pid", str(pid), "--duration", "20"])
-            os.waitpid(walker, 0)
-        finally:
-            command([tool, "umount", work / "mnt"], env=environment)
+    tool = _loaded(found, environment)
+    (work / "mnt").mkdir()
+    command([tool, "mount", "--backend", "fuse", "--read-only", found.name, work / "mnt"], env=environment)
+    try:
+        listed = subprocess.run([tool, "mount", "--format", "json"], env=environment, check=True, capture_output=True)
+        pid = next(row["pid"] for row in json.loads(listed.stdout) if row.get("pid"))
+        walker = os.fork()
+        if not walker:
+            for _ in range(10):
+                drop_caches()
+                for path in walk_paths(work / "mnt"):
+                    os.lstat(os.path.join(os.fsencode(work / "mnt"), path))
+            os._exit(0)
+        record(["--pid", str(pid), "--duration", "20"])
+        os.waitpid(walker, 0)
+    finally:
+        command([tool, "umount", work / "mnt"], env=environment)
 
 
 def _heaviest(raw: Path) -> Iterator[str]:
@@ -147,7 +140,6 @@ def main(arguments: Sequence[str]) -> int:
         if options.job == "fuse":
             _fuse(found, work, environment, record)
         else:
-            with _JOBS[options.job](found, work, environment) as words:
-                record(["--", *words])
+            record(["--", *_JOBS[options.job](found, work, environment)])
         print("\n".join(_heaviest(raw)) if options.table else page)
     return 0

@@ -78,9 +78,8 @@ def _load(found: CorpusImage) -> Variant:
 
 def _podman(name: str, *options: str) -> Variant:
     def pull(work: Path) -> Sample:
-        sample = command([*podman(work), "pull", "--quiet", *options, name])
-        subprocess.run(["umount", "--quiet", f"{work}/root/overlay"], check=False)
-        return sample
+        with podman(work) as tool:
+            return command([*tool, "pull", "--quiet", *options, name])
 
     return pull
 

@@ -7,12 +7,15 @@ store. Everything through the library, in one process, durable; peers have their
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
+from typing import TypeVar
 
 from bench.measure import Report, Sample, bytes_written, chosen, common_options, fresh_filesystem, settle
 from bench.synthetic import compressible, files_layer, write_image, write_images
-from layerfs.api import Image, Mount, Store
+from layerfs.api import Image, Store
 
 __all__ = ["main"]
 
@@ -28,10 +31,20 @@ Samples = dict[float, list[Sample]]
 Lines = dict[str, Samples]
 
 
-def _timed(job: Callable[[], object]) -> Sample:
+Result = TypeVar("Result")
+
+
+def _timed(job: Callable[[], Result]) -> tuple[Sample, Result]:
+    """Run a job once; return what it took, and what it returned."""
     start, cpu = time.perf_counter(), time.process_time()
-    job()
-    return Sample(time.perf_counter() - start, time.process_time() - cpu)
+    result = job()
+    return Sample(time.perf_counter() - start, time.process_time() - cpu), result
+
+
+def _all(ask: Callable[..., Iterable[object]], *words: object) -> None:
+    """Take everything that a method yields."""
+    for _ in ask(*words):
+        pass
 
 
 def _loads(
@@ -44,15 +57,12 @@ def _loads(
             with fresh_filesystem() as root, Store.open(root / "store") as store:
                 settle()
                 before = bytes_written(root)
-                found: list[Image] = []
-                sample = _timed(lambda store=store, found=found, layout=layout: found.extend(store.load(layout)))  # type: ignore[misc]
+                sample, (found,) = _timed(partial(store.load, layout))
                 settle()
-                written = {"MB written": (bytes_written(root) - before) / 1e6}
-                sample = Sample(sample.wall, sample.cpu, 0, written)
-                lines.setdefault("layerfs load", {}).setdefault(size, []).append(sample)
-                again = _timed(lambda store=store, layout=layout: store.load(layout))  # type: ignore[misc]
-                lines.setdefault("layerfs load again", {}).setdefault(size, []).append(again)
-                for name, each in more(store, found[0], root).items():
+                sample = replace(sample, extra={"MB written": (bytes_written(root) - before) / 1e6})
+                again, _ = _timed(partial(store.load, layout))
+                measured = {"layerfs load": sample, "layerfs load again": again, **more(store, found, root)}
+                for name, each in measured.items():
                     lines.setdefault(name, {}).setdefault(size, []).append(each)
     return lines
 
@@ -66,18 +76,15 @@ def _mounted(store: Store, found: Image, root: Path) -> dict[str, Sample]:
     target.mkdir()
     samples = {}
     for name, read_only in (("read-only", True), ("container", False)):
-        made: list[Mount] = []
-        samples[f"layerfs mount, {name}"] = _timed(
-            lambda read_only=read_only, made=made: made.append(store.mount(found, target, read_only=read_only))  # type: ignore[misc]
-        )
-        samples[f"layerfs umount, {name}"] = _timed(lambda: store.umount(str(target)))
-        if made[0].container is not None:
-            store.remove_container(made[0].container)
+        samples[f"layerfs mount, {name}"], mount = _timed(partial(store.mount, found, target, read_only=read_only))
+        samples[f"layerfs umount, {name}"], _ = _timed(partial(store.umount, str(target)))
+        if mount.container is not None:
+            store.remove_container(mount.container)
     return samples
 
 
 def _checked(store: Store, _found: Image, _root: Path) -> dict[str, Sample]:
-    return {"layerfs check": _timed(lambda: list(store.check()))}
+    return {"layerfs check": _timed(partial(_all, store.check))[0]}
 
 
 def _by_megabytes(scratch: Path, sizes: Sequence[int]) -> Iterator[tuple[float, Path]]:
@@ -128,20 +135,23 @@ def _changes(scratch: Path, sizes: Sequence[int], rounds: int) -> Lines:
                     (target / f"d{n % 256:03}" / f"f{n:07}").write_text(f"{number} {n}\n")
                 store.umount(box)
                 settle()
-                lines.setdefault("layerfs diff of a container", {}).setdefault(size, []).append(
-                    _timed(lambda box=box: list(store.diff(box)))  # type: ignore[misc]
-                )
-                made: list[Image] = []
-                lines.setdefault("layerfs commit", {}).setdefault(size, []).append(
-                    _timed(lambda box=box, made=made: made.append(store.commit(box)))  # type: ignore[misc]
-                )
-                list(store.steps(found, made[0]))  # makes its tree
-                lines.setdefault("layerfs diff of two images", {}).setdefault(size, []).append(
-                    _timed(lambda made=made: list(store.steps(found, made[0])))  # type: ignore[misc]
-                )
+                diff, _ = _timed(partial(_all, store.diff, box))
+                commit, made = _timed(partial(store.commit, box))
+                _all(store.steps, found, made)  # makes its tree
+                steps, _ = _timed(partial(_all, store.steps, found, made))
+                for name, sample in (
+                    ("layerfs diff of a container", diff), ("layerfs commit", commit),
+                    ("layerfs diff of two images", steps),
+                ):  # fmt: skip
+                    lines.setdefault(name, {}).setdefault(size, []).append(sample)
                 store.remove_container(box)
-                store.remove_image(str(made[0].id), force=True)
+                store.remove_image(str(made.id), force=True)
     return lines
+
+
+def _mount_and_umount(store: Store, name: str, target: Path) -> None:
+    store.mount(name, target, read_only=True)
+    store.umount(str(target))
 
 
 def _store(scratch: Path, sizes: Sequence[int], rounds: int) -> tuple[Lines, Lines]:
@@ -155,22 +165,20 @@ def _store(scratch: Path, sizes: Sequence[int], rounds: int) -> tuple[Lines, Lin
         for size in sizes:
             layout = scratch / f"images-{size}"
             write_images(layout, {f"localhost/app:{number}": _own_layers(number) for number in range(have, size)})
-            sample = _timed(lambda layout=layout: store.load(layout))  # type: ignore[misc]
+            sample, _ = _timed(partial(store.load, layout))
             new = size - have
             times.setdefault("layerfs load, per image", {})[size] = [Sample(sample.wall / new, sample.cpu / new)]
             have = size
             name = f"localhost/app:{size // 2}"
             jobs: dict[str, Callable[[], object]] = {
                 "layerfs images": store.images,
-                "layerfs resolve a name": lambda name=name: store.resolve(name),  # type: ignore[misc]
+                "layerfs resolve a name": partial(store.resolve, name),
                 "layerfs df": store.usage,
                 "layerfs gc, nothing to do": store.gc,
-                "layerfs mount and umount": lambda name=name: (  # type: ignore[misc]
-                    store.mount(name, target, read_only=True), store.umount(str(target))
-                ),
-            }  # fmt: skip
+                "layerfs mount and umount": partial(_mount_and_umount, store, name, target),
+            }
             for title, job in jobs.items():
-                times.setdefault(title, {})[size] = [_timed(job) for _ in range(rounds)]
+                times.setdefault(title, {})[size] = [_timed(job)[0] for _ in range(rounds)]
             settle()
             database = sum(path.stat().st_size for path in (root / "store").glob("store.db*"))
             trees = sum(path.stat().st_blocks * 512 for path in (root / "store/images").rglob("*.erofs"))

@@ -9,11 +9,11 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
 import sys
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from bench.corpus import CorpusImage, image
@@ -43,7 +43,7 @@ def _tools(empty: Path) -> dict[str, Job]:
         "umoci --version": ["umoci", "--version"],
         "ctr --version": ["ctr", "--version"],
     }
-    return {name: lambda line=line: command(line) for name, line in words.items() if shutil.which(line[0])}  # type: ignore[misc]
+    return {name: partial(command, line) for name, line in words.items() if shutil.which(line[0])}
 
 
 @contextmanager
@@ -65,12 +65,11 @@ def _layerfs(found: CorpusImage, work: Path, program: Sequence[str]) -> Iterator
 
 @contextmanager
 def _podman(found: CorpusImage, work: Path, program: Sequence[str]) -> Iterator[dict[str, Job]]:
-    tool = podman(work)
-    name = output([*tool, "load", "--quiet", "--input", found.docker_archive]).split()[-1]
-    options = ["--rm", "--network=none", "--log-driver=none", *_LIMITS]
-    words = [*tool, "--cgroup-manager=cgroupfs", "--runtime=runc", "run", *options, name, *program]
-    yield {"podman run": lambda: command(words)}
-    subprocess.run(["umount", "--quiet", f"{work}/root/overlay"], check=False)
+    with podman(work) as tool:
+        name = output([*tool, "load", "--quiet", "--input", found.docker_archive]).split()[-1]
+        options = ["--rm", "--network=none", "--log-driver=none", *_LIMITS]
+        words = [*tool, "--cgroup-manager=cgroupfs", "--runtime=runc", "run", *options, name, *program]
+        yield {"podman run": lambda: command(words)}
 
 
 @contextmanager

@@ -8,7 +8,6 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import subprocess
 import time
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
@@ -60,16 +59,15 @@ def _layerfs(work: Path) -> Iterator[Tool]:
 
 @contextmanager
 def _podman(work: Path) -> Iterator[Tool]:
-    tool = podman(work)
-    yield Tool(
-        lambda found: command([*tool, "load", "--quiet", "--input", found.docker_archive]),
-        {
-            "count": lambda: command([*tool, "system", "df"]),
-            "collect": lambda: command([*tool, "image", "prune", "--force"]),
-            "remove": lambda: command([*tool, "rmi", f"localhost/{_REMOVED}"]),
-        },
-    )
-    subprocess.run(["umount", "--quiet", f"{work}/root/overlay"], check=False)
+    with podman(work) as tool:
+        yield Tool(
+            lambda found: command([*tool, "load", "--quiet", "--input", found.docker_archive]),
+            {
+                "count": lambda: command([*tool, "system", "df"]),
+                "collect": lambda: command([*tool, "image", "prune", "--force"]),
+                "remove": lambda: command([*tool, "rmi", f"localhost/{_REMOVED}"]),
+            },
+        )
 
 
 @contextmanager

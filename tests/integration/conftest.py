@@ -43,18 +43,17 @@ def podman_tree(real_image: CorpusImage, tmp_path_factory: pytest.TempPathFactor
     """What podman mounts of the image, kept in a storage of its own."""
     require("podman")
     storage = tmp_path_factory.mktemp("podman")
-    command = podman(storage)
-    loaded = subprocess.run(
-        [*command, "load", "--quiet", "--input", real_image.docker_archive],
-        check=True,
-        stdout=subprocess.PIPE,
-        text=True,
-    )
-    name = loaded.stdout.split()[-1]
-    mounted = subprocess.run([*command, "image", "mount", name], check=True, stdout=subprocess.PIPE, text=True)
-    try:
-        yield Path(mounted.stdout.strip())
-    finally:
-        subprocess.run([*command, "image", "umount", "--all"], check=False, stdout=subprocess.DEVNULL)
-        subprocess.run(["umount", "--quiet", storage / "root" / "overlay"], check=False)
-        shutil.rmtree(storage)
+    with podman(storage) as command:
+        loaded = subprocess.run(
+            [*command, "load", "--quiet", "--input", real_image.docker_archive],
+            check=True,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        name = loaded.stdout.split()[-1]
+        mounted = subprocess.run([*command, "image", "mount", name], check=True, stdout=subprocess.PIPE, text=True)
+        try:
+            yield Path(mounted.stdout.strip())
+        finally:
+            subprocess.run([*command, "image", "umount", "--all"], check=False, stdout=subprocess.DEVNULL)
+    shutil.rmtree(storage)

@@ -121,16 +121,15 @@ def test_a_docker_archive_has_the_same_layers_and_image(
         == json.loads(_run("skopeo", "inspect", "--raw", f"docker-archive:{saved}"))["config"]["digest"]
     )
     place = tmp_path_factory.mktemp("podman")  # podman takes no long paths
-    storage = podman(place)
-    try:
-        name = _run(*storage, "load", "--quiet", "--input", saved).split()[-1]
-        assert name == f"localhost/{real_image.name}:latest"
-        assert _run(*storage, "image", "inspect", "--format", "{{.Id}}", name).strip() == loaded.id.hex
-        seen = describe(Path(_run(*storage, "image", "mount", name).strip()))
-    finally:
-        subprocess.run([*storage, "image", "umount", "--all"], check=False, stdout=subprocess.DEVNULL)
-        subprocess.run(["umount", "--quiet", place / "root/overlay"], check=False)
-        shutil.rmtree(place)
+    with podman(place) as storage:
+        try:
+            name = _run(*storage, "load", "--quiet", "--input", saved).split()[-1]
+            assert name == f"localhost/{real_image.name}:latest"
+            assert _run(*storage, "image", "inspect", "--format", "{{.Id}}", name).strip() == loaded.id.hex
+            seen = describe(Path(_run(*storage, "image", "mount", name).strip()))
+        finally:
+            subprocess.run([*storage, "image", "umount", "--all"], check=False, stdout=subprocess.DEVNULL)
+    shutil.rmtree(place)
     with _mounted(store, loaded, tmp_path / "ours") as mounted:
         expected = describe(mounted)
     # podman makes directories that no entry describes anew, with the time of day, and the root with a mode of its own.

@@ -265,11 +265,8 @@ def test_push_is_run_by_podman_and_containerd(
         store.push(image, registry.name(f"{compression}:1"), compression=compression, access=PLAIN)
     for compression in ("gzip", "zstd"):
         # podman wants a short path for its sockets.
-        command = [
-            *podman(Path(request_stack.enter_context(TemporaryDirectory(prefix="p")))),
-            "--storage-driver",
-            "vfs",
-        ]
+        work = Path(request_stack.enter_context(TemporaryDirectory(prefix="p")))
+        command = [*request_stack.enter_context(podman(work)), "--storage-driver", "vfs"]
         pulled = subprocess.run(
             [*command, "pull", "--quiet", "--tls-verify=false", registry.name(f"{compression}:1")], check=False,
             capture_output=True, text=True,
