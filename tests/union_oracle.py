@@ -87,11 +87,12 @@ def make_template(layers: list[Path], name: str, *, links: bool) -> None:
 class Pair:
     """The two mounts; ``sides`` are their roots, the union first."""
 
-    def __init__(self, *, sequences: int, links: bool = False, lowers: int = 3) -> None:
+    def __init__(self, *, sequences: int, links: bool = False, lowers: int = 3, pyfuse3: bool = False) -> None:
         # Not below pytest's own directory, which other users cannot enter.
         self.folder = folder = Path(tempfile.mkdtemp(prefix="layerfs-oracle-"))
         folder.chmod(0o755)
         self.links = links
+        self.pyfuse3 = pyfuse3
         self.layers = [folder / f"lower{number}" for number in range(lowers)]
         self.uppers = (folder / "upper-fuse", folder / "upper-kernel")
         self.sides = (folder / "fuse", folder / "kernel")
@@ -122,7 +123,7 @@ class Pair:
 
     def mount(self) -> None:
         """Mount both."""
-        self._pid = mount_fuse(self.layers, self.uppers[0], self.works[0], self.sides[0])
+        self._pid = mount_fuse(self.layers, self.uppers[0], self.works[0], self.sides[0], pyfuse3=self.pyfuse3)
         mount_kernel(self.layers, self.uppers[1], self.works[1], self.sides[1], index=self.links)
 
     def describe_lower(self) -> dict[str, Any]:
@@ -148,11 +149,11 @@ class Pair:
         shutil.rmtree(self.folder)
 
 
-def mount_fuse(layers: list[Path], upper: Path, work: Path, target: Path) -> int:
+def mount_fuse(layers: list[Path], upper: Path, work: Path, target: Path, *, pyfuse3: bool = False) -> int:
     """Mount the union and return the pid."""
     wanted = FuseSpecification(
         target=str(target), lowers=tuple(map(str, layers)), upper=str(upper), work=str(work), nosuid=False, nodev=False,
-        allow_other=True,
+        allow_other=True, pyfuse3=pyfuse3,
     )  # fmt: skip
     return start_fuse(wanted, log=str(target) + ".log")[1]
 

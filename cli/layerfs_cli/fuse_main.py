@@ -42,8 +42,8 @@ LOWERDIR is a list of directories with colons between them, the topmost first; u
 empty directory beside it. Without these two the mount is read-only.
 
 Further options: ro, nosuid, nodev, noexec, allow_other, uidmapping=SHOWN:STORED:COUNT, gidmapping=..., squash_to_uid=N,
-squash_to_gid=N, squash_to_root, static_nlink, noacl, volatile, fsync=0, timeout=SECONDS, fsname=TEXT. Others are
-ignored with a warning."""
+squash_to_gid=N, squash_to_root, static_nlink, noacl, volatile, fsync=0, timeout=SECONDS, fsname=TEXT, pyfuse3 (serve
+through it and libfuse instead of /dev/fuse). Others are ignored with a warning."""
 
 
 @click.command("layerfs-fuse", help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
@@ -90,7 +90,7 @@ def main() -> NoReturn:
     except (KeyboardInterrupt, click.Abort):
         code = 130
     except ImportError as error:
-        click.echo(f"layerfs-fuse: error: {printable(str(error))}: install layerfs[fuse]", err=True)
+        click.echo(f"layerfs-fuse: error: {printable(str(error))}", err=True)
         code = 1
     except (OSError, LayerfsError) as error:
         _report(error)
@@ -165,6 +165,7 @@ def _specification(target: str, given: dict[str, str | None]) -> FuseSpecificati
         "static_nlink": _flag(given, "static_nlink"),
         "allow_other": _flag(given, "allow_other") or os.geteuid() == 0,
         "acl": not _flag(given, "noacl"),
+        "pyfuse3": _flag(given, "pyfuse3"),
     }
     timeout = given.pop("timeout", None)
     if timeout:
@@ -266,7 +267,7 @@ def _background(wanted: FuseSpecification) -> None:
         _report(error)
         code = 1
     except ImportError as error:
-        click.echo(f"layerfs-fuse: error: {error}: install layerfs[fuse]", err=True)
+        click.echo(f"layerfs-fuse: error: {error}", err=True)
         code = 1
     os._exit(code)
 

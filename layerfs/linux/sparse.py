@@ -12,7 +12,7 @@ from collections.abc import Callable, Iterable, Iterator
 
 from layerfs.linux.syscall import declare_libc
 
-__all__ = ["allocated_bytes", "copy_data", "copy_range", "data_segments", "punch_hole", "write_sparse"]
+__all__ = ["allocate", "allocated_bytes", "copy_data", "copy_range", "data_segments", "punch_hole", "write_sparse"]
 
 #: Do not change the file's size (linux/falloc.h).
 _FALLOC_FL_KEEP_SIZE = 1
@@ -50,6 +50,21 @@ def write_sparse(fd: int, pieces: Iterable[bytes], size: int) -> None:
             position += written
             view = view[written:]
     os.ftruncate(fd, size)
+
+
+def allocate(fd: int, mode: int, offset: int, length: int) -> None:
+    """Reserve or give back space of a file, as fallocate(2) does.
+
+    Args:
+        fd: a regular file, open for writing.
+        mode: 0 or FALLOC_FL_* of linux/falloc.h.
+        offset: first byte of the range.
+        length: bytes, at least one.
+
+    Raises:
+        OSError: EOPNOTSUPP where the file system does not know the mode, ENOSPC, EINVAL, EFBIG.
+    """
+    _fallocate(fd, mode, offset, length)
 
 
 def punch_hole(fd: int, offset: int, length: int) -> None:

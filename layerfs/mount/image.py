@@ -167,6 +167,7 @@ def _specification(
         upper=upper, work=work, read_only=read_only, nosuid=options.nosuid, nodev=options.nodev, noexec=options.noexec,
         # As a mount of the kernel; for users, fuse.conf decides what they may share.
         allow_other=feature("privilege").usable, userxattr=options.userxattr or None,
+        pyfuse3=options.pyfuse3,
     )  # fmt: skip
 
 

@@ -25,6 +25,7 @@ class MountOptions:
         userxattr: overlayfs keeps its marks in ``user.overlay.*`` instead of ``trusted.overlay.*``, for user
             namespaces.
         source: what the mount table shows as source of an overlay.
+        pyfuse3: whether the FUSE backend goes through pyfuse3 and libfuse instead of /dev/fuse.
     """
 
     nosuid: bool = True
@@ -32,6 +33,7 @@ class MountOptions:
     noexec: bool = False
     userxattr: bool = False
     source: str = "layerfs"
+    pyfuse3: bool = False
 
     def attributes(self, *, read_only: bool) -> MountAttribute:
         """Return the attributes of the mount itself.

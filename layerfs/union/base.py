@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import os
 import stat
-from errno import EIO, ENAMETOOLONG, ENOENT, EROFS
+from collections import OrderedDict
+from errno import ENAMETOOLONG, ENOENT, EROFS
 from typing import Any, Protocol
 
 from layerfs.union.attribute import Attributes
@@ -19,7 +20,7 @@ from layerfs.union.node import ROOT, Node, NodeTable
 from layerfs.union.owner import OwnerMap
 from layerfs.union.upper import Upper
 
-__all__ = ["Caller", "OpenFile", "UnionPart"]
+__all__ = ["Caller", "UnionPart"]
 
 _NAME_MAX = 255
 
@@ -38,34 +39,6 @@ class Caller(Protocol):
     @property
     def umask(self) -> int:
         """The bits that new files do not get."""
-
-
-class OpenFile:
-    """An open regular file.
-
-    Attributes:
-        node: what is open.
-        fd: descriptor of the bytes; -1 for an empty file of the lower tree.
-        offset: where they begin in it.
-        size: how many the lower tree has; None for a file of the upper, which the kernel knows.
-        owned: whether the descriptor is this file's own.
-        writable: whether it was opened for writing.
-        strips: whether writing through it takes the set-ID bits away.
-    """
-
-    __slots__ = ("fd", "node", "offset", "owned", "size", "strips", "writable")
-
-    def __init__(
-        self, node: Node, fd: int, offset: int, size: int | None, *, owned: bool, writable: bool, strips: bool
-    ) -> None:
-        """Take all of it."""
-        self.node = node
-        self.fd = fd
-        self.offset = offset
-        self.size = size
-        self.owned = owned
-        self.writable = writable
-        self.strips = strips
 
 
 class UnionPart:
@@ -105,12 +78,13 @@ class UnionPart:
         self._prefix = prefix or (upper.prefix if upper is not None else b"trusted.overlay.")
         self._name_max = upper.name_max if upper is not None else _NAME_MAX
         self._base = lower.limit
+        #: Directories that were listed, in the order in which they first were, and how many names these are.
+        self._listed = 0
+        self._listings: OrderedDict[Node, Any] = OrderedDict()
+        #: Files whose bytes have a descriptor of their own, in the order in which they were opened.
+        self._open: OrderedDict[Node, None] = OrderedDict()
         #: Numbers of files of the upper that are known by another one: those that were copied up.
         self._born: dict[int, int] = {}
-        self._files: dict[int, OpenFile] = {}
-        self._open_lower: dict[int, set[int]] = {}
-        self._serial = 0
-        self._directories: dict[int, Any] = {}
         root = Node(ROOT, stat.S_IFDIR, lower.root, upper=upper is not None)
         self._nodes = NodeTable(root)
         if upper is not None:
@@ -118,10 +92,6 @@ class UnionPart:
 
     def close(self) -> None:
         """Close everything that is open."""
-        for file in self._files.values():
-            if file.owned and file.fd >= 0:
-                os.close(file.fd)
-        self._files.clear()
         self._nodes.close()
         self._lower.close()
         if self._upper is not None:
@@ -308,7 +278,7 @@ class UnionPart:
         node.lower = None
         status = upper.status(node)
         self._born[status.st_ino] = node.ino
-        self._reopen(node)
+        node.close_content()
         if node.parent is not None:
             self._link_others(node, reference)
 
@@ -331,28 +301,3 @@ class UnionPart:
             if directory.upper and self._upper is not None and self._upper.find(directory, path[-1])[0] is not None:
                 continue
             self._relink(node, directory, path[-1])
-
-    def _reopen(self, node: Node) -> None:
-        """Let files that are open on the lower tree read what the upper has from now on."""
-        for handle in self._open_lower.pop(node.ino, ()):
-            file = self._files.get(handle)
-            if file is None:
-                continue
-            fd = self._open_upper(node, os.O_RDONLY)
-            if file.owned and file.fd >= 0:
-                os.close(file.fd)
-            file.fd, file.offset, file.size, file.owned = fd, 0, None, True
-
-    def _open_upper(self, node: Node, flags: int) -> int:
-        """Open a regular file of the upper."""
-        upper = self._writable()
-        flags |= os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
-        if node.fd >= 0:
-            return os.open(b"/proc/self/fd/%d" % node.fd, flags & ~os.O_NOFOLLOW)
-        fd, name = upper.place(node)
-        return os.open(name, flags, dir_fd=fd)
-
-    def _regular(self, node: Node) -> None:
-        """Refuse what has no bytes."""
-        if node.kind != stat.S_IFREG:
-            raise OSError(EIO, "no regular file")

@@ -14,16 +14,17 @@ from dataclasses import dataclass
 
 from layerfs.linux.rename import EXCHANGE, rename
 from layerfs.union.attribute import Attributes
-from layerfs.union.base import Caller, OpenFile
+from layerfs.union.base import Caller
 from layerfs.union.file import FilePart
 from layerfs.union.mark import descriptor_path, get_xattr
-from layerfs.union.node import Node
+from layerfs.union.node import Content, Node
 from layerfs.union.upper import Upper
 from layerfs.union.view import ViewPart
 
 __all__ = ["ChangePart", "Changes"]
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_PRIVILEGE_BITS = stat.S_ISUID | stat.S_ISGID
 _DEFAULT_ACL = b"system.posix_acl_default"
 #: Makes an inode of a name in a directory.
 _Make = Callable[[bytes, int], None]
@@ -31,12 +32,16 @@ _Make = Callable[[bytes, int], None]
 
 @dataclass(slots=True)
 class Changes:
-    """What is to change of an inode; None leaves it. Times in nanoseconds."""
+    """What is to change of an inode; None leaves it. Times in nanoseconds.
+
+    ``strip`` says that whoever changes the size loses the set-ID bits of the file by this.
+    """
 
     mode: int | None = None
     uid: int | None = None
     gid: int | None = None
     size: int | None = None
+    strip: bool = False
     atime_ns: int | None = None
     mtime_ns: int | None = None
 
@@ -46,11 +51,11 @@ class ChangePart(ViewPart, FilePart):
 
     _umask: int | None = None
 
-    def create(self, parent: int, name: bytes, mode: int, caller: Caller) -> tuple[int, Attributes]:
-        """Make a regular file and open it for reading and writing.
+    def create(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attributes:
+        """Make a regular file, which will be written next.
 
         Returns:
-            Its handle and attributes; counts as a lookup.
+            Its attributes; counts as a lookup.
 
         Raises:
             OSError: EEXIST, EROFS, ENOSPC, ENOENT for a directory that was removed.
@@ -70,8 +75,46 @@ class ChangePart(ViewPart, FilePart):
             raise
         # Every write asks for the capabilities of the file; asking here costs one call.
         node.bare = not os.listxattr(opened[0])
-        file = OpenFile(node, opened[0], 0, None, owned=True, writable=True, strips=caller.uid != 0)
-        return self._opened(file), self._entered(node, status)
+        self._keep(node, Content(opened[0], 0, None, owned=True, writable=True))
+        return self._entered(node, status)
+
+    def tmpfile(self, parent: int, mode: int, caller: Caller) -> Attributes:
+        """Make a regular file without a name, as O_TMPFILE does; counts as a lookup. :meth:`link` can give it one.
+
+        Args:
+            parent: the directory whose owner and default ACL it takes after, which is copied up first.
+            mode: permission bits.
+            caller: its owner.
+
+        Raises:
+            OSError: EOPNOTSUPP where the upper's file system has no such files, EROFS, ENOSPC, ENOENT.
+        """
+        directory = self._nodes[parent]
+        upper = self._writable()
+        if directory.is_gone:
+            raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+        self._copy_up(directory)
+        self._set_umask(caller)
+        flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+        fd = os.open(b".", flags, stat.S_IMODE(mode), dir_fd=upper.directory(directory))
+        content = Content(fd, 0, None, owned=True, writable=True)
+        try:
+            uid, gid = caller.uid, caller.gid
+            if self._owners is not None:
+                uid, gid = self._owners.stored(uid, gid)
+            above = upper.attributes(directory)
+            if above.mode & stat.S_ISGID:
+                gid = above.gid
+            upper.dress_open(fd, os.fstat(fd).st_mode | mode & _PRIVILEGE_BITS, uid, gid)
+            status = os.fstat(fd)
+            node = Node(self._number(status), stat.S_IFREG, None, upper=True)
+            node.fd = os.open(descriptor_path(fd), os.O_PATH | os.O_CLOEXEC)
+        except BaseException:
+            os.close(fd)
+            raise
+        self._nodes.add_nameless(node)
+        self._keep(node, content)
+        return self._entered(node, status)
 
     def mknod(self, parent: int, name: bytes, mode: int, rdev: int, caller: Caller) -> Attributes:
         """Make a file, device, fifo or socket; counts as a lookup.
@@ -79,6 +122,8 @@ class ChangePart(ViewPart, FilePart):
         Raises:
             OSError: EPERM for the device that is a whiteout, else as :meth:`create`.
         """
+        if stat.S_ISREG(mode):
+            return self.create(parent, name, stat.S_IMODE(mode), caller)
         if stat.S_ISCHR(mode) and rdev == 0:
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
 
@@ -107,39 +152,42 @@ class ChangePart(ViewPart, FilePart):
         """Give a file another name; counts as a lookup.
 
         Raises:
-            OSError: EEXIST, EPERM for a directory, ENOENT for a file without a name, EMLINK, EROFS, ENOSPC.
+            OSError: EEXIST, EPERM for a directory, ENOENT for a file whose last name was removed, EMLINK, EROFS,
+                ENOSPC.
         """
         node = self._nodes[ino]
         directory = self._nodes[parent]
         if node.is_directory:
             raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
         upper, covered = self._prepare(directory, name)
-        if node.is_gone:
+        if node.is_gone and node.fd < 0:
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         self._copy_up(node)
-        source, first = upper.place(node)
+        # The kernel tells a file that never had a name from one that lost its last one.
+        source, first = (-1, descriptor_path(node.fd)) if node.is_gone else upper.place(node)
         fd = upper.directory(directory)
         if covered:
             temporary = upper.temporary()
-            os.link(first, temporary, src_dir_fd=source, dst_dir_fd=upper.work, follow_symlinks=False)
+            os.link(first, temporary, src_dir_fd=source, dst_dir_fd=upper.work, follow_symlinks=node.is_gone)
             try:
                 os.rename(temporary, name, src_dir_fd=upper.work, dst_dir_fd=fd)
             except BaseException:
                 os.unlink(temporary, dir_fd=upper.work)
                 raise
         else:
-            os.link(first, name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=False)
+            os.link(first, name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=node.is_gone)
         self._nodes.name(node, directory, name)
+        if node.fd >= 0:
+            os.close(node.fd)
+            node.fd = -1
         return self._entered(node)
 
-    def setattr(self, ino: int, changes: Changes, handle: int | None, caller: Caller) -> Attributes:
+    def setattr(self, ino: int, changes: Changes) -> Attributes:
         """Change attributes and return the new ones; the inode is copied up first.
 
         Args:
             ino: the inode.
             changes: what is to change.
-            handle: an open file whose size is to change, or None.
-            caller: whoever is not root takes a file's set-ID bits away by truncating it.
 
         Raises:
             OSError: EROFS, ENOSPC, EIO, EPERM, EINVAL, EFBIG.
@@ -148,17 +196,8 @@ class ChangePart(ViewPart, FilePart):
         upper = self._writable()
         self._copy_up(node, data=changes.size != 0)
         if changes.size is not None:
-            self._regular(node)
-            file = None if handle is None else self._files.get(handle)
-            if file is not None and file.writable:
-                os.ftruncate(file.fd, changes.size)
-            else:
-                fd = self._open_upper(node, os.O_WRONLY)
-                try:
-                    os.ftruncate(fd, changes.size)
-                finally:
-                    os.close(fd)
-            if caller.uid != 0 and changes.mode is None:
+            os.ftruncate(self._written(node).fd, changes.size)
+            if changes.strip and changes.mode is None:
                 self._strip_mode(node, self._attributes(node).mode)
         if changes.mode is not None or changes.uid is not None or changes.gid is not None:
             uid, gid = changes.uid, changes.gid
@@ -170,11 +209,18 @@ class ChangePart(ViewPart, FilePart):
             self._set_times(node, upper, changes)
         return self._attributes(node)
 
-    def setxattr(self, ino: int, name: bytes, value: bytes) -> None:
+    def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0, *, strip_group: bool = False) -> None:
         """Set an xattr; the inode is copied up first.
 
+        Args:
+            ino: the inode.
+            name: as the mount shows it.
+            value: what it is to be.
+            flags: XATTR_CREATE, XATTR_REPLACE or 0.
+            strip_group: whether the set-group-ID bit goes: an ACL was set by one who is not in the group.
+
         Raises:
-            OSError: EOPNOTSUPP, EPERM, ENOSPC, EROFS, ERANGE, E2BIG.
+            OSError: EEXIST, ENODATA, EOPNOTSUPP, EPERM, ENOSPC, EROFS, ERANGE, E2BIG.
         """
         node = self._nodes[ino]
         upper = self._writable()
@@ -182,7 +228,11 @@ class ChangePart(ViewPart, FilePart):
         self._copy_up(node)
         node.bare = False
         with upper.inode(node) as fd:
-            os.setxattr(descriptor_path(fd), stored, value)
+            os.setxattr(descriptor_path(fd), stored, value, flags)
+        if strip_group:
+            mode = self._attributes(node).mode
+            if mode & stat.S_ISGID:
+                upper.change(node, mode=mode & ~stat.S_ISGID, uid=None, gid=None)
 
     def removexattr(self, ino: int, name: bytes) -> None:
         """Remove an xattr; the inode is copied up first if it has one of that name.

@@ -1,126 +1,178 @@
-"""Open regular files: reading from a layer or the upper, writing to the upper."""
+"""The bytes of regular files, by inode number: read from a layer or the upper, written to the upper.
+
+Nobody opens or closes anything here: descriptors are opened when bytes are first asked for and kept for a while, so a
+server can let the kernel open files without asking. The first write copies a file up, not its opening.
+"""
 
 from __future__ import annotations
 
 import os
 import stat
-from errno import EBADF, EIO
+from errno import EACCES, EINVAL, EIO, ENXIO, EPERM, EROFS
 
-from layerfs.union.base import Caller, OpenFile, UnionPart
-from layerfs.union.node import Node
+from layerfs.linux.sparse import allocate
+from layerfs.union.base import UnionPart
+from layerfs.union.node import Content, Node
 
 __all__ = ["FilePart"]
 
-_PRIVILEGE_BITS = stat.S_ISUID | stat.S_ISGID
+#: Files whose descriptors are kept; opening one again costs two system calls.
+_OPEN = 512
+_OPENING = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
+#: What opening a file of the upper for writing answers where reading it may still be possible.
+_NO_WRITING = frozenset({EACCES, EPERM, EROFS})
 
 
 class FilePart(UnionPart):
-    """Open files, by handles that are numbers."""
+    """Reading and writing."""
 
-    def open(self, ino: int, flags: int, caller: Caller) -> int:
-        """Open a regular file; for writing it is copied up first.
-
-        Args:
-            ino: the file.
-            flags: as of open(2); O_APPEND and O_DIRECT are the kernel's business.
-            caller: whoever is not root loses a file's set-ID bits by writing to it.
-
-        Returns:
-            A handle for the other methods.
-
-        Raises:
-            OSError: EROFS, ENOSPC, EIO, ESTALE.
-
-        Blocking: copies the whole file, unless O_TRUNC is given.
-        """
-        node = self._nodes[ino]
-        self._regular(node)
-        access = flags & os.O_ACCMODE
-        truncate = bool(flags & os.O_TRUNC)
-        writable = access != os.O_RDONLY
-        if writable or truncate:
-            self._copy_up(node, data=not truncate)
-        if node.upper:
-            fd = self._open_upper(node, access if not truncate or writable else os.O_RDWR)
-            file = OpenFile(node, fd, 0, None, owned=True, writable=writable, strips=writable and caller.uid != 0)
-            if truncate:
-                os.ftruncate(fd, 0)
-                self._strip(file, force=caller.uid != 0)
-            return self._opened(file)
-        found = self._lower.open(node.lower)
-        file = OpenFile(node, found.fd, found.offset, found.size, owned=found.owned, writable=False, strips=False)
-        handle = self._opened(file)
-        self._open_lower.setdefault(ino, set()).add(handle)
-        return handle
-
-    def read(self, handle: int, offset: int, size: int) -> bytes:
+    def read(self, ino: int, offset: int, size: int) -> bytes:
         """Return bytes of a file; fewer than asked for at its end only.
 
         Raises:
-            OSError: EIO, also where a layer ends too early.
+            OSError: EIO, also where a layer ends too early; EISDIR; ESTALE.
         """
-        file = self._files[handle]
-        if file.size is None:
-            return os.pread(file.fd, size, offset)
-        size = min(size, file.size - offset)
+        content = self._content(self._nodes[ino])
+        if content.size is None:
+            return os.pread(content.fd, size, offset)
+        size = min(size, content.size - offset)
         if size <= 0:
             return b""
-        data = os.pread(file.fd, size, file.offset + offset)
+        data = os.pread(content.fd, size, content.offset + offset)
         if len(data) != size:
-            raise OSError(EIO, f"lower file ends at byte {offset + len(data)} of {file.size}")
+            raise _cut_short(content, offset + len(data))
         return data
 
-    def write(self, handle: int, offset: int, data: bytes) -> int:
-        """Write bytes and return how many.
+    def read_into(self, ino: int, offset: int, buffer: memoryview) -> int:
+        """As :meth:`read`, into a buffer; return how many bytes are in it."""
+        content = self._content(self._nodes[ino])
+        if content.size is None:
+            return os.preadv(content.fd, [buffer], offset)
+        size = min(len(buffer), content.size - offset)
+        if size <= 0:
+            return 0
+        found = os.preadv(content.fd, [buffer[:size]], content.offset + offset)
+        if found != size:
+            raise _cut_short(content, offset + found)
+        return size
+
+    def write(self, ino: int, offset: int, data: bytes | memoryview, *, strip: bool = False) -> int:
+        """Write bytes and return how many; the file is copied up first.
+
+        Args:
+            ino: the file.
+            offset: where in it.
+            data: the bytes.
+            strip: whether the writer loses the set-ID bits of the file by this.
 
         Raises:
-            OSError: ENOSPC, EDQUOT, EIO, EFBIG.
+            OSError: ENOSPC, EDQUOT, EIO, EFBIG, EROFS.
         """
-        file = self._files[handle]
-        if file.size is not None:
-            raise OSError(EBADF, os.strerror(EBADF))
-        written = os.pwrite(file.fd, data, offset)
-        if file.strips:
-            self._strip(file)
+        node = self._nodes[ino]
+        written = os.pwrite(self._written(node).fd, data, offset)
+        if strip:
+            self._strip_mode(node, self._attributes(node).mode)
         return written
 
-    def fsync(self, handle: int, *, data_only: bool) -> None:
+    def fsync(self, ino: int, *, data_only: bool) -> None:
         """Make a file durable. Raises EIO, ENOSPC."""
-        file = self._files[handle]
-        if file.size is None and self._sync:
-            (os.fdatasync if data_only else os.fsync)(file.fd)
+        node = self._nodes[ino]
+        if node.upper and self._sync:
+            (os.fdatasync if data_only else os.fsync)(self._content(node).fd)
 
-    def release(self, handle: int) -> None:
-        """Close a file."""
-        file = self._files.pop(handle, None)
-        if file is None:
-            return
-        if file.owned and file.fd >= 0:
-            os.close(file.fd)
-        node = file.node
-        if self._open_lower:
-            others = self._open_lower.get(node.ino)
-            if others is not None:
-                others.discard(handle)
-                if not others:
-                    del self._open_lower[node.ino]
-        node.opens -= 1
-        self._nodes.drop(node)
+    def allocate(self, ino: int, mode: int, offset: int, size: int) -> None:
+        """Reserve space, or give it back, as fallocate(2) does with a mode; the file is copied up first.
 
-    def _opened(self, file: OpenFile) -> int:
-        """Give an open file a handle."""
-        file.node.opens += 1
-        self._serial += 1
-        self._files[self._serial] = file
-        return self._serial
+        Raises:
+            OSError: EOPNOTSUPP for modes that the file system below or this union does not know, ENOSPC, EROFS.
+        """
+        allocate(self._written(self._nodes[ino]).fd, mode, offset, size)
 
-    def _strip(self, file: OpenFile, *, force: bool = False) -> None:
-        """Take the set-ID bits away, as the kernel does for writers without the capability to keep them."""
-        if not (file.strips or force):
-            return
-        file.strips = False
-        mode = self._attributes(file.node).mode
-        self._strip_mode(file.node, mode)
+    def seek(self, ino: int, offset: int, whence: int) -> int:
+        """Return where the next data or hole begins, for SEEK_DATA and SEEK_HOLE; a file of a layer is all data.
+
+        Raises:
+            OSError: ENXIO behind the end, EINVAL for another whence.
+        """
+        content = self._content(self._nodes[ino])
+        if content.size is None:
+            return os.lseek(content.fd, offset, whence)
+        if whence not in {os.SEEK_DATA, os.SEEK_HOLE}:
+            raise OSError(EINVAL, os.strerror(EINVAL))
+        if offset >= content.size:
+            raise OSError(ENXIO, os.strerror(ENXIO))
+        return offset if whence == os.SEEK_DATA else content.size
+
+    def copy_range(self, ino: int, offset: int, target: int, target_offset: int, size: int) -> int:
+        """Copy bytes from file to file inside the kernel, as a reflink where it can; return how many.
+
+        Raises:
+            OSError: as :meth:`read` and :meth:`write`.
+        """
+        source, node = self._content(self._nodes[ino]), self._nodes[target]
+        if source.size is not None:
+            size = min(size, source.size - offset)
+        if size <= 0:
+            return 0
+        destination = self._written(node)
+        source = self._content(self._nodes[ino])  # it may be the same file, copied up just now
+        return os.copy_file_range(source.fd, destination.fd, size, source.offset + offset, target_offset)
+
+    def _content(self, node: Node) -> Content:
+        """Return where a file's bytes are read."""
+        return node.content or self._opened(node)
+
+    def _written(self, node: Node) -> Content:
+        """Return where a file's bytes are written; it is copied up first."""
+        content = node.content
+        if content is not None and content.writable:
+            return content
+        self._copy_up(node)
+        content = node.content or self._opened(node)
+        if not content.writable:
+            # Whoever may not write it is told why; else it was opened before that became possible.
+            os.close(self._open_upper(node, os.O_RDWR))
+            node.close_content()
+            content = self._opened(node)
+        return content
+
+    def _opened(self, node: Node) -> Content:
+        """Open a file, and close the one that was opened longest ago if there are too many."""
+        self._regular(node)
+        if node.upper:
+            try:
+                content = Content(self._open_upper(node, os.O_RDWR), 0, None, owned=True, writable=True)
+            except OSError as error:
+                if error.errno not in _NO_WRITING:
+                    raise
+                content = Content(self._open_upper(node, os.O_RDONLY), 0, None, owned=True, writable=False)
+        else:
+            found = self._lower.open(node.lower)
+            content = Content(found.fd, found.offset, found.size, owned=found.owned, writable=False)
+        self._keep(node, content)
+        return content
+
+    def _keep(self, node: Node, content: Content) -> None:
+        """Keep a file open."""
+        node.content = content
+        if content.owned:
+            self._open.pop(node, None)
+            self._open[node] = None
+            if len(self._open) > _OPEN:
+                self._open.popitem(last=False)[0].close_content()
+
+    def _open_upper(self, node: Node, flags: int) -> int:
+        """Open a regular file of the upper."""
+        upper = self._writable()
+        if node.fd >= 0:
+            return os.open(b"/proc/self/fd/%d" % node.fd, flags | (_OPENING & ~os.O_NOFOLLOW))
+        fd, name = upper.place(node)
+        return os.open(name, flags | _OPENING, dir_fd=fd)
+
+    def _regular(self, node: Node) -> None:
+        """Refuse what has no bytes."""
+        if node.kind != stat.S_IFREG:
+            raise OSError(EIO, "no regular file")
 
     def _strip_mode(self, node: Node, mode: int) -> None:
         """Take the set-ID bits of a mode away; set-group-ID without group execution is another thing and stays."""
@@ -129,3 +181,8 @@ class FilePart(UnionPart):
             taken |= stat.S_ISGID
         if taken and self._upper is not None:
             self._upper.change(node, mode=mode & ~taken, uid=None, gid=None)
+
+
+def _cut_short(content: Content, end: int) -> OSError:
+    """Return the error for a lower file that is shorter than it was."""
+    return OSError(EIO, f"lower file ends at byte {end} of {content.size}")

@@ -1,15 +1,16 @@
 """Reading directories.
 
-A listing is taken when reading begins, and again after a rewind; places in it are counted. So nothing that happens to
-other names while it is read can make it lose or repeat one. Attributes are those of the moment when an entry is handed
-out, and a name that is gone by then is left out.
+A listing is taken when reading begins, and again after a rewind; a name keeps its place in it as long as it is there.
+So nothing that happens to other names while it is read can make it lose or repeat one, and nobody needs a handle to go
+on. Attributes are those of the moment when an entry is handed out, and a name that is gone by then is left out.
 """
 
 from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Callable
+from bisect import bisect_right
+from collections.abc import Callable, Sequence
 from errno import ENOTDIR
 
 from layerfs.union.attribute import Attributes
@@ -21,64 +22,72 @@ __all__ = ["ListingPart"]
 
 #: Called with name, attributes and the place behind the entry; False says that it was not taken.
 Emit = Callable[[bytes, Attributes, int], bool]
+#: The place of the first name behind the dots.
+_FIRST = 3
+#: Names in listings that are kept, 100 bytes each, so that the kernel can ask for the rest of one.
+_KEPT = 200_000
 #: A name with what it is in the lower tree, if the upper has nothing of that name.
 _Row = tuple[bytes, Reference | None]
 
 
-class _Directory:
-    """An open directory."""
+class _Listing:
+    """The names of a directory, each with a place that it keeps as long as it is there.
 
-    __slots__ = ("node", "rows")
+    Attributes:
+        places: in ascending order.
+        rows: what lies at each place.
+        next: the place for the next new name.
+    """
 
-    def __init__(self, node: Node) -> None:
-        self.node = node
-        self.rows: list[_Row] | None = None
+    __slots__ = ("next", "places", "rows")
+
+    def __init__(self, rows: list[_Row]) -> None:
+        self.rows = rows
+        self.places: Sequence[int] = range(_FIRST, _FIRST + len(rows))
+        self.next = _FIRST + len(rows)
+
+    def update(self, rows: list[_Row]) -> None:
+        """Take the names that there are now: those that were there keep their places, new ones come last."""
+        now = dict(rows)
+        kept = [(place, row[0]) for place, row in zip(self.places, self.rows, strict=True) if row[0] in now]
+        places = [place for place, _ in kept]
+        ordered: list[_Row] = [(name, now.pop(name)) for _, name in kept]
+        places += range(self.next, self.next + len(now))
+        self.next += len(now)
+        ordered += now.items()
+        self.places, self.rows = places, ordered
 
 
 class ListingPart(UnionPart):
-    """Open directories."""
+    """Listing directories, by inode number."""
 
-    def opendir(self, ino: int) -> int:
-        """Open a directory.
+    def readdir(self, ino: int, place: int, emit: Emit) -> None:
+        """Hand out entries from a place on, until one is not taken; each taken one counts as a lookup, but the dots.
 
-        Returns:
-            A handle for the other methods.
+        A name that is neither made nor removed meanwhile comes exactly once, whatever happens to others.
+
+        Args:
+            ino: the directory.
+            place: 0 takes a new look at it; else what came with the last entry seen.
+            emit: takes an entry.
 
         Raises:
-            OSError: ENOTDIR, ESTALE.
+            OSError: EIO, ENOTDIR, ESTALE.
         """
         node = self._nodes[ino]
         if not node.is_directory:
             raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR))
-        node.opens += 1
-        self._serial += 1
-        self._directories[self._serial] = _Directory(node)
-        return self._serial
-
-    def readdir(self, handle: int, place: int, emit: Emit) -> None:
-        """Hand out entries from a place on, until one is not taken; each taken one counts as a lookup, but the dots.
-
-        Args:
-            handle: an open directory.
-            place: 0 takes a new listing; else what came with the last entry seen.
-            emit: takes an entry.
-
-        Raises:
-            OSError: EIO.
-        """
-        directory = self._directories[handle]
-        node = directory.node
-        if place == 0 or directory.rows is None:
-            directory.rows = self._rows(node)
-        rows = directory.rows
-        if place < 2 and not node.is_gone:
+        if place < 2:
+            if node.is_gone:
+                return
             for index, (name, dots) in enumerate(((b".", node), (b"..", node.parent or node)), start=1):
                 if index > place and not emit(name, self._attributes(dots), index):
                     return
-            place = 2
+        listing = self._listing(node, new=place == 0)
         lower, get = self._lower, self._nodes.get
         plain = self._owners is None and not self._static_nlink and not node.upper
-        for index in range(max(0, place - 2), len(rows)):
+        places, rows = listing.places, listing.rows
+        for index in range(bisect_right(places, place), len(rows)):
             name, reference = rows[index]
             if plain:
                 # Nothing can lie above here, so neither the upper nor a node of it need be asked.
@@ -87,7 +96,7 @@ class ListingPart(UnionPart):
                 if child is None or not child.upper:
                     if stat.S_ISDIR(attributes.mode) and lower.is_merged(reference):
                         attributes = attributes._replace(nlink=1)
-                    if not emit(name, attributes, index + 3):
+                    if not emit(name, attributes, places[index]):
                         return
                     if child is None:
                         child = Node(attributes.ino, stat.S_IFMT(attributes.mode), reference, upper=False)
@@ -100,29 +109,36 @@ class ListingPart(UnionPart):
             if child is None:
                 continue
             try:
-                if not emit(name, self._attributes(child), index + 3):
+                if not emit(name, self._attributes(child), places[index]):
                     return
                 child.lookups += 1
             finally:
                 self._nodes.drop(child)
 
-    def releasedir(self, handle: int) -> None:
-        """Close a directory."""
-        directory = self._directories.pop(handle, None)
-        if directory is not None:
-            directory.node.opens -= 1
-            self._nodes.drop(directory.node)
-
-    def fsyncdir(self, handle: int) -> None:
+    def fsyncdir(self, ino: int) -> None:
         """Make the names in a directory durable."""
-        node = self._directories[handle].node
-        if node.upper and self._upper is not None and not node.is_gone:
+        node = self._nodes[ino]
+        if node.upper and self._upper is not None and self._sync and not node.is_gone:
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
             fd = os.open(b".", flags, dir_fd=self._upper.directory(node))
             try:
                 os.fsync(fd)
             finally:
                 os.close(fd)
+
+    def _listing(self, node: Node, *, new: bool) -> _Listing:
+        """Return the listing of a directory, up to date if it is to be a new one."""
+        found = self._listings.get(node)
+        if found is None:
+            found = self._listings[node] = _Listing(self._rows(node))
+            self._listed += len(found.rows)
+            while self._listed > _KEPT and len(self._listings) > 1:
+                self._listed -= len(self._listings.popitem(last=False)[1].rows)
+        elif new and node.upper:
+            before = len(found.rows)
+            found.update(self._rows(node))
+            self._listed += len(found.rows) - before
+        return found
 
     def _is_empty(self, node: Node) -> bool:
         """Whether a directory shows no name."""

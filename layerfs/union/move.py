@@ -207,24 +207,24 @@ class MovePart(ChangePart, ListingPart):
 
     def _move(self, node: Node, source: Node, old_name: bytes, target: Node, new_name: bytes) -> None:
         """Note that a node has one name instead of another."""
-        node.opens += 1  # it must not die between the two
+        node.holds += 1  # it must not die between the two
         if node.is_directory:
             self._nodes.name(node, target, new_name)
             self._nodes.drop(source)
         else:
             self._nodes.name(node, target, new_name)
             self._nodes.unname(node, source, old_name)
-        node.opens -= 1
+        node.holds -= 1
 
     def _hold(self, upper: Upper, node: Node) -> None:
         """Keep an inode of the upper reachable that is about to lose the last name that is known of it."""
-        if not node.upper or node.fd >= 0 or node.extra or not (node.lookups or node.opens):
+        if not node.upper or node.fd >= 0 or node.extra or not node.lookups:
             return
         try:
             place, name = upper.place(node)
             node.fd = open_inode(name, place)
         except OSError as error:
-            # Without a descriptor only those who have the file open can still use it.
+            # Without a descriptor only those who have read or written it can still use it.
             if error.errno not in {errno.EMFILE, errno.ENFILE}:
                 raise
 

@@ -1,7 +1,7 @@
 """The inodes that somebody outside knows, each one object however many names it has.
 
-Invariant: an inode number means one node while the node lives, and a node lives while the kernel remembers it, a file
-is open, or something below it lives.
+Invariant: an inode number means one node while the node lives, and a node lives while the kernel remembers it, which it
+does as long as somebody has it open, or something below it lives.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from errno import ESTALE
 
 from layerfs.union.lower import Reference
 
-__all__ = ["ROOT", "Node", "NodeTable"]
+__all__ = ["ROOT", "Content", "Node", "NodeTable"]
 
 #: The number of the root directory, which FUSE fixes.
 ROOT = 1
@@ -22,6 +22,28 @@ _SPARE = 1 << 62
 
 #: One number object for all inodes of a type: there are tens of thousands of them.
 _KINDS = {kind << 12: kind << 12 for kind in range(16)}
+
+
+class Content:
+    """Where the bytes of a regular file are read and written: ``size`` of them from ``offset`` of an open file.
+
+    Attributes:
+        fd: its descriptor; -1 for an empty file of the lower tree.
+        offset: where they begin in it.
+        size: how many the lower tree has; None for a file of the upper, which the kernel knows.
+        owned: whether the descriptor is to be closed.
+        writable: whether it was opened for writing.
+    """
+
+    __slots__ = ("fd", "offset", "owned", "size", "writable")
+
+    def __init__(self, fd: int, offset: int, size: int | None, *, owned: bool, writable: bool) -> None:
+        """Take all of it."""
+        self.fd = fd
+        self.offset = offset
+        self.size = size
+        self.owned = owned
+        self.writable = writable
 
 
 class Node:
@@ -37,14 +59,16 @@ class Node:
         extra: other names, as (directory, name), or None.
         pins: how many names of living nodes lie in it.
         lookups: how often the kernel was told of it and has not forgotten it.
-        opens: open files and directories.
+        holds: how many are at work on it and need it alive.
         fd: O_PATH descriptor of an inode without a name, or -1.
+        content: where its bytes are, once they were asked for; it may be closed at any time.
         marked: whether whiteouts may be xattrs in its upper directory.
         bare: whether it is known to have no xattrs.
     """
 
     __slots__ = (
-        "bare", "extra", "fd", "ino", "kind", "lookups", "lower", "marked", "name", "opens", "parent", "pins", "upper",
+        "bare", "content", "extra", "fd", "holds", "ino", "kind", "lookups", "lower", "marked", "name", "parent",
+        "pins", "upper",
     )  # fmt: skip
 
     def __init__(self, ino: int, kind: int, lower: Reference | None, *, upper: bool) -> None:
@@ -58,10 +82,17 @@ class Node:
         self.extra: set[tuple[Node, bytes]] | None = None
         self.pins = 0
         self.lookups = 0
-        self.opens = 0
+        self.holds = 0
         self.fd = -1
+        self.content: Content | None = None
         self.marked = False
         self.bare = False
+
+    def close_content(self) -> None:
+        """Let its bytes be looked for anew."""
+        content, self.content = self.content, None
+        if content is not None and content.owned:
+            os.close(content.fd)
 
     @property
     def is_directory(self) -> bool:
@@ -104,9 +135,14 @@ class NodeTable:
         node.parent, node.name = parent, name
         parent.pins += 1
 
+    def add_nameless(self, node: Node) -> None:
+        """Take in a new node that has no name yet."""
+        self._nodes[node.ino] = node
+
     def close(self) -> None:
-        """Close the descriptors of inodes without a name."""
+        """Close the descriptors of all nodes."""
         for node in self._nodes.values():
+            node.close_content()
             if node.fd >= 0:
                 os.close(node.fd)
                 node.fd = -1
@@ -160,9 +196,11 @@ class NodeTable:
 
     def drop(self, node: Node) -> None:
         """Let a node die if nothing keeps it, and then what it alone kept."""
-        while node.lookups <= 0 and not node.opens and not node.pins and node.ino != ROOT:
+        while node.lookups <= 0 and not node.holds and not node.pins and node.ino != ROOT:
             if self._nodes.get(node.ino) is node:
                 del self._nodes[node.ino]
+            if node.content is not None:
+                node.close_content()
             if node.fd >= 0:
                 os.close(node.fd)
                 node.fd = -1

@@ -185,6 +185,15 @@ class Upper:
             finally:
                 os.close(fd)
 
+    def dress_open(self, fd: int, mode: int, uid: int, gid: int) -> None:
+        """As :meth:`dress`, for a new regular file that is open and has no name."""
+        if self.override:
+            _override(fd, mode, uid, gid)
+            return
+        os.fchown(fd, uid, gid)
+        if mode & _PRIVILEGE_BITS:
+            os.fchmod(fd, stat.S_IMODE(mode))
+
     def chmod(self, name: bytes, dir_fd: int, mode: int) -> None:
         """Set the mode bits of an inode that is no link."""
         fd = open_inode(name, dir_fd)

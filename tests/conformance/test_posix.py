@@ -23,6 +23,7 @@ import pytest
 
 from layerfs.linux.mount_api import umount
 from layerfs.linux.rename import EXCHANGE, NOREPLACE, rename
+from layerfs.linux.sparse import allocate
 from layerfs.mount.fuse.start import wait_for_end
 from tests.union_oracle import AT_FDCWD, USER, acting_as, mount_fuse, mount_kernel
 
@@ -32,6 +33,7 @@ KINDS = [
     "host",
     pytest.param("overlayfs", marks=pytest.mark.needs_overlay),
     pytest.param("union", marks=pytest.mark.needs_fuse),
+    pytest.param("union through pyfuse3", marks=pytest.mark.needs_fuse),
 ]
 
 
@@ -52,7 +54,9 @@ def mounted(request: pytest.FixtureRequest) -> Iterator[Path]:
     elif request.param == "overlayfs":
         mount_kernel([paths["lower"]], paths["upper"], paths["work"], paths["mnt"])
     else:
-        pid = mount_fuse([paths["lower"]], paths["upper"], paths["work"], paths["mnt"])
+        pid = mount_fuse(
+            [paths["lower"]], paths["upper"], paths["work"], paths["mnt"], pyfuse3="pyfuse3" in request.param
+        )
     try:
         yield paths["mnt"]
     finally:
@@ -326,6 +330,70 @@ def test_random_reads_and_writes_by_all_ways(place: Path, seed: int) -> None:
     os.close(fd)
     os.close(second)
     assert path.read_bytes() == model
+
+
+def _needs_more_than_pyfuse3(request: pytest.FixtureRequest) -> None:
+    if "pyfuse3" in request.node.name:
+        pytest.skip("pyfuse3 binds no such request")
+
+
+def test_space_is_reserved_and_given_back(place: Path, request: pytest.FixtureRequest) -> None:
+    _needs_more_than_pyfuse3(request)
+    path = place / "sparse"
+    fd = os.open(path, os.O_RDWR | os.O_CREAT, 0o644)
+    os.pwrite(fd, b"x" * (1 << 20), 0)
+    allocate(fd, 2 | 1, 4096, 1 << 19)  # punch a hole
+    assert os.fstat(fd).st_size == 1 << 20
+    assert os.pread(fd, 10, 4090) == b"x" * 6 + bytes(4)
+    assert os.lseek(fd, 0, os.SEEK_HOLE) == 4096
+    assert os.lseek(fd, 4096, os.SEEK_DATA) == 4096 + (1 << 19)
+    os.posix_fallocate(fd, 0, 3 << 20)
+    assert os.fstat(fd).st_size == 3 << 20
+    assert errno_of(lambda: os.lseek(fd, 3 << 20, os.SEEK_DATA)) == errno.ENXIO
+    os.close(fd)
+    below = os.open(place.parent / "72", os.O_RDONLY)
+    assert os.lseek(below, 0, os.SEEK_DATA) == 0
+    assert os.lseek(below, 3, os.SEEK_HOLE) == len("lower 72")
+    os.close(below)
+
+
+def test_bytes_are_copied_without_passing_through_the_program(place: Path, request: pytest.FixtureRequest) -> None:
+    _needs_more_than_pyfuse3(request)
+    source = os.open(place.parent / "70", os.O_RDONLY)
+    target = os.open(place / "copy", os.O_RDWR | os.O_CREAT, 0o644)
+    assert os.copy_file_range(source, target, 100, 0, 3) == len("lower 70")
+    assert os.pread(target, 100, 0) == bytes(3) + b"lower 70"
+    # Within a file of the lower layer, which is copied up by that.
+    both = os.open(place.parent / "71", os.O_RDWR)
+    assert os.copy_file_range(both, both, 5, 0, 100) == 5
+    assert os.pread(both, 200, 0) == b"lower 71".ljust(100, b"\0") + b"lower"
+    for fd in (source, target, both):
+        os.close(fd)
+
+
+def test_a_file_without_a_name_can_get_one(place: Path, request: pytest.FixtureRequest) -> None:
+    _needs_more_than_pyfuse3(request)
+    place.chmod(0o2777)
+    os.chown(place, 0, 77)
+    place.chmod(0o2777)
+    top = os.open(place, os.O_RDONLY | os.O_DIRECTORY)
+    for name in ("new", "72"):
+        with acting_as(USER):
+            fd = os.open(place, os.O_RDWR | os.O_TMPFILE, 0o640)
+        os.write(fd, b"nameless")
+        status = os.fstat(fd)
+        assert (status.st_nlink, status.st_uid, status.st_gid) == (0, USER, 77)
+        os.link(f"/proc/self/fd/{fd}", name, dst_dir_fd=top, follow_symlinks=True)
+        assert os.fstat(fd).st_nlink == 1
+        assert (place / name).read_bytes() == b"nameless"
+        assert (place / name).stat().st_ino == status.st_ino
+        os.close(fd)
+    fd = os.open(place, os.O_RDWR | os.O_TMPFILE | os.O_EXCL, 0o640)
+    link = f"/proc/self/fd/{fd}"
+    assert errno_of(lambda: os.link(link, "x", dst_dir_fd=top, follow_symlinks=True)) == errno.ENOENT
+    os.close(fd)
+    (place / "new").unlink()
+    os.close(top)
 
 
 @pytest.mark.parametrize("seed", [1, 2])

@@ -213,11 +213,14 @@ def _run(pair: Pair, sequences: int) -> None:
     ))  # fmt: skip
 
 
-@pytest.mark.parametrize("links", [False, True], ids=["plain", "hard links in a layer"])
-def test_every_answer_is_that_of_the_kernel(links: bool) -> None:
-    pair = Pair(sequences=200, links=links)
+@pytest.mark.parametrize(
+    ("links", "pyfuse3"), [(False, False), (True, False), (False, True)],
+    ids=["plain", "hard links in a layer", "through pyfuse3"],
+)  # fmt: skip
+def test_every_answer_is_that_of_the_kernel(links: bool, pyfuse3: bool) -> None:
+    pair = Pair(sequences=200, links=links, pyfuse3=pyfuse3)
     try:
-        _run(pair, SEQUENCES)
+        _run(pair, SEQUENCES // 4 if pyfuse3 else SEQUENCES)
         before = describe_tree(pair.sides[0])
         pair.unmount()
         # Each upper, below the other one's file system. (With links in a layer, overlayfs keeps part of what it knows

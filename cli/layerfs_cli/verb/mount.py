@@ -36,6 +36,7 @@ _OPTIONS: Final[dict[str, tuple[str, bool]]] = {
     "noexec": ("noexec", True),
     "ro": ("read_only", True),
     "rw": ("read_only", False),
+    "pyfuse3": ("pyfuse3", True),
 }
 
 
@@ -50,7 +51,7 @@ _OPTIONS: Final[dict[str, tuple[str, bool]]] = {
 @click.option("--lower", type=click.Choice(("auto", "erofs", "dirs")), default="auto", show_default=True,
               help="Mount the image as it is stored, or unpack its layers to directories.")  # fmt: skip
 @click.option("-o", "options", metavar="OPTION,...", multiple=True,
-              help="suid, dev, noexec, ro; nosuid and nodev hold unless lifted.")  # fmt: skip
+              help="suid, dev, noexec, ro; nosuid and nodev hold unless lifted. For FUSE: pyfuse3.")  # fmt: skip
 @click.option("-q", "--quiet", is_flag=True, help="Print the target alone, also when the container's name was made up.")
 @click.option("--format", "form", type=FormatType(), help="json, jsonl or a Go template; table for the list.")
 @no_trunc_option

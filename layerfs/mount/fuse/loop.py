@@ -8,7 +8,10 @@ in trio only after that. One worker serves all requests one after the other, so 
 
 from __future__ import annotations
 
+import errno
+import os
 import select
+import signal
 from collections.abc import Awaitable, Callable, Generator
 from types import TracebackType
 from typing import Any
@@ -16,7 +19,11 @@ from typing import Any
 import pyfuse3
 import trio
 
-__all__ = ["run"]
+from layerfs.mount.fuse.operations import UnionOperations
+from layerfs.mount.fuse.specification import FuseSpecification
+from layerfs.union.union import Union
+
+__all__ = ["serve_through_pyfuse3"]
 
 #: Milliseconds of polling before the loop sleeps in trio.
 _POLL = 2
@@ -84,19 +91,56 @@ class _Trio:
         return getattr(trio, name)
 
 
-async def run(ready: Callable[[], None], beside: Callable[..., Awaitable[None]]) -> None:
-    """Serve requests until the file system is unmounted.
+def serve_through_pyfuse3(
+    device: int, union: Union, wanted: FuseSpecification, started: Callable[[], None], detach: Callable[[], bool]
+) -> None:
+    """Serve until the file system is unmounted.
 
     Args:
-        ready: called when the kernel's first request is answered; the mount works from then on.
-        beside: a task that runs meanwhile, and is cancelled at the end; nothing is served before it says that it has
-            started (``task_status`` of :meth:`trio.Nursery.start`).
+        device: descriptor of /dev/fuse that was given to the mount; it is closed at the end.
+        union: what is served.
+        wanted: how.
+        started: called when the kernel's first request is answered; the mount works from then on.
+        detach: takes the mount out of the tree, and says whether it could.
     """
+    operations = UnionOperations(union, timeout=wanted.timeout, acl=wanted.acl)
+    try:
+        pyfuse3.init(operations, f"/dev/fd/{device}", set())
+    except RuntimeError as error:
+        os.close(device)
+        raise OSError(errno.EPERM, f"libfuse refused the mount: {error}") from None
+    except BaseException:
+        os.close(device)
+        raise
+    try:
+        trio.run(_run, started, detach)
+    finally:
+        pyfuse3.close(unmount=False)
+
+
+async def _run(ready: Callable[[], None], detach: Callable[[], bool]) -> None:
+    """Serve, and wait for signals."""
     pyfuse3.trio = _Trio(ready)  # type: ignore[attr-defined]
     try:
         async with trio.open_nursery() as nursery:
-            await nursery.start(beside)
+            # Nothing is served before signals are waited for.
+            await nursery.start(_wait_for_signal, detach)
             await pyfuse3.main(min_tasks=1, max_tasks=1)
             nursery.cancel_scope.cancel()
     finally:
         pyfuse3.trio = trio  # type: ignore[attr-defined]
+
+
+async def _wait_for_signal(
+    detach: Callable[[], bool], *, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED
+) -> None:
+    """Detach the mount at the first signal, end at the second."""
+    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
+        task_status.started()
+        detached = False
+        async for _ in signals:
+            # In a thread: taking it away may make the kernel write, which this process has to serve.
+            if detached or not await trio.to_thread.run_sync(detach):
+                pyfuse3.terminate()
+                return
+            detached = True

@@ -1,4 +1,7 @@
-"""From FUSE requests to calls of the union, and back.
+"""From FUSE requests to calls of the union, and back, by way of pyfuse3.
+
+The union knows no open files, and pyfuse3 tells a handle alone for what is done with one: a handle of a file is its
+inode number and, as the lowest bit, whether whoever opened it loses set-ID bits by writing; of a directory its number.
 
 No exception but FUSEError leaves a handler, because any other would end the loop and with it the mount: an OSError
 becomes its errno, everything else is logged and becomes EIO.
@@ -9,6 +12,7 @@ from __future__ import annotations
 import errno
 import functools
 import logging
+import os
 import stat
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -95,7 +99,7 @@ class UnionOperations(pyfuse3.Operations):
 
     @_answered
     def setattr(
-        self, ino: int, new: EntryAttributes, fields: SetattrFields, handle: int | None, context: RequestContext
+        self, ino: int, new: EntryAttributes, fields: SetattrFields, _handle: int | None, context: RequestContext
     ) -> EntryAttributes:
         """Change attributes."""
         changes = Changes(
@@ -103,10 +107,11 @@ class UnionOperations(pyfuse3.Operations):
             uid=new.st_uid if fields.update_uid else None,
             gid=new.st_gid if fields.update_gid else None,
             size=new.st_size if fields.update_size else None,
+            strip=context.uid != 0,
             atime_ns=new.st_atime_ns if fields.update_atime else None,
             mtime_ns=new.st_mtime_ns if fields.update_mtime else None,
         )
-        return self._entry(self._union.setattr(ino, changes, handle, context))
+        return self._entry(self._union.setattr(ino, changes))
 
     @_answered
     def readlink(self, ino: int, _context: RequestContext) -> bytes:
@@ -153,25 +158,27 @@ class UnionOperations(pyfuse3.Operations):
     @_answered
     def open(self, ino: int, flags: int, context: RequestContext) -> FileInfo:
         """Open a file; the kernel keeps its pages, since all changes come through it."""
-        return FileInfo(self._union.open(ino, flags, context))
+        if flags & os.O_TRUNC:
+            self._union.setattr(ino, Changes(size=0, strip=context.uid != 0))
+        return FileInfo(ino << 1 | bool(context.uid))
 
     @_answered
     def create(
         self, parent: int, name: bytes, mode: int, _flags: int, context: RequestContext
     ) -> tuple[FileInfo, EntryAttributes]:
         """Make a file and open it."""
-        handle, attributes = self._union.create(parent, name, mode, context)
-        return FileInfo(handle), self._entry(attributes)
+        found = self._union.create(parent, name, mode, context)
+        return FileInfo(found.ino << 1 | bool(context.uid)), self._entry(found)
 
     @_answered
     def read(self, handle: int, offset: int, size: int) -> bytes:
         """Read from a file."""
-        return self._union.read(handle, offset, size)
+        return self._union.read(handle >> 1, offset, size)
 
     @_answered
     def write(self, handle: int, offset: int, data: bytes) -> int:
         """Write to a file."""
-        return self._union.write(handle, offset, data)
+        return self._union.write(handle >> 1, offset, data, strip=bool(handle & 1))
 
     @_answered
     def flush(self, _handle: int) -> NoReturn:
@@ -179,19 +186,18 @@ class UnionOperations(pyfuse3.Operations):
         raise FUSEError(errno.ENOSYS)
 
     @_answered
-    def release(self, handle: int) -> None:
-        """Close a file."""
-        self._union.release(handle)
+    def release(self, _handle: int) -> None:
+        """Close a file, of which the union knows nothing."""
 
     @_answered
     def fsync(self, handle: int, data_only: bool) -> None:  # noqa: FBT001 - of pyfuse3
         """Make a file durable."""
-        self._union.fsync(handle, data_only=data_only)
+        self._union.fsync(handle >> 1, data_only=data_only)
 
     @_answered
     def opendir(self, ino: int, _context: RequestContext) -> int:
         """Open a directory."""
-        return self._union.opendir(ino)
+        return ino
 
     @_answered
     def readdir(self, handle: int, place: int, token: Any) -> None:
@@ -200,9 +206,8 @@ class UnionOperations(pyfuse3.Operations):
         self._union.readdir(handle, place, lambda name, found, after: readdir_reply(token, name, entry(found), after))
 
     @_answered
-    def releasedir(self, handle: int) -> None:
+    def releasedir(self, _handle: int) -> None:
         """Close a directory."""
-        self._union.releasedir(handle)
 
     @_answered
     def fsyncdir(self, handle: int, _data_only: bool) -> None:  # noqa: FBT001 - of pyfuse3

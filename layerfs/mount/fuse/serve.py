@@ -15,18 +15,13 @@ import os
 import resource
 import signal
 import socket
-import stat
-import subprocess
+import threading
 from collections.abc import Callable
 
-import pyfuse3
-import trio
-
-from layerfs.linux.mount_api import legacy_mount, umount
-from layerfs.linux.mountinfo import find_upper_mount, read_mounts
+from layerfs.linux.mountinfo import find_upper_mount
 from layerfs.linux.probe import feature
-from layerfs.mount.fuse.loop import run
-from layerfs.mount.fuse.operations import UnionOperations
+from layerfs.mount.fuse.attach import attach, detach_mount, raise_read_ahead
+from layerfs.mount.fuse.connection import Connection
 from layerfs.mount.fuse.specification import FuseSpecification
 from layerfs.store.layer import open_tree
 from layerfs.union.image import ImageLower
@@ -40,11 +35,6 @@ from layerfs.union.upper import Upper
 __all__ = ["serve"]
 
 _log = logging.getLogger(__name__)
-
-#: MS_* of sys/mount.h; the last one hands the umask through, so that default ACLs can take its place.
-_RDONLY, _NOSUID, _NODEV, _NOEXEC, _POSIXACL = 1, 2, 4, 8, 1 << 16
-#: Kilobytes that the kernel reads ahead; its default of 128 makes eight requests of a mebibyte.
-_READ_AHEAD = 1024
 
 
 def serve(wanted: FuseSpecification, ready: Callable[[], None], *, notify_socket: str | None = None) -> None:
@@ -63,44 +53,64 @@ def serve(wanted: FuseSpecification, ready: Callable[[], None], *, notify_socket
     """
     _raise_descriptor_limit()
     os.umask(0)
-    mounts_itself = feature("privilege").usable
-    union = _union(wanted, raw_umask=mounts_itself and wanted.acl)
-    try:
-        operations = UnionOperations(union, timeout=wanted.timeout, acl=wanted.acl)
-        options = set()
-        fd = -1
-        if mounts_itself:
-            fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
-            place = f"/dev/fd/{fd}"
-            _mount(wanted, fd)
-        else:
-            place, options = wanted.target, _helper_options(wanted)
-        try:
-            pyfuse3.init(operations, place, options)
-        except RuntimeError as error:
-            raise OSError(errno.EPERM, f"libfuse refused the mount: {error}") from None
-        except BaseException:
-            if fd >= 0:
-                os.close(fd)
-            raise
+    privileged = feature("privilege").usable
+    # The kernel leaves the umask to the union where it was told so: by this process itself, or by a mount flag.
+    union = _union(wanted, raw_umask=not wanted.pyfuse3 or (privileged and wanted.acl))
+    with contextlib.closing(union):
+        device = attach(wanted, privileged=privileged)
 
         def started() -> None:
-            _raise_read_ahead(wanted.target)
+            raise_read_ahead(wanted.target)
             # What was made so far lives as long as the mount; looking through it again and again finds nothing.
             gc.freeze()
             ready()
             _notify(notify_socket, b"READY=1")
 
-        async def ending(*, task_status: trio.TaskStatus[None] = trio.TASK_STATUS_IGNORED) -> None:
-            await _wait_for_signal(wanted.target, task_status, mounts_itself=mounts_itself)
+        def detach() -> bool:
+            try:
+                detach_mount(wanted.target, privileged=privileged)
+            except OSError as error:
+                _log.warning("cannot unmount %s: %s", wanted.target, error)
+                return False
+            return True
 
         try:
-            trio.run(run, started, ending)
+            if wanted.pyfuse3:
+                try:
+                    from layerfs.mount.fuse.loop import serve_through_pyfuse3  # noqa: PLC0415 - not needed otherwise
+                except ImportError as error:
+                    needed = "apt install libfuse3-dev pkg-config gcc; pip install 'layerfs[fuse]'"
+                    raise ImportError(f"pyfuse3 cannot be used ({needed}): {error}") from error
+                serve_through_pyfuse3(device, union, wanted, started, detach)
+            else:
+                _serve_device(device, union, wanted, started, detach)
         finally:
             _notify(notify_socket, b"STOPPING=1")
-            pyfuse3.close(unmount=False)
+
+
+def _serve_device(
+    device: int, union: Union, wanted: FuseSpecification, started: Callable[[], None], detach: Callable[[], bool]
+) -> None:
+    """Serve from /dev/fuse; the first signal detaches the mount, the second ends the process."""
+    detaching: list[threading.Thread] = []
+
+    def stop(number: int, _frame: object) -> None:
+        if detaching:
+            raise SystemExit(128 + number)
+        # In a thread: taking it away may make the kernel write, which this process has to serve.
+        detaching.append(threading.Thread(target=end, args=(number,), daemon=True))
+        detaching[0].start()
+
+    def end(number: int) -> None:
+        if not detach():
+            os.kill(os.getpid(), number)
+
+    for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
+        signal.signal(number, stop)
+    try:
+        Connection(device, union, timeout=wanted.timeout, acl=wanted.acl).serve(started)
     finally:
-        union.close()
+        os.close(device)
 
 
 def _union(wanted: FuseSpecification, *, raw_umask: bool) -> Union:
@@ -133,79 +143,11 @@ def _union(wanted: FuseSpecification, *, raw_umask: bool) -> Union:
     return union
 
 
-def _mount(wanted: FuseSpecification, fd: int) -> None:
-    """Mount with the privileges of this process."""
-    flags = 0
-    for on, flag in (
-        (wanted.read_only, _RDONLY), (wanted.nosuid, _NOSUID), (wanted.nodev, _NODEV), (wanted.noexec, _NOEXEC),
-        (wanted.acl, _POSIXACL),
-    ):  # fmt: skip
-        if on:
-            flags |= flag
-    mode = stat.S_IFDIR | 0o755
-    words = [f"fd={fd}", f"rootmode={mode:o}", f"user_id={os.geteuid()}", f"group_id={os.getegid()}",
-             "default_permissions"]  # fmt: skip
-    if wanted.allow_other:
-        words.append("allow_other")
-    legacy_mount(wanted.source, wanted.target, "fuse.layerfs", flags, ",".join(words))
-
-
-def _helper_options(wanted: FuseSpecification) -> set[str]:
-    """Return the options for fusermount3, which mounts nosuid and nodev for users whatever is asked."""
-    source = wanted.source.replace("\\", "\\\\").replace(",", "\\,")
-    words = {f"fsname={source}", "subtype=layerfs", "default_permissions"}
-    for on, word in (
-        (wanted.read_only, "ro"), (wanted.noexec, "noexec"), (wanted.allow_other, "allow_other"),
-    ):  # fmt: skip
-        if on:
-            words.add(word)
-    return words
-
-
-async def _wait_for_signal(target: str, status: trio.TaskStatus[None], *, mounts_itself: bool) -> None:
-    """Detach the mount at the first signal, end at the second."""
-    with trio.open_signal_receiver(signal.SIGTERM, signal.SIGINT, signal.SIGHUP) as signals:
-        status.started()
-        detached = False
-        async for _ in signals:
-            if detached:
-                pyfuse3.terminate()
-                return
-            detached = True
-            # In a thread: taking it away may make the kernel write, which this process has to serve.
-            if not await trio.to_thread.run_sync(_detach, target, mounts_itself):
-                pyfuse3.terminate()
-                return
-
-
-def _detach(target: str, mounts_itself: bool) -> bool:  # noqa: FBT001 - run_sync passes by position
-    """Take the mount out of the tree; who is inside can go on."""
-    try:
-        if mounts_itself:
-            umount(target, lazy=True)
-        else:
-            subprocess.run(["fusermount3", "-u", "-z", "-q", "--", target], check=True, stdin=subprocess.DEVNULL)
-    except (OSError, subprocess.CalledProcessError) as error:
-        _log.warning("cannot unmount %s: %s", target, error)
-        return False
-    return True
-
-
 def _raise_descriptor_limit() -> None:
     """Take as many descriptors as may be had: each open file needs one."""
     hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
     with contextlib.suppress(ValueError, OSError):
         resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
-
-
-def _raise_read_ahead(target: str) -> None:
-    """Let the kernel read ahead as much as one request can carry; only root may."""
-    with contextlib.suppress(OSError):
-        # Not find_mount: that would ask this very process about the path.
-        entry = next((entry for entry in reversed(read_mounts()) if entry.target == target), None)
-        if entry is not None:
-            with open(f"/sys/class/bdi/{entry.device}/read_ahead_kb", "w", encoding="ascii") as file:
-                file.write(str(_READ_AHEAD))
 
 
 def _notify(address: str | None, message: bytes) -> None:

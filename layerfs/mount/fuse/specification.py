@@ -38,6 +38,7 @@ class FuseSpecification:
         acl: whether POSIX ACLs are enforced.
         static_nlink: show one link for every directory.
         timeout: seconds for which the kernel keeps what it was told.
+        pyfuse3: whether requests come by way of pyfuse3 and libfuse instead of from /dev/fuse.
     """
 
     target: str
@@ -58,6 +59,7 @@ class FuseSpecification:
     acl: bool = True
     static_nlink: bool = False
     timeout: float = _FOREVER
+    pyfuse3: bool = False
 
     def to_json(self) -> bytes:
         """Return it as JSON."""

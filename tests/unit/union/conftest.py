@@ -14,6 +14,7 @@ from layerfs.formats.erofs.reader import Tree
 from layerfs.formats.erofs.writer import Device, write_tree
 from layerfs.formats.tree import Node, directory
 from layerfs.union.attribute import Attributes
+from layerfs.union.change import Changes
 from layerfs.union.image import ImageLower
 from layerfs.union.lower import Lower
 from layerfs.union.mark import USER_PREFIX
@@ -60,23 +61,17 @@ class Work:
         return found
 
     def read(self, path: str) -> bytes:
-        handle = self.union.open(self.at(path).ino, os.O_RDONLY, self.caller)
-        try:
-            return self.union.read(handle, 0, 1 << 20)
-        finally:
-            self.union.release(handle)
+        return self.union.read(self.at(path).ino, 0, 1 << 20)
 
-    def write(self, path: str, data: bytes, flags: int = 0) -> None:
-        handle = self.union.open(self.at(path).ino, os.O_WRONLY | flags, self.caller)
-        try:
-            assert self.union.write(handle, 0, data) == len(data)
-        finally:
-            self.union.release(handle)
+    def write(self, path: str, data: bytes, *, truncate: bool = False) -> None:
+        ino = self.at(path).ino
+        if truncate:
+            self.union.setattr(ino, Changes(size=0))
+        assert self.union.write(ino, 0, data) == len(data)
 
     def create(self, directory: str, name: str, data: bytes = b"") -> Attributes:
-        handle, found = self.union.create(self.at(directory).ino, name.encode(), 0o644, self.caller)
-        self.union.write(handle, 0, data)
-        self.union.release(handle)
+        found = self.union.create(self.at(directory).ino, name.encode(), 0o644, self.caller)
+        self.union.write(found.ino, 0, data)
         return found
 
     def names(self, path: str) -> list[str]:
@@ -89,9 +84,7 @@ class Work:
             found.append((name.decode(), attributes))
             return True
 
-        handle = self.union.opendir(self.at(path).ino)
-        self.union.readdir(handle, 0, take)
-        self.union.releasedir(handle)
+        self.union.readdir(self.at(path).ino, 0, take)
         return found
 
 

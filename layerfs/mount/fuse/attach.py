@@ -1,0 +1,121 @@
+"""Attaching a FUSE connection to a directory, by itself or by fusermount3; and detaching it."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import socket
+import stat
+import subprocess
+
+from layerfs.linux.mount_api import legacy_mount, umount
+from layerfs.linux.mountinfo import read_mounts
+from layerfs.mount.fuse.specification import FuseSpecification
+
+__all__ = ["attach", "detach_mount", "raise_read_ahead"]
+
+#: MS_* of sys/mount.h; the last one hands the umask through, so that default ACLs can take its place.
+_RDONLY, _NOSUID, _NODEV, _NOEXEC, _POSIXACL = 1, 2, 4, 8, 1 << 16
+#: Kilobytes that the kernel reads ahead; its default of 128 makes eight requests of a mebibyte.
+_READ_AHEAD = 1024
+#: Where fusermount3 finds the socket that it sends the descriptor to (libfuse, lib/mount.c).
+_SOCKET = "_FUSE_COMMFD"
+
+
+def attach(wanted: FuseSpecification, *, privileged: bool) -> int:
+    """Mount; nothing in it works before the first request is answered.
+
+    Args:
+        wanted: what to mount, and where.
+        privileged: whether this process may mount by itself.
+
+    Returns:
+        A descriptor of /dev/fuse that the requests come from.
+
+    Raises:
+        OSError: the mount was refused; with what fusermount3 said.
+    """
+    if not privileged:
+        return _attach_by_helper(wanted)
+    fd = os.open("/dev/fuse", os.O_RDWR | os.O_CLOEXEC)
+    try:
+        _mount(wanted, fd)
+    except BaseException:
+        os.close(fd)
+        raise
+    return fd
+
+
+def detach_mount(target: str, *, privileged: bool) -> None:
+    """Take the mount out of the tree; who is inside can go on.
+
+    Raises:
+        OSError: it cannot be.
+    """
+    if privileged:
+        umount(target, lazy=True)
+        return
+    done = subprocess.run(
+        ["fusermount3", "-u", "-z", "-q", "--", target], check=False, stdin=subprocess.DEVNULL, capture_output=True
+    )
+    if done.returncode:
+        raise OSError(errno.EPERM, os.fsdecode(done.stderr).strip() or "fusermount3 failed", target)
+
+
+def raise_read_ahead(target: str) -> None:
+    """Let the kernel read ahead as much as one request can carry; only root may."""
+    with contextlib.suppress(OSError):
+        # Not find_mount: that would ask this very process about the path.
+        entry = next((entry for entry in reversed(read_mounts()) if entry.target == target), None)
+        if entry is not None:
+            with open(f"/sys/class/bdi/{entry.device}/read_ahead_kb", "w", encoding="ascii") as file:
+                file.write(str(_READ_AHEAD))
+
+
+def _mount(wanted: FuseSpecification, fd: int) -> None:
+    """Mount with the privileges of this process."""
+    flags = 0
+    for on, flag in (
+        (wanted.read_only, _RDONLY), (wanted.nosuid, _NOSUID), (wanted.nodev, _NODEV), (wanted.noexec, _NOEXEC),
+        (wanted.acl, _POSIXACL),
+    ):  # fmt: skip
+        if on:
+            flags |= flag
+    mode = stat.S_IFDIR | 0o755
+    words = [f"fd={fd}", f"rootmode={mode:o}", f"user_id={os.geteuid()}", f"group_id={os.getegid()}",
+             "default_permissions"]  # fmt: skip
+    if wanted.allow_other:
+        words.append("allow_other")
+    legacy_mount(wanted.source, wanted.target, "fuse.layerfs", flags, ",".join(words))
+
+
+def _attach_by_helper(wanted: FuseSpecification) -> int:
+    """Mount by fusermount3, which mounts nosuid and nodev for users whatever is asked, and sends the descriptor."""
+    ours, helpers = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
+    with ours, helpers:
+        # By env, because a library does not read its environment to hand it on.
+        helper = ["fusermount3", "-o", _helper_options(wanted), "--", wanted.target]
+        command = ["env", f"{_SOCKET}={helpers.fileno()}", *helper]
+        with subprocess.Popen(
+            command, pass_fds=[helpers.fileno()], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+        ) as process:
+            helpers.close()
+            _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+            said = os.fsdecode(process.stderr.read() if process.stderr is not None else b"")
+    if not fds:
+        raise OSError(errno.EPERM, said.strip().removeprefix("fusermount3: ") or "fusermount3 refused the mount")
+    os.set_inheritable(fds[0], False)  # noqa: FBT003 - of the standard library
+    return fds[0]
+
+
+def _helper_options(wanted: FuseSpecification) -> str:
+    """Return the options for fusermount3."""
+    source = wanted.source.replace("\\", "\\\\").replace(",", "\\,")
+    words = [f"fsname={source}", "subtype=layerfs", "default_permissions"]
+    for on, word in (
+        (wanted.read_only, "ro"), (wanted.noexec, "noexec"), (wanted.allow_other, "allow_other"),
+    ):  # fmt: skip
+        if on:
+            words.append(word)
+    return ",".join(words)

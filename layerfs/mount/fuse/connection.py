@@ -1,0 +1,439 @@
+"""One FUSE mount, served from /dev/fuse: requests of the kernel become calls of the union, one after the other.
+
+What makes it fast is what is never asked. The kernel is told that opening files and directories needs no request
+(ENOSYS, once), so it opens and closes them by itself, keeps listings and pages, and names files by inode number alone;
+names, missing names, attributes and link targets are its own for as long as the timeout says. What is left costs one
+read, one call of the union and one write, without an event loop in between.
+
+Source: fs/fuse of Linux, above all dev.c, dir.c, file.c and readdir.c.
+"""
+
+from __future__ import annotations
+
+import errno
+import logging
+import os
+import struct
+import time
+from collections.abc import Callable
+
+from layerfs.mount.fuse.protocol import (
+    ATTRIBUTES,
+    DIRECTORY_ENTRY,
+    ENTRY,
+    IN_HEADER,
+    INIT_IN,
+    INIT_OUT,
+    MINOR,
+    OUT_HEADER,
+    STATFS,
+    Init,
+    Operation,
+    SetAttr,
+)
+from layerfs.union.attribute import Attributes
+from layerfs.union.change import Changes
+from layerfs.union.union import Union
+
+__all__ = ["Connection"]
+
+_log = logging.getLogger(__name__)
+
+#: The most that one request or reply carries.
+_LARGEST = 1 << 20
+_PAGE = 4096
+#: A WRITE request: header, what describes it, and its data.
+_WRITE_DATA = IN_HEADER.size + 40
+#: Requests that the kernel may send ahead of their need: reading ahead.
+_BACKGROUND = 64
+_CONGESTED = 48
+_SECOND = 1_000_000_000
+_BLOCK = 4096
+_HEADER = IN_HEADER.size
+_WANTED = (
+    Init.ASYNC_READ | Init.EXPORT_SUPPORT | Init.BIG_WRITES | Init.DONT_MASK | Init.DO_READDIRPLUS
+    | Init.PARALLEL_DIROPS | Init.MAX_PAGES | Init.CACHE_SYMLINKS | Init.EXPLICIT_INVAL_DATA | Init.HANDLE_KILLPRIV_V2
+    | Init.SETXATTR_EXT
+)  # fmt: skip
+#: WRITE: the writer loses set-ID bits. SETXATTR: the file loses its set-group-ID bit.
+_KILL_SUIDGID = 1 << 2
+_ACL_KILL_SGID = 1 << 0
+_FDATASYNC = 1 << 0
+#: Errors of reading a request that only mean that it was taken back.
+_AGAIN = frozenset({errno.ENOENT, errno.EINTR, errno.EAGAIN})
+
+#: What TMPFILE adds to the entry: no handle, and pages that may be kept.
+_OPENED = struct.pack("=QII", 0, 1 << 1, 0)
+
+_two_words = struct.Struct("=II")
+_four_words = struct.Struct("=IIII")
+_number = struct.Struct("=Q")
+_read_in = struct.Struct("=8xQI")
+_write_in = struct.Struct("=8xQII")
+_rename2_in = struct.Struct("=QI4x")
+_setattr_in = struct.Struct("=I4x8xQ8xqq8xII4xI4xII")
+_fallocate_in = struct.Struct("=8xQQI")
+_lseek_in = struct.Struct("=8xQI")
+_copy_in = struct.Struct("=8xQQ8xQQ")
+
+#: What a handler returns: the reply, or None if there is none.
+_Reply = bytes | memoryview | None
+
+
+class _Caller:
+    """Whoever sent the request that is being served."""
+
+    __slots__ = ("gid", "uid", "umask")
+
+    def __init__(self) -> None:
+        self.uid = self.gid = self.umask = 0
+
+
+class Connection:
+    """The kernel's end is a mount, this end answers it."""
+
+    def __init__(self, device: int, union: Union, *, timeout: float, acl: bool) -> None:
+        """Prepare; nothing is read yet.
+
+        Args:
+            device: descriptor of /dev/fuse that was given to the mount; the caller closes it.
+            union: what is served.
+            timeout: seconds for which the kernel may keep what it is told.
+            acl: whether the kernel enforces POSIX ACLs.
+        """
+        self._device = device
+        self._union = union
+        self._acl = acl
+        self._seconds, self._nanoseconds = int(timeout), int(timeout % 1 * _SECOND)
+        self._caller = _Caller()
+        self._setxattr_in = _two_words
+        # No request is larger than a WRITE, and the kernel refuses a reader with less room.
+        self._request = bytearray(_WRITE_DATA + _LARGEST)
+        self._data = memoryview(self._request)
+        self._answer = bytearray(OUT_HEADER.size + _LARGEST)
+        self._reply = memoryview(self._answer)
+        self._missing = ENTRY.pack(
+            ENTRY.size, 0, 0, 0, 0, self._seconds, 0, self._nanoseconds, *(0,) * 17
+        )[OUT_HEADER.size :]  # fmt: skip
+        self._handlers: dict[int, Callable[[int, int, int], _Reply]] = {
+            Operation.LOOKUP: self._lookup,
+            Operation.FORGET: self._forget,
+            Operation.BATCH_FORGET: self._batch_forget,
+            Operation.GETATTR: self._getattr,
+            Operation.SETATTR: self._setattr,
+            Operation.READLINK: self._readlink,
+            Operation.SYMLINK: self._symlink,
+            Operation.MKNOD: self._mknod,
+            Operation.MKDIR: self._mkdir,
+            Operation.UNLINK: self._unlink,
+            Operation.RMDIR: self._rmdir,
+            Operation.RENAME: self._rename,
+            Operation.RENAME2: self._rename2,
+            Operation.LINK: self._link,
+            Operation.READ: self._read,
+            Operation.WRITE: self._write,
+            Operation.STATFS: self._statfs,
+            Operation.FSYNC: self._fsync,
+            Operation.FSYNCDIR: self._fsyncdir,
+            Operation.SETXATTR: self._setxattr,
+            Operation.GETXATTR: self._getxattr,
+            Operation.LISTXATTR: self._listxattr,
+            Operation.REMOVEXATTR: self._removexattr,
+            Operation.INIT: self._init,
+            Operation.READDIRPLUS: self._readdir,
+            Operation.FALLOCATE: self._fallocate,
+            Operation.LSEEK: self._lseek,
+            Operation.COPY_FILE_RANGE: self._copy_file_range,
+            Operation.INTERRUPT: self._ignore,
+            Operation.TMPFILE: self._tmpfile,
+            Operation.RELEASE: self._release,
+        }
+
+    def serve(self, ready: Callable[[], None]) -> None:
+        """Answer requests until the file system is unmounted.
+
+        Args:
+            ready: called when the kernel's first request is answered; the mount works from then on.
+
+        No error of a request ends it: an OSError becomes its errno, everything else is logged and becomes EIO.
+        """
+        device, buffers, unpack = self._device, [self._request], IN_HEADER.unpack_from
+        handler_of, readv, write = self._handlers.get, os.readv, os.write
+        while True:
+            try:
+                readv(device, buffers)
+            except OSError as error:
+                if error.errno in _AGAIN:
+                    continue
+                if error.errno == errno.ENODEV:
+                    return
+                raise
+            length, operation, unique, ino, _, _, _, _, _ = unpack(self._request)
+            handler = handler_of(operation)
+            if handler is None:
+                if operation == Operation.DESTROY:
+                    return
+                reply: _Reply = OUT_HEADER.pack(OUT_HEADER.size, -errno.ENOSYS, unique)
+            else:
+                try:
+                    reply = handler(unique, ino, length)
+                except OSError as error:
+                    if error.errno is None or error.errno == errno.EIO:
+                        _log.error("%s of inode %d: %s", Operation(operation).name, ino, error)
+                    reply = OUT_HEADER.pack(OUT_HEADER.size, -(error.errno or errno.EIO), unique)
+                except Exception:  # noqa: BLE001 - no request may end the mount
+                    _log.exception("%s of inode %d", Operation(operation).name, ino)
+                    reply = OUT_HEADER.pack(OUT_HEADER.size, -errno.EIO, unique)
+            if reply is not None:
+                try:
+                    write(device, reply)
+                except OSError as error:
+                    if error.errno == errno.ENODEV:
+                        return
+                    if error.errno != errno.ENOENT:  # whoever asked was killed
+                        _log.error("reply to %s of inode %d: %s", Operation(operation).name, ino, error)
+                if operation == Operation.INIT:
+                    ready()
+
+    def _init(self, unique: int, _ino: int, _length: int) -> bytes:
+        major, minor, read_ahead, offered = INIT_IN.unpack_from(self._request, _HEADER)
+        if major != 7 or minor < 31:
+            raise OSError(errno.EPROTO, f"the kernel speaks FUSE {major}.{minor}")
+        flags = offered & (_WANTED | (Init.POSIX_ACL if self._acl else 0))
+        if flags & Init.SETXATTR_EXT:
+            self._setxattr_in = _four_words
+        body = INIT_OUT.pack(
+            7, MINOR, max(read_ahead, _LARGEST), flags, _BACKGROUND, _CONGESTED, _LARGEST, 1, _LARGEST // _PAGE, 0, 0
+        )  # fmt: skip
+        return _answer(unique, body)
+
+    def _ignore(self, _unique: int, _ino: int, _length: int) -> None:
+        """Each request is answered before the next one is read, so there is nothing to interrupt."""
+
+    def _lookup(self, unique: int, ino: int, length: int) -> bytes:
+        found = self._union.lookup(ino, bytes(self._data[_HEADER : length - 1]))
+        if found is None:
+            return OUT_HEADER.pack(ENTRY.size, 0, unique) + self._missing
+        return self._entry(unique, found)
+
+    def _forget(self, _unique: int, ino: int, _length: int) -> None:
+        self._union.forget([(ino, *_number.unpack_from(self._request, _HEADER))])
+
+    def _batch_forget(self, _unique: int, _ino: int, _length: int) -> None:
+        (count,) = _two_words.unpack_from(self._request, _HEADER)[:1]
+        start = _HEADER + _two_words.size
+        self._union.forget(struct.iter_unpack("=QQ", self._data[start : start + 16 * count]))
+
+    def _getattr(self, unique: int, ino: int, _length: int) -> bytes:
+        return self._attributes(unique, self._union.getattr(ino))
+
+    def _setattr(self, unique: int, ino: int, _length: int) -> bytes:
+        values = _setattr_in.unpack_from(self._request, _HEADER)
+        valid, size, atime, mtime, atime_ns, mtime_ns, mode, uid, gid = values
+        now = time.time_ns()
+        changes = Changes(
+            mode=mode & 0o7777 if valid & SetAttr.MODE else None,
+            uid=uid if valid & SetAttr.UID else None,
+            gid=gid if valid & SetAttr.GID else None,
+            size=size if valid & SetAttr.SIZE else None,
+            strip=bool(valid & SetAttr.KILL_SUIDGID),
+            atime_ns=_time(valid, SetAttr.ATIME, SetAttr.ATIME_NOW, atime, atime_ns, now),
+            mtime_ns=_time(valid, SetAttr.MTIME, SetAttr.MTIME_NOW, mtime, mtime_ns, now),
+        )
+        return self._attributes(unique, self._union.setattr(ino, changes))
+
+    def _readlink(self, unique: int, ino: int, _length: int) -> bytes:
+        return _answer(unique, self._union.readlink(ino))
+
+    def _symlink(self, unique: int, ino: int, length: int) -> bytes:
+        name, target = self._names(_HEADER, length)
+        return self._entry(unique, self._union.symlink(ino, name, target, self._who(0)))
+
+    def _mknod(self, unique: int, ino: int, length: int) -> bytes:
+        mode, device, umask, _ = _four_words.unpack_from(self._request, _HEADER)
+        (name,) = self._names(_HEADER + _four_words.size, length)
+        return self._entry(unique, self._union.mknod(ino, name, mode, device, self._who(umask)))
+
+    def _tmpfile(self, unique: int, ino: int, _length: int) -> bytes:
+        _, mode, umask, _ = _four_words.unpack_from(self._request, _HEADER)
+        found = self._entry(unique, self._union.tmpfile(ino, mode & 0o7777, self._who(umask)))
+        return _answer(unique, found[OUT_HEADER.size :] + _OPENED)
+
+    def _release(self, unique: int, _ino: int, _length: int) -> bytes:
+        """Files that were opened by a request are closed by one."""
+        return _answer(unique)
+
+    def _mkdir(self, unique: int, ino: int, length: int) -> bytes:
+        mode, umask = _two_words.unpack_from(self._request, _HEADER)
+        (name,) = self._names(_HEADER + _two_words.size, length)
+        return self._entry(unique, self._union.mkdir(ino, name, mode, self._who(umask)))
+
+    def _unlink(self, unique: int, ino: int, length: int) -> bytes:
+        self._union.unlink(ino, *self._names(_HEADER, length))
+        return _answer(unique)
+
+    def _rmdir(self, unique: int, ino: int, length: int) -> bytes:
+        self._union.rmdir(ino, *self._names(_HEADER, length))
+        return _answer(unique)
+
+    def _rename(self, unique: int, ino: int, length: int) -> bytes:
+        (target,) = _number.unpack_from(self._request, _HEADER)
+        old, new = self._names(_HEADER + _number.size, length)
+        self._union.rename(ino, old, target, new, 0)
+        return _answer(unique)
+
+    def _rename2(self, unique: int, ino: int, length: int) -> bytes:
+        target, flags = _rename2_in.unpack_from(self._request, _HEADER)
+        old, new = self._names(_HEADER + _rename2_in.size, length)
+        self._union.rename(ino, old, target, new, flags)
+        return _answer(unique)
+
+    def _link(self, unique: int, ino: int, length: int) -> bytes:
+        (linked,) = _number.unpack_from(self._request, _HEADER)
+        return self._entry(unique, self._union.link(linked, ino, *self._names(_HEADER + _number.size, length)))
+
+    def _read(self, unique: int, ino: int, _length: int) -> memoryview:
+        offset, size = _read_in.unpack_from(self._request, _HEADER)
+        start = OUT_HEADER.size
+        end = start + self._union.read_into(ino, offset, self._reply[start : start + size])
+        OUT_HEADER.pack_into(self._answer, 0, end, 0, unique)
+        return self._reply[:end]
+
+    def _write(self, unique: int, ino: int, _length: int) -> bytes:
+        offset, size, flags = _write_in.unpack_from(self._request, _HEADER)
+        data = self._data[_WRITE_DATA : _WRITE_DATA + size]
+        written = self._union.write(ino, offset, data, strip=bool(flags & _KILL_SUIDGID))
+        return _answer(unique, _two_words.pack(written, 0))
+
+    def _fallocate(self, unique: int, ino: int, _length: int) -> bytes:
+        offset, size, mode = _fallocate_in.unpack_from(self._request, _HEADER)
+        self._union.allocate(ino, mode, offset, size)
+        return _answer(unique)
+
+    def _lseek(self, unique: int, ino: int, _length: int) -> bytes:
+        return _answer(unique, _number.pack(self._union.seek(ino, *_lseek_in.unpack_from(self._request, _HEADER))))
+
+    def _copy_file_range(self, unique: int, ino: int, _length: int) -> bytes:
+        offset, target, target_offset, size = _copy_in.unpack_from(self._request, _HEADER)
+        copied = self._union.copy_range(ino, offset, target, target_offset, min(size, 1 << 30))
+        return _answer(unique, _two_words.pack(copied, 0))
+
+    def _fsync(self, unique: int, ino: int, _length: int) -> bytes:
+        (flags,) = _two_words.unpack_from(self._request, _HEADER + 8)[:1]
+        self._union.fsync(ino, data_only=bool(flags & _FDATASYNC))
+        return _answer(unique)
+
+    def _fsyncdir(self, unique: int, ino: int, _length: int) -> bytes:
+        self._union.fsyncdir(ino)
+        return _answer(unique)
+
+    def _statfs(self, unique: int, _ino: int, _length: int) -> bytes:
+        found = self._union.statfs()
+        return _answer(unique, STATFS.pack(
+            found.f_blocks, found.f_bfree, found.f_bavail, found.f_files, found.f_ffree, found.f_bsize, found.f_namemax,
+            found.f_frsize,
+        ))  # fmt: skip
+
+    def _setxattr(self, unique: int, ino: int, length: int) -> bytes:
+        size, flags, *more = self._setxattr_in.unpack_from(self._request, _HEADER)
+        end = length - size
+        (name,) = self._names(_HEADER + self._setxattr_in.size, end)
+        strip = bool(more and more[0] & _ACL_KILL_SGID)
+        self._union.setxattr(ino, name, bytes(self._data[end:length]), flags, strip_group=strip)
+        return _answer(unique)
+
+    def _getxattr(self, unique: int, ino: int, length: int) -> bytes:
+        (name,) = self._names(_HEADER + _two_words.size, length)
+        return self._sized(unique, self._union.getxattr(ino, name))
+
+    def _listxattr(self, unique: int, ino: int, _length: int) -> bytes:
+        return self._sized(unique, b"".join(name + b"\0" for name in self._union.listxattr(ino, self._who(0))))
+
+    def _removexattr(self, unique: int, ino: int, length: int) -> bytes:
+        self._union.removexattr(ino, *self._names(_HEADER, length))
+        return _answer(unique)
+
+    def _readdir(self, unique: int, ino: int, _length: int) -> memoryview:
+        place, size = _read_in.unpack_from(self._request, _HEADER)
+        buffer, pack_into = self._answer, DIRECTORY_ENTRY.pack_into
+        seconds, nanoseconds, header = self._seconds, self._nanoseconds, DIRECTORY_ENTRY.size
+        position = OUT_HEADER.size
+        end = position + size
+
+        def take(name: bytes, found: Attributes, after: int) -> bool:
+            nonlocal position
+            length = len(name)
+            following = position + (header + length + 7 & ~7)
+            if following > end:
+                return False
+            child, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime = found
+            pack_into(
+                buffer, position,
+                0 if after < 3 else child, 0, seconds, seconds, nanoseconds, nanoseconds,
+                child, size, blocks, atime // _SECOND, mtime // _SECOND, ctime // _SECOND,
+                atime % _SECOND, mtime % _SECOND, ctime % _SECOND, mode, nlink, uid, gid, rdev, _BLOCK, 0,
+                child, after, length, mode >> 12,
+            )  # fmt: skip
+            position += header
+            buffer[position : position + length] = name
+            position = following
+            return True
+
+        self._union.readdir(ino, place, take)
+        OUT_HEADER.pack_into(buffer, 0, position, 0, unique)
+        return self._reply[:position]
+
+    def _names(self, start: int, end: int) -> list[bytes]:
+        """Return the names at the end of a request, each with a NUL behind it."""
+        return bytes(self._data[start : end - 1]).split(b"\0")
+
+    def _who(self, umask: int) -> _Caller:
+        """Return who sent the request."""
+        caller = self._caller
+        _, _, _, _, caller.uid, caller.gid, _, _, _ = IN_HEADER.unpack_from(self._request)
+        caller.umask = umask
+        return caller
+
+    def _entry(self, unique: int, found: Attributes) -> bytes:
+        """Return the reply that tells the kernel of an inode."""
+        ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime = found
+        seconds, nanoseconds = self._seconds, self._nanoseconds
+        return ENTRY.pack(
+            ENTRY.size, 0, unique, ino, 0, seconds, seconds, nanoseconds, nanoseconds,
+            ino, size, blocks, atime // _SECOND, mtime // _SECOND, ctime // _SECOND,
+            atime % _SECOND, mtime % _SECOND, ctime % _SECOND, mode, nlink, uid, gid, rdev, _BLOCK, 0,
+        )  # fmt: skip
+
+    def _attributes(self, unique: int, found: Attributes) -> bytes:
+        """Return the reply with attributes."""
+        ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime = found
+        return ATTRIBUTES.pack(
+            ATTRIBUTES.size, 0, unique, self._seconds, self._nanoseconds,
+            ino, size, blocks, atime // _SECOND, mtime // _SECOND, ctime // _SECOND,
+            atime % _SECOND, mtime % _SECOND, ctime % _SECOND, mode, nlink, uid, gid, rdev, _BLOCK, 0,
+        )  # fmt: skip
+
+    def _sized(self, unique: int, value: bytes) -> bytes:
+        """Return the reply with an xattr, or its size for a caller that brought no room.
+
+        Raises:
+            OSError: ERANGE.
+        """
+        (room,) = _two_words.unpack_from(self._request, _HEADER)[:1]
+        if not room:
+            return _answer(unique, _two_words.pack(len(value), 0))
+        if len(value) > room:
+            raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
+        return _answer(unique, value)
+
+
+def _answer(unique: int, body: bytes = b"") -> bytes:
+    """Return a reply that is no error."""
+    return OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique) + body
+
+
+def _time(valid: int, given: SetAttr, current: SetAttr, seconds: int, nanoseconds: int, now: int) -> int | None:
+    """Return the time that a request sets, in nanoseconds; None leaves it."""
+    if valid & current:
+        return now
+    return seconds * _SECOND + nanoseconds if valid & given else None
