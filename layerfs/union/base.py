@@ -16,13 +16,15 @@ from layerfs.union.attribute import Attributes
 from layerfs.union.copy_up import copy_inode
 from layerfs.union.lower import Lower, Reference
 from layerfs.union.mark import open_inode
-from layerfs.union.node import ROOT, Node, NodeTable
+from layerfs.union.node import ROOT, Content, Node, NodeTable
 from layerfs.union.owner import OwnerMap
 from layerfs.union.upper import Upper
 
 __all__ = ["Caller", "UnionPart"]
 
 _NAME_MAX = 255
+#: Files whose descriptors are kept; opening one again costs two system calls.
+_OPEN = 512
 
 
 class Caller(Protocol):
@@ -251,36 +253,49 @@ class UnionPart:
 
     def _copy_one(self, node: Node, upper: Upper, *, data: bool) -> None:
         """Copy one inode up; the directory above it is there."""
-        temporary = copy_inode(self._lower, node.lower, upper, data=data)
+        temporary, fd = copy_inode(self._lower, node.lower, upper, data=data)
         if node.parent is None:
             # Its name is gone: the copy needs none.
             node.fd = open_inode(temporary, upper.work)
             (os.rmdir if node.is_directory else os.unlink)(temporary, dir_fd=upper.work)
-            self._copied(node, upper)
+            self._copied(node, upper, fd)
             return
         try:
             above = upper.directory(node.parent)
             times = os.fstat(above)
             os.rename(temporary, node.name, src_dir_fd=upper.work, dst_dir_fd=above)
         except BaseException:
+            if fd >= 0:
+                os.close(fd)
             (os.rmdir if node.is_directory else os.unlink)(temporary, dir_fd=upper.work)
             raise
         # Nothing in the directory has changed for those who look through the union.
         os.utime(b".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=above)
-        self._copied(node, upper)
+        self._copied(node, upper, fd)
 
-    def _copied(self, node: Node, upper: Upper) -> None:
-        """Note that an inode lies in the upper now."""
+    def _copied(self, node: Node, upper: Upper, fd: int) -> None:
+        """Note that an inode lies in the upper now, and go on with its descriptor."""
         reference = node.lower
         node.upper = True
         if node.is_directory:
             return
         node.lower = None
-        status = upper.status(node)
+        status = os.fstat(fd) if fd >= 0 else upper.status(node)
         self._born[status.st_ino] = node.ino
         node.close_content()
+        if fd >= 0:
+            self._keep(node, Content(fd, 0, None, owned=True, writable=True))
         if node.parent is not None:
             self._link_others(node, reference)
+
+    def _keep(self, node: Node, content: Content) -> None:
+        """Keep a file open, and close the one that was opened longest ago if there are too many."""
+        node.content = content
+        if content.owned:
+            self._open.pop(node, None)
+            self._open[node] = None
+            if len(self._open) > _OPEN:
+                self._open.popitem(last=False)[0].close_content()
 
     def _link_others(self, node: Node, reference: Reference) -> None:
         """Let the other names of a file follow it into the upper, so that it stays one file."""

@@ -34,7 +34,7 @@ _Make = Callable[[bytes, int], None]
 class Changes:
     """What is to change of an inode; None leaves it. Times in nanoseconds.
 
-    ``strip`` says that whoever changes the size loses the set-ID bits of the file by this.
+    ``strip`` says that the file loses its set-ID bits by this.
     """
 
     mode: int | None = None
@@ -197,8 +197,8 @@ class ChangePart(ViewPart, FilePart):
         self._copy_up(node, data=changes.size != 0)
         if changes.size is not None:
             os.ftruncate(self._written(node).fd, changes.size)
-            if changes.strip and changes.mode is None:
-                self._strip_mode(node, self._attributes(node).mode)
+        if changes.strip and changes.mode is None and not node.is_directory:
+            self._strip_mode(node, self._attributes(node).mode)
         if changes.mode is not None or changes.uid is not None or changes.gid is not None:
             uid, gid = changes.uid, changes.gid
             if self._owners is not None:
@@ -380,7 +380,9 @@ class ChangePart(ViewPart, FilePart):
             old = upper.status(node)
             atime = old.st_atime_ns if atime is None else atime
             mtime = old.st_mtime_ns if mtime is None else mtime
-        if node.fd >= 0:
+        if node.content is not None:
+            os.utime(node.content.fd, ns=(atime, mtime))
+        elif node.fd >= 0:
             os.utime(descriptor_path(node.fd), ns=(atime, mtime))
         else:
             fd, name = upper.place(node)

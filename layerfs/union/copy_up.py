@@ -27,7 +27,7 @@ _SMALL = 64 << 10
 _UNKEPT = frozenset({errno.EOPNOTSUPP, errno.EPERM})
 
 
-def copy_inode(lower: Lower, reference: Reference, upper: Upper, *, data: bool = True) -> bytes:
+def copy_inode(lower: Lower, reference: Reference, upper: Upper, *, data: bool = True) -> tuple[bytes, int]:
     """Copy an inode into the work directory.
 
     Args:
@@ -37,7 +37,8 @@ def copy_inode(lower: Lower, reference: Reference, upper: Upper, *, data: bool =
         data: False leaves a regular file empty, for a caller that truncates it.
 
     Returns:
-        The name in the work directory, for the caller to rename.
+        The name in the work directory, for the caller to rename; and a descriptor for reading and writing of a regular
+        file, or -1.
 
     Raises:
         OSError: ENOSPC, EDQUOT, EIO; nothing is left then.
@@ -50,16 +51,15 @@ def copy_inode(lower: Lower, reference: Reference, upper: Upper, *, data: bool =
         try:
             if data and attributes.size:
                 _copy_content(lower.open(reference), fd)
-            _dress(fd, b"/proc/self/fd/%d" % fd, attributes, lower.xattrs(reference), upper)
+            _dress(fd, fd, attributes, lower.xattrs(reference), upper)
             if data and attributes.size > _SMALL:
                 # So that the journal orders the bytes before the name; nobody waits for the disk here.
                 start_writeback(fd)
         except BaseException:
+            os.close(fd)
             os.unlink(name, dir_fd=upper.work)
             raise
-        finally:
-            os.close(fd)
-        return name
+        return name, fd
     if kind == stat.S_IFDIR:
         os.mkdir(name, 0o700, dir_fd=upper.work)
     elif kind == stat.S_IFLNK:
@@ -75,7 +75,7 @@ def copy_inode(lower: Lower, reference: Reference, upper: Upper, *, data: bool =
     except BaseException:
         (os.rmdir if kind == stat.S_IFDIR else os.unlink)(name, dir_fd=upper.work)
         raise
-    return name
+    return name, -1
 
 
 def _copy_content(source: LowerFile, fd: int) -> None:
@@ -98,9 +98,13 @@ def _copy_content(source: LowerFile, fd: int) -> None:
 
 
 def _dress(
-    fd: int, path: bytes, attributes: Attributes, xattrs: dict[bytes, bytes], upper: Upper, name: bytes | None = None
-) -> None:
-    """Give a copy owner, xattrs, mode and times, in the order in which none takes another one away."""
+    fd: int, path: bytes | int, attributes: Attributes, xattrs: dict[bytes, bytes], upper: Upper,
+    name: bytes | None = None,
+) -> None:  # fmt: skip
+    """Give a copy owner, xattrs, mode and times, in the order in which none takes another one away.
+
+    ``path`` is a descriptor where that is enough, which saves the way through /proc; ``name`` is there where it is not.
+    """
     mode = attributes.mode
     link = stat.S_ISLNK(mode)
     if upper.override:
@@ -110,7 +114,8 @@ def _dress(
             os.setxattr(path, OVERRIDE_XATTR, text)
     else:
         if name is None:
-            os.fchown(fd, attributes.uid, attributes.gid)
+            if (attributes.uid, attributes.gid) != upper.owner:
+                os.fchown(fd, attributes.uid, attributes.gid)
         else:
             os.chown(name, attributes.uid, attributes.gid, dir_fd=upper.work, follow_symlinks=False)
         if not link:

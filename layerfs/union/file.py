@@ -16,8 +16,6 @@ from layerfs.union.node import Content, Node
 
 __all__ = ["FilePart"]
 
-#: Files whose descriptors are kept; opening one again costs two system calls.
-_OPEN = 512
 _OPENING = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 #: What opening a file of the upper for writing answers where reading it may still be possible.
 _NO_WRITING = frozenset({EACCES, EPERM, EROFS})
@@ -137,7 +135,7 @@ class FilePart(UnionPart):
         return content
 
     def _opened(self, node: Node) -> Content:
-        """Open a file, and close the one that was opened longest ago if there are too many."""
+        """Open a file."""
         self._regular(node)
         if node.upper:
             try:
@@ -151,15 +149,6 @@ class FilePart(UnionPart):
             content = Content(found.fd, found.offset, found.size, owned=found.owned, writable=False)
         self._keep(node, content)
         return content
-
-    def _keep(self, node: Node, content: Content) -> None:
-        """Keep a file open."""
-        node.content = content
-        if content.owned:
-            self._open.pop(node, None)
-            self._open[node] = None
-            if len(self._open) > _OPEN:
-                self._open.popitem(last=False)[0].close_content()
 
     def _open_upper(self, node: Node, flags: int) -> int:
         """Open a regular file of the upper."""

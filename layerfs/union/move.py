@@ -35,8 +35,7 @@ class MovePart(ChangePart, ListingPart):
         try:
             if node.is_directory:
                 raise IsADirectoryError(errno.EISDIR, os.strerror(errno.EISDIR))
-            if not node.upper and self._lower.attributes(node.lower).nlink > 1:
-                self._copy_up(node)  # so that the count of the links that are left is right
+            self._count_links(node)
             below = self._lower_has(directory, name)
             self._copy_up(directory)
             fd = upper.directory(directory)
@@ -114,6 +113,8 @@ class MovePart(ChangePart, ListingPart):
             if flags & EXCHANGE and new is not None:
                 self._exchange(upper, source, old_name, old, target, new_name, new)
             else:
+                if new is not None:
+                    self._count_links(new)
                 self._replace(upper, source, old_name, old, target, new_name, new)
         finally:
             self._nodes.drop(old)
@@ -215,6 +216,11 @@ class MovePart(ChangePart, ListingPart):
             self._nodes.name(node, target, new_name)
             self._nodes.unname(node, source, old_name)
         node.holds -= 1
+
+    def _count_links(self, node: Node) -> None:
+        """Copy a file with several names up before it loses one, so that the count of those that are left is right."""
+        if not node.upper and not node.is_directory and self._lower.attributes(node.lower).nlink > 1:
+            self._copy_up(node)
 
     def _hold(self, upper: Upper, node: Node) -> None:
         """Keep an inode of the upper reachable that is about to lose the last name that is known of it."""

@@ -51,6 +51,7 @@ class Upper:
         override: whether owners are kept in an xattr.
         device: st_dev of the upper directory.
         name_max: the longest name that it can hold.
+        owner: user and group that a new file in the work directory has by itself.
     """
 
     def __init__(self, upper: str | bytes, work: str | bytes, prefix: bytes) -> None:
@@ -137,16 +138,21 @@ class Upper:
 
     def status(self, node: Node) -> os.stat_result:
         """Stat an inode."""
-        if node.fd >= 0:
-            return os.fstat(node.fd)
+        content = node.content
+        fd = node.fd if content is None else content.fd
+        if fd < 0 and node.kind == stat.S_IFDIR:
+            fd = self._fds.get(node, -1)
+        if fd >= 0:
+            return os.fstat(fd)
         fd, name = self.place(node)
         return os.stat(name, dir_fd=fd, follow_symlinks=False)
 
     @contextlib.contextmanager
     def inode(self, node: Node) -> Iterator[int]:
-        """Hold an O_PATH descriptor of an inode for a while."""
-        if node.fd >= 0:
-            yield node.fd
+        """Hold a descriptor of an inode for a while, which may be an O_PATH one."""
+        held = node.fd if node.content is None else node.content.fd
+        if held >= 0:
+            yield held
             return
         place, name = self.place(node)
         fd = open_inode(name, place)
@@ -216,12 +222,16 @@ class Upper:
             return
         if uid is not None or gid is not None:
             owner, group = -1 if uid is None else uid, -1 if gid is None else gid
-            if node.fd >= 0:
+            if node.content is not None:
+                os.fchown(node.content.fd, owner, group)
+            elif node.fd >= 0:
                 os.chown(descriptor_path(node.fd), owner, group)
             else:
                 fd, name = self.place(node)
                 os.chown(name, owner, group, dir_fd=fd, follow_symlinks=False)
-        if mode is not None:
+        if mode is not None and node.content is not None:
+            os.fchmod(node.content.fd, stat.S_IMODE(mode))
+        elif mode is not None:
             with self.inode(node) as fd:
                 os.chmod(descriptor_path(fd), stat.S_IMODE(mode))
 
@@ -296,6 +306,8 @@ class Upper:
         """Whether files can be given to another owner, tried on one."""
         name = self.temporary()
         os.close(os.open(name, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600, dir_fd=self.work))
+        status = os.stat(name, dir_fd=self.work, follow_symlinks=False)
+        self.owner = (status.st_uid, status.st_gid)
         try:
             os.chown(name, 1, 1, dir_fd=self.work, follow_symlinks=False)
         except OSError as error:

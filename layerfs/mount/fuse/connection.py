@@ -57,6 +57,7 @@ _WANTED = (
 )  # fmt: skip
 #: WRITE: the writer loses set-ID bits. SETXATTR: the file loses its set-group-ID bit.
 _KILL_SUIDGID = 1 << 2
+_CHANGES = SetAttr.MODE | SetAttr.UID | SetAttr.GID | SetAttr.SIZE | SetAttr.ATIME | SetAttr.MTIME
 _ACL_KILL_SGID = 1 << 0
 _FDATASYNC = 1 << 0
 #: Errors of reading a request that only mean that it was taken back.
@@ -236,7 +237,8 @@ class Connection:
             uid=uid if valid & SetAttr.UID else None,
             gid=gid if valid & SetAttr.GID else None,
             size=size if valid & SetAttr.SIZE else None,
-            strip=bool(valid & SetAttr.KILL_SUIDGID),
+            # A chown that changes nothing says nothing, and still takes set-ID bits away.
+            strip=bool(valid & SetAttr.KILL_SUIDGID) or not valid & _CHANGES,
             atime_ns=_time(valid, SetAttr.ATIME, SetAttr.ATIME_NOW, atime, atime_ns, now),
             mtime_ns=_time(valid, SetAttr.MTIME, SetAttr.MTIME_NOW, mtime, mtime_ns, now),
         )

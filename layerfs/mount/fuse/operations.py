@@ -107,7 +107,7 @@ class UnionOperations(pyfuse3.Operations):
             uid=new.st_uid if fields.update_uid else None,
             gid=new.st_gid if fields.update_gid else None,
             size=new.st_size if fields.update_size else None,
-            strip=context.uid != 0,
+            strip=fields.update_size and context.uid != 0,
             atime_ns=new.st_atime_ns if fields.update_atime else None,
             mtime_ns=new.st_mtime_ns if fields.update_mtime else None,
         )

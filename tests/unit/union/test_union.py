@@ -140,6 +140,18 @@ def test_a_link_removed_below_is_counted(work: Work) -> None:
     assert is_whiteout(work.upper / "a/two")
 
 
+def test_a_link_replaced_below_is_counted(work: Work) -> None:
+    work.union.rename(ROOT, b"empty", ROOT, b"one", 0)
+    assert work.at("a/two").nlink == 1
+    assert work.read("one") == b""
+
+
+def test_a_chown_that_changes_nothing_takes_set_id_bits_away(work: Work) -> None:
+    for path, expected in (("top", 0o0755), ("a", 0o6755)):
+        work.union.setattr(work.at(path).ino, Changes(mode=0o6755))
+        assert stat.S_IMODE(work.union.setattr(work.at(path).ino, Changes(strip=True)).mode) == expected
+
+
 def test_what_is_removed_stays_open(work: Work) -> None:
     for path in ("a/f", "top"):
         found = work.at(path)
