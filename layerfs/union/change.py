@@ -34,7 +34,7 @@ _Make = Callable[[bytes, int], None]
 class Changes:
     """What is to change of an inode; None leaves it. Times in nanoseconds.
 
-    ``strip`` says that the file loses its set-ID bits by this.
+    ``strip`` says that whoever changes the size loses the set-ID bits of the file by this.
     """
 
     mode: int | None = None
@@ -197,8 +197,8 @@ class ChangePart(ViewPart, FilePart):
         self._copy_up(node, data=changes.size != 0)
         if changes.size is not None:
             os.ftruncate(self._written(node).fd, changes.size)
-        if changes.strip and changes.mode is None and not node.is_directory:
-            self._strip_mode(node, self._attributes(node).mode)
+            if changes.strip and changes.mode is None:
+                self._strip_mode(node, self._attributes(node).mode)
         if changes.mode is not None or changes.uid is not None or changes.gid is not None:
             uid, gid = changes.uid, changes.gid
             if self._owners is not None:
@@ -207,6 +207,22 @@ class ChangePart(ViewPart, FilePart):
             upper.change(node, mode=changes.mode, uid=uid, gid=gid)
         if changes.atime_ns is not None or changes.mtime_ns is not None:
             self._set_times(node, upper, changes)
+        return self._attributes(node)
+
+    def strip(self, ino: int, caller: Caller) -> Attributes:
+        """Take the set-ID bits of what is no directory away, as a chown that changes nothing does.
+
+        Raises:
+            OSError: EPERM if there are any and the caller is neither root nor the owner; EROFS, ENOSPC, EIO.
+        """
+        node = self._nodes[ino]
+        self._writable()
+        if not node.is_directory:
+            found = self._attributes(node)
+            if found.mode & _PRIVILEGE_BITS and caller.uid not in {0, found.uid}:
+                raise PermissionError(errno.EPERM, os.strerror(errno.EPERM))
+            self._copy_up(node)
+            self._strip_mode(node, found.mode)
         return self._attributes(node)
 
     def setxattr(self, ino: int, name: bytes, value: bytes, flags: int = 0, *, strip_group: bool = False) -> None:

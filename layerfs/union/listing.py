@@ -25,7 +25,7 @@ Emit = Callable[[bytes, Attributes, int], bool]
 #: The place of the first name behind the dots.
 _FIRST = 3
 #: Names in listings that are kept, 100 bytes each, so that the kernel can ask for the rest of one.
-_KEPT = 200_000
+_KEPT = 20_000
 #: A name with what it is in the lower tree, if the upper has nothing of that name.
 _Row = tuple[bytes, Reference | None]
 

@@ -231,14 +231,15 @@ class Connection:
     def _setattr(self, unique: int, ino: int, _length: int) -> bytes:
         values = _setattr_in.unpack_from(self._request, _HEADER)
         valid, size, atime, mtime, atime_ns, mtime_ns, mode, uid, gid = values
+        if not valid & _CHANGES:
+            return self._attributes(unique, self._union.strip(ino, self._who(0)))
         now = time.time_ns()
         changes = Changes(
             mode=mode & 0o7777 if valid & SetAttr.MODE else None,
             uid=uid if valid & SetAttr.UID else None,
             gid=gid if valid & SetAttr.GID else None,
             size=size if valid & SetAttr.SIZE else None,
-            # A chown that changes nothing says nothing, and still takes set-ID bits away.
-            strip=bool(valid & SetAttr.KILL_SUIDGID) or not valid & _CHANGES,
+            strip=bool(valid & SetAttr.KILL_SUIDGID),
             atime_ns=_time(valid, SetAttr.ATIME, SetAttr.ATIME_NOW, atime, atime_ns, now),
             mtime_ns=_time(valid, SetAttr.MTIME, SetAttr.MTIME_NOW, mtime, mtime_ns, now),
         )

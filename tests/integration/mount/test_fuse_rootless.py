@@ -86,24 +86,68 @@ def test_in_a_user_namespace(home: Path, archive: Path) -> None:
     assert os.getxattr(upper / "srv/moved", "user.containers.override_stat").endswith(b":4711")
 
 
+def _python_of(user: int) -> tuple[str, dict[str, str]]:
+    """Return a Python that a user can run and that finds what this one does, and its environment.
+
+    That of the tests may lie in a home that others cannot enter; then the system's one of the same version will do.
+    """
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(path for path in sys.path if path)}
+    version = f"/usr/bin/python{sys.version_info.major}.{sys.version_info.minor}"
+    said = []
+    for python in (sys.executable, version):
+        command = [python, "-c", "import layerfs.api, os; os.close(os.open('/dev/fuse', os.O_RDWR))"]
+        try:
+            tried = subprocess.run(
+                command, check=False, capture_output=True, text=True, user=user, group=user, extra_groups=[], cwd="/",
+                env=environment,
+            )  # fmt: skip
+        except OSError as error:
+            said.append(f"{python}: {error.strerror}")
+            continue
+        if not tried.returncode:
+            return python, environment
+        said.append(f"{python}: {tried.stderr.strip().splitlines()[-1]}")
+    pytest.skip(f"no Python for user {user}: {'; '.join(said)}")
+
+
 @pytest.mark.needs_root
-def test_as_an_ordinary_user(home: Path, archive: Path) -> None:
+@pytest.mark.parametrize("options", ["", "pyfuse3"])
+def test_as_an_ordinary_user(home: Path, archive: Path, options: str) -> None:
     if shutil.which("fusermount3") is None:
         pytest.skip("fusermount3 is not installed")
     place = home / "own"
     place.mkdir()
     os.chown(place, USER, USER)
-    try:
-        able = subprocess.run(
-            [sys.executable, "-c", "import layerfs, os; os.close(os.open('/dev/fuse', os.O_RDWR))"], check=False,
-            capture_output=True, text=True, user=USER, group=USER, extra_groups=[], cwd="/",
-        )  # fmt: skip
-    except PermissionError:
-        pytest.skip(f"user {USER} cannot run {sys.executable}")
-    if able.returncode:
-        pytest.skip(f"user {USER}: {able.stderr.strip().splitlines()[-1]}")
+    python, environment = _python_of(USER)
+    flow = FLOW
+    if options:
+        flow = "from layerfs.mount.option import MountOptions\n" + FLOW.replace(
+            'name="box")', 'name="box", options=MountOptions(pyfuse3=True))'
+        )
     done = subprocess.run(
-        [sys.executable, "-c", FLOW, str(place), str(archive)], check=False, capture_output=True, text=True, user=USER,
-        group=USER, extra_groups=[], cwd="/",
+        [python, "-c", flow, str(place), str(archive)], check=False, capture_output=True, text=True, user=USER,
+        group=USER, extra_groups=[], cwd="/", env=environment,
     )  # fmt: skip
     assert (done.returncode, done.stdout) == (0, "done\n"), done.stderr
+
+
+@pytest.mark.needs_root
+def test_what_fusermount_says_is_told(home: Path, archive: Path) -> None:
+    place = home / "own"
+    place.mkdir(mode=0o755)  # of root, so a user may not mount on it
+    python, environment = _python_of(USER)
+    code = f"""
+from layerfs.mount.fuse.specification import FuseSpecification
+from layerfs.mount.fuse.start import start_fuse
+from layerfs.errors import MountError
+try:
+    start_fuse(FuseSpecification(target={str(place)!r}, lowers=("/usr",), read_only=True))
+except MountError as error:
+    print(error)
+"""
+    done = subprocess.run(
+        [python, "-c", code], check=True, capture_output=True, text=True, user=USER, group=USER, extra_groups=[],
+        cwd="/", env=environment,
+    )  # fmt: skip
+    assert done.stdout.startswith(f"cannot mount at {place}: ")
+    assert "write access" in done.stdout or "Permission denied" in done.stdout
