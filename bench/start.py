@@ -24,7 +24,7 @@ from bench.peers import containerd, podman, versions
 __all__ = ["main"]
 
 #: podman raises limits above what a machine may allow, and then fails.
-_LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
+LIMITS = ("--ulimit=nofile=1024:1024", "--ulimit=nproc=1024:1024")
 
 Job = Callable[[], Sample]
 
@@ -67,7 +67,7 @@ def _layerfs(found: CorpusImage, work: Path, program: Sequence[str]) -> Iterator
 def _podman(found: CorpusImage, work: Path, program: Sequence[str]) -> Iterator[dict[str, Job]]:
     with podman(work) as tool:
         name = output([*tool, "load", "--quiet", "--input", found.docker_archive]).split()[-1]
-        options = ["--rm", "--network=none", "--log-driver=none", *_LIMITS]
+        options = ["--rm", "--network=none", "--log-driver=none", *LIMITS]
         words = [*tool, "--cgroup-manager=cgroupfs", "--runtime=runc", "run", *options, name, *program]
         yield {"podman run": lambda: command(words)}
 

@@ -11,7 +11,7 @@ import stat
 from errno import EACCES, EINVAL, EIO, ENXIO, EPERM, EROFS
 
 from layerfs.linux.sparse import allocate
-from layerfs.union.base import UnionPart
+from layerfs.union.base import Caller, UnionPart
 from layerfs.union.node import Content, Node
 
 __all__ = ["FilePart"]
@@ -71,6 +71,20 @@ class FilePart(UnionPart):
         if strip:
             self._strip_mode(node, self._attributes(node).mode)
         return written
+
+    def keep_out_of_group(self, ino: int, caller: Caller) -> None:
+        """Take a set-group-ID bit away that goes without group execution, before one outside the group writes.
+
+        The kernel leaves this to the file system, as it knows the groups; here only the first one of a caller is known.
+        """
+        if caller.uid == 0:
+            return
+        node = self._nodes[ino]
+        found = self._attributes(node)
+        if found.mode & stat.S_ISGID and not found.mode & stat.S_IXGRP and found.gid != caller.gid:
+            upper = self._writable()
+            self._copy_up(node)
+            upper.change(node, mode=found.mode & ~stat.S_ISGID, uid=None, gid=None)
 
     def fsync(self, ino: int, *, data_only: bool) -> None:
         """Make a file durable. Raises EIO, ENOSPC."""

@@ -105,7 +105,6 @@ class Init(IntFlag):
     MAX_PAGES = 1 << 22
     CACHE_SYMLINKS = 1 << 23
     EXPLICIT_INVAL_DATA = 1 << 25
-    HANDLE_KILLPRIV_V2 = 1 << 28
     SETXATTR_EXT = 1 << 29
 
 
@@ -120,4 +119,3 @@ class SetAttr(IntFlag):
     MTIME = 1 << 5
     ATIME_NOW = 1 << 7
     MTIME_NOW = 1 << 8
-    KILL_SUIDGID = 1 << 11

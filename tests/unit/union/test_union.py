@@ -31,7 +31,7 @@ from layerfs.union.node import ROOT
 from layerfs.union.stack import StackLower
 from layerfs.union.union import Union
 from layerfs.union.upper import Upper
-from tests.unit.union.conftest import FILES, Caller, Make, Work
+from tests.unit.union.conftest import FILES, Make, Work
 
 ALL = ["a", "empty", "link", "one", "opaque", "top"]
 
@@ -144,15 +144,6 @@ def test_a_link_replaced_below_is_counted(work: Work) -> None:
     work.union.rename(ROOT, b"empty", ROOT, b"one", 0)
     assert work.at("a/two").nlink == 1
     assert work.read("one") == b""
-
-
-def test_a_chown_that_changes_nothing_takes_set_id_bits_away(work: Work) -> None:
-    for path, expected in (("top", 0o0755), ("a", 0o6755)):
-        work.union.setattr(work.at(path).ino, Changes(mode=0o6755))
-        assert stat.S_IMODE(work.union.strip(work.at(path).ino, work.caller).mode) == expected
-    with failing(EPERM):
-        work.union.setattr(work.at("top").ino, Changes(mode=0o4755))
-        work.union.strip(work.at("top").ino, Caller(uid=4711))
 
 
 def test_what_is_removed_stays_open(work: Work) -> None:
