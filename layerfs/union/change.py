@@ -25,7 +25,6 @@ __all__ = ["ChangePart", "Changes"]
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRIVILEGE_BITS = stat.S_ISUID | stat.S_ISGID
-_ACL = b"system.posix_acl_"
 _DEFAULT_ACL = b"system.posix_acl_default"
 #: Makes an inode of a name in a directory.
 _Make = Callable[[bytes, int], None]
@@ -245,8 +244,6 @@ class ChangePart(ViewPart, FilePart):
         upper = self._writable()
         stored = self._stored_name(name)
         if not node.upper and stored not in self._lower.xattrs(node.lower):
-            if stored.startswith(_ACL):
-                return  # file systems agree that there is nothing wrong with that
             raise OSError(errno.ENODATA, os.strerror(errno.ENODATA))
         self._copy_up(node)
         with upper.inode(node) as fd:

@@ -73,6 +73,8 @@ class Comparison(RuleBasedStateMachine):
         if mine != kernels and operation[1] in {"stat", "fstat"}:
             # The kernel copies a directory up above what it refuses then, and counts no links of such a one.
             mine, kernels = ((*one[:1], 0, *one[2:]) if is_uncounted(mine, kernels) else one for one in (mine, kernels))
+        if operation[1] == "removexattr" and "posix_acl" in operation[3] and {mine, kernels} == {None, "ENODATA"}:
+            return  # which one depends on whether the file was copied up; overlayfs does that when it is opened
         if self.pair.links and is_uncounted_fifo(mine, kernels):
             kernels = mine
         assert mine == kernels, operation

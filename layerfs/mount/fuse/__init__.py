@@ -1,5 +1,6 @@
 """The FUSE backend: a process per mount that serves a union to the kernel.
 
-Only :mod:`operations`, :mod:`loop` and :mod:`serve` import pyfuse3; :mod:`start` and :mod:`specification` do not, so
-the rest of layerfs works where pyfuse3 is not installed.
+:mod:`start` starts the process, :mod:`daemon` is its program, :mod:`serve` its life. Requests come from ``/dev/fuse``
+(:mod:`connection`, in the words of :mod:`protocol`), or by way of pyfuse3 for who asks for that; only the modules named
+after pyfuse3 import it.
 """

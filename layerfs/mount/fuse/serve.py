@@ -77,7 +77,7 @@ def serve(wanted: FuseSpecification, ready: Callable[[], None], *, notify_socket
         try:
             if wanted.pyfuse3:
                 try:
-                    from layerfs.mount.fuse.loop import serve_through_pyfuse3  # noqa: PLC0415 - not needed otherwise
+                    from layerfs.mount.fuse.pyfuse3_loop import serve_through_pyfuse3  # noqa: PLC0415 - not needed otherwise
                 except ImportError as error:
                     needed = "apt install libfuse3-dev pkg-config gcc; pip install 'layerfs[fuse]'"
                     raise ImportError(f"pyfuse3 cannot be used ({needed}): {error}") from error

@@ -19,7 +19,7 @@ from typing import Any
 import pyfuse3
 import trio
 
-from layerfs.mount.fuse.operations import UnionOperations
+from layerfs.mount.fuse.pyfuse3_operations import UnionOperations
 from layerfs.mount.fuse.specification import FuseSpecification
 from layerfs.union.union import Union
 
