@@ -89,8 +89,7 @@ def _build(program: str, place: Path, image: CorpusImage, package: Path) -> Path
 
 
 def test_a_build_gives_the_same_image(real_image: CorpusImage, place: Path, package: Path) -> None:
-    for tool in ("buildah", "fuse-overlayfs", "dpkg-deb"):
-        require(tool)
+    require("buildah", "fuse-overlayfs", "dpkg-deb")
     found = {}
     with Store.open(place / "store", runroot=place / "run") as store:
         for program in (OURS, "/usr/bin/fuse-overlayfs"):
@@ -106,8 +105,7 @@ def test_a_build_gives_the_same_image(real_image: CorpusImage, place: Path, pack
 
 
 def test_podman_runs_what_it_serves(real_image: CorpusImage, place: Path) -> None:
-    for tool in ("podman", "runc"):
-        require(tool)
+    require("podman", "runc")
     with podman(place) as base:
         tool = [*base, "--storage-opt", f"overlay.mount_program={OURS}"]
         name = _output(*tool, "load", "--quiet", "--input", real_image.docker_archive).split()[-1]
