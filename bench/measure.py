@@ -19,6 +19,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import asdict
 from pathlib import Path
+from statistics import median
 from typing import TypeVar
 
 from bench.corpus import cache_directory
@@ -192,10 +193,16 @@ def settle() -> None:
     os.sync()
 
 
+#: Megabytes of files in the page cache after each time that it was emptied, in this process.
+_left: list[float] = []
+
+
 def drop_caches() -> None:
-    """Empty the page cache and the caches of names and inodes: what follows is cold."""
+    """Empty the page cache and the caches of names and inodes: what follows is cold. What is left is noted."""
     os.sync()
     Path("/proc/sys/vm/drop_caches").write_text("3\n")
+    found = dict(line.split(":") for line in Path("/proc/meminfo").read_text().splitlines())
+    _left.append(sum(int(found[name].split()[0]) for name in ("Active(file)", "Inactive(file)")) / 1000)
 
 
 class Report:
@@ -260,6 +267,7 @@ class Report:
                 "cpu": _cpu_model(),
                 "cpus": os.cpu_count(),
                 "load_before": self._load,
+                "cache_left": {"times": len(_left), "median": median(_left), "max": max(_left)} if _left else None,
             },
             "tables": [
                 {
@@ -285,6 +293,8 @@ class Report:
             ],
         }
         path.write_text(json.dumps(document, indent=1))
+        if _left:
+            print(f"\n(caches dropped {len(_left)} times; {median(_left):.0f} MB of files left, at most {max(_left):.0f})")
         print(f"\n(written to {path})")
         return path
 

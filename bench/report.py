@@ -63,11 +63,13 @@ def _about(run: Run) -> str:
     peers = "; ".join(
         str(version) for version in (run.settings.get("peers") or run.settings.get("versions") or {}).values()
     )
+    left = machine.get("cache_left")
+    cold = f"; caches dropped, at most {left['max']:.0f} MB of files left" if left else ""
     busy = f"; busy, load {machine['load_before']:.1f}" if machine["load_before"] > 0.7 else ""
     what = (
         f"{run.date}, {machine['cpus']} CPUs ({machine['cpu']}), Linux {machine['kernel']}, Python {machine['python']}"
     )
-    return f"{what}{busy}{'. ' + peers if peers else ''}"
+    return f"{what}{cold}{busy}{'. ' + peers if peers else ''}"
 
 
 def markdown(runs: Sequence[Run]) -> str:
