@@ -294,7 +294,8 @@ class Report:
         }
         path.write_text(json.dumps(document, indent=1))
         if _left:
-            print(f"\n(caches dropped {len(_left)} times; {median(_left):.0f} MB of files left, at most {max(_left):.0f})")
+            left = f"{median(_left):.0f} MB of files were left, at most {max(_left):.0f}"
+            print(f"\n(caches dropped {len(_left)} times: {left})")
         print(f"\n(written to {path})")
         return path
 
