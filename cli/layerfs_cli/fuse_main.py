@@ -175,7 +175,7 @@ def _specification(target: str, given: dict[str, str | None]) -> FuseSpecificati
             raise click.UsageError(f"timeout is no number: {timeout}") from None
         if not 0 <= fields["timeout"] <= _LONGEST_TIMEOUT:
             raise click.UsageError(f"timeout is not between 0 and {_LONGEST_TIMEOUT} seconds: {timeout}")
-    source = given.pop("fsname", None) or "layerfs"
+    source = _plain(given.pop("fsname", None) or "layerfs")
     _warn(sorted(key for key in given if key not in _SILENT and not key.startswith(("x-", "context"))))
     return FuseSpecification(
         target=target, source=source, lowers=lowers, upper=upper, work=work, sync=sync,

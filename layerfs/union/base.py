@@ -8,12 +8,13 @@ from __future__ import annotations
 
 import os
 import stat
-from collections import OrderedDict
+from collections import OrderedDict, deque
 from errno import ENAMETOOLONG, ENOENT, EROFS
-from typing import Any, Protocol
+from typing import Protocol
 
 from layerfs.union.attribute import Attributes
 from layerfs.union.copy_up import copy_inode
+from layerfs.union.limit import descriptor_share
 from layerfs.union.lower import Lower, Reference
 from layerfs.union.mark import open_inode
 from layerfs.union.node import ROOT, Content, Node, NodeTable
@@ -23,8 +24,6 @@ from layerfs.union.upper import Upper
 __all__ = ["Caller", "UnionPart"]
 
 _NAME_MAX = 255
-#: Files whose descriptors are kept; opening one again costs two system calls.
-_OPEN = 512
 
 
 class Caller(Protocol):
@@ -80,11 +79,13 @@ class UnionPart:
         self._prefix = prefix or (upper.prefix if upper is not None else b"trusted.overlay.")
         self._name_max = upper.name_max if upper is not None else _NAME_MAX
         self._base = lower.limit
-        #: Directories that were listed, in the order in which they first were, and how many names these are.
+        #: Lower directories that were listed, each with what its listing takes, in this order; and all that together.
+        self._listings: deque[tuple[Node, int]] = deque()
         self._listed = 0
-        self._listings: OrderedDict[Node, Any] = OrderedDict()
         #: Files whose bytes have a descriptor of their own, in the order in which they were opened.
         self._open: OrderedDict[Node, None] = OrderedDict()
+        #: How many of them are kept; opening one again costs two system calls.
+        self._kept = descriptor_share()
         #: Numbers of files of the upper that are known by another one: those that were copied up.
         self._born: dict[int, int] = {}
         root = Node(ROOT, stat.S_IFDIR, lower.root, upper=upper is not None)
@@ -98,6 +99,14 @@ class UnionPart:
         self._lower.close()
         if self._upper is not None:
             self._upper.close()
+
+    def close_spare(self) -> None:
+        """Close every descriptor that is only kept to be at hand, for one who has run out of them."""
+        while self._open:
+            self._open.popitem()[0].close_content()
+        self._lower.close_directories()
+        if self._upper is not None:
+            self._upper.close_directories()
 
     @property
     def living(self) -> int:
@@ -256,8 +265,14 @@ class UnionPart:
         temporary, fd = copy_inode(self._lower, node.lower, upper, data=data)
         if node.parent is None:
             # Its name is gone: the copy needs none.
-            node.fd = open_inode(temporary, upper.work)
-            (os.rmdir if node.is_directory else os.unlink)(temporary, dir_fd=upper.work)
+            try:
+                node.fd = open_inode(temporary, upper.work)
+            except BaseException:
+                if fd >= 0:
+                    os.close(fd)
+                raise
+            finally:
+                (os.rmdir if node.is_directory else os.unlink)(temporary, dir_fd=upper.work)
             self._copied(node, upper, fd)
             return
         try:
@@ -294,7 +309,7 @@ class UnionPart:
         if content.owned:
             self._open.pop(node, None)
             self._open[node] = None
-            if len(self._open) > _OPEN:
+            if len(self._open) > self._kept:
                 self._open.popitem(last=False)[0].close_content()
 
     def _link_others(self, node: Node, reference: Reference) -> None:

@@ -8,10 +8,11 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable, Collection
 from errno import EACCES, EINVAL, EIO, ENXIO, EPERM, EROFS
 
 from layerfs.linux.sparse import allocate
-from layerfs.union.base import Caller, UnionPart
+from layerfs.union.base import UnionPart
 from layerfs.union.node import Content, Node
 
 __all__ = ["FilePart"]
@@ -72,16 +73,18 @@ class FilePart(UnionPart):
             self._strip_mode(node, self._attributes(node).mode)
         return written
 
-    def keep_out_of_group(self, ino: int, caller: Caller) -> None:
+    def keep_out_of_group(self, ino: int, groups: Callable[[], Collection[int]]) -> None:
         """Take a set-group-ID bit away that goes without group execution, before one outside the group writes.
 
-        The kernel leaves this to the file system, as it knows the groups; here only the first one of a caller is known.
+        The kernel leaves this to the file system.
+
+        Args:
+            ino: the file.
+            groups: asked for those of the writer, who is not root, if they matter.
         """
-        if caller.uid == 0:
-            return
         node = self._nodes[ino]
         found = self._attributes(node)
-        if found.mode & stat.S_ISGID and not found.mode & stat.S_IXGRP and found.gid != caller.gid:
+        if found.mode & stat.S_ISGID and not found.mode & stat.S_IXGRP and found.gid not in groups():
             upper = self._writable()
             self._copy_up(node)
             upper.change(node, mode=found.mode & ~stat.S_ISGID, uid=None, gid=None)
@@ -101,13 +104,13 @@ class FilePart(UnionPart):
         allocate(self._written(self._nodes[ino]).fd, mode, offset, size)
 
     def seek(self, ino: int, offset: int, whence: int) -> int:
-        """Return where the next data or hole begins, for SEEK_DATA and SEEK_HOLE; a file of a layer is all data.
+        """Return where the next data or hole begins, for SEEK_DATA and SEEK_HOLE; a file in a layer tar is all data.
 
         Raises:
             OSError: ENXIO behind the end, EINVAL for another whence.
         """
         content = self._content(self._nodes[ino])
-        if content.size is None:
+        if content.size is None or content.owned:
             return os.lseek(content.fd, offset, whence)
         if whence not in {os.SEEK_DATA, os.SEEK_HOLE}:
             raise OSError(EINVAL, os.strerror(EINVAL))

@@ -51,6 +51,9 @@ class ImageLower:
         while self._fds:
             os.close(self._fds.popitem()[1])
 
+    def close_directories(self) -> None:
+        """Do nothing: only layer tars are open, one descriptor each."""
+
     def lookup(self, directory: int, name: bytes) -> int | None:
         """Return the inode number of a name, or None."""
         entry = (self._recent.get(directory) or self._names(directory)).get(name)

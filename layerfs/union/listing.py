@@ -17,6 +17,7 @@ from layerfs.union.attribute import Attributes
 from layerfs.union.base import UnionPart
 from layerfs.union.lower import Reference
 from layerfs.union.node import Node
+from layerfs.union.upper import Upper
 
 __all__ = ["ListingPart"]
 
@@ -24,7 +25,7 @@ __all__ = ["ListingPart"]
 Emit = Callable[[bytes, Attributes, int], bool]
 #: The place of the first name behind the dots.
 _FIRST = 3
-#: Names in listings that are kept, 100 bytes each, so that the kernel can ask for the rest of one.
+#: Names in listings of lower directories that are kept, 100 bytes each; what the kernel asks for next is in them.
 _KEPT = 20_000
 #: A name with what it is in the lower tree, if the upper has nothing of that name.
 _Row = tuple[bytes, Reference | None]
@@ -33,29 +34,43 @@ _Row = tuple[bytes, Reference | None]
 class _Listing:
     """The names of a directory, each with a place that it keeps as long as it is there.
 
+    Names of the lower tree have the places that they have there, so these need no memory; those that the upper alone
+    has come after them, in the order in which they were first seen.
+
     Attributes:
         places: in ascending order.
         rows: what lies at each place.
-        next: the place for the next new name.
     """
 
-    __slots__ = ("next", "places", "rows")
+    __slots__ = ("_next", "_own", "places", "rows")
 
-    def __init__(self, rows: list[_Row]) -> None:
-        self.rows = rows
-        self.places: Sequence[int] = range(_FIRST, _FIRST + len(rows))
-        self.next = _FIRST + len(rows)
+    def __init__(self) -> None:
+        self.places: Sequence[int] = ()
+        self.rows: list[_Row] = []
+        self._own: dict[bytes, int] = {}
+        self._next = 0
 
-    def update(self, rows: list[_Row]) -> None:
-        """Take the names that there are now: those that were there keep their places, new ones come last."""
-        now = dict(rows)
-        kept = [(place, row[0]) for place, row in zip(self.places, self.rows, strict=True) if row[0] in now]
-        places = [place for place, _ in kept]
-        ordered: list[_Row] = [(name, now.pop(name)) for _, name in kept]
-        places += range(self.next, self.next + len(now))
-        self.next += len(now)
-        ordered += now.items()
-        self.places, self.rows = places, ordered
+    def take(self, lower: Sequence[tuple[bytes, Reference]]) -> None:
+        """Show all names of the lower tree and nothing else."""
+        self.places, self.rows = range(_FIRST, _FIRST + len(lower)), list(lower)
+
+    def merge(self, lower: Sequence[tuple[bytes, Reference]], visible: set[bytes], hidden: set[bytes]) -> None:
+        """Show names of the upper with those of the lower tree that nothing hides."""
+        places: list[int] = []
+        rows: list[_Row] = []
+        below = set()
+        for place, (name, reference) in enumerate(lower, _FIRST):
+            below.add(name)
+            if name not in hidden:
+                places.append(place)
+                rows.append((name, None if name in visible else reference))
+        own = visible - below
+        self._next = max(self._next, _FIRST + len(lower))
+        self._own = {name: place for name, place in self._own.items() if name in own}
+        for name in own - self._own.keys():
+            self._own[name] = self._next
+            self._next += 1
+        self.places, self.rows = [*places, *self._own.values()], [*rows, *((name, None) for name in self._own)]
 
 
 class ListingPart(UnionPart):
@@ -128,47 +143,57 @@ class ListingPart(UnionPart):
 
     def _listing(self, node: Node, *, new: bool) -> _Listing:
         """Return the listing of a directory, up to date if it is to be a new one."""
-        found = self._listings.get(node)
-        if found is None:
-            found = self._listings[node] = _Listing(self._rows(node))
-            self._listed += len(found.rows)
-            while self._listed > _KEPT and len(self._listings) > 1:
-                self._listed -= len(self._listings.popitem(last=False)[1].rows)
-        elif new and node.upper:
-            before = len(found.rows)
-            found.update(self._rows(node))
-            self._listed += len(found.rows) - before
+        found: _Listing | None = node.listing
+        if found is None or (new and node.upper):
+            found = node.listing = found or _Listing()
+            lower = () if node.lower is None or node.is_gone else list(self._lower.entries(node.lower))
+            if not node.upper or self._upper is None:
+                found.take(lower)
+                self._keep_listing(node)
+            else:
+                found.merge(lower, *self._names_above(node, self._upper))
         return found
+
+    def _keep_listing(self, node: Node) -> None:
+        """Bound what listings of lower directories take; that of an upper one alone knows the places in it."""
+        self._listings.append((node, len(node.listing.rows) + 1))
+        self._listed += len(node.listing.rows) + 1
+        while self._listed > _KEPT and len(self._listings) > 1:
+            oldest, size = self._listings.popleft()
+            self._listed -= size
+            if not oldest.upper:
+                oldest.listing = None
 
     def _is_empty(self, node: Node) -> bool:
         """Whether a directory shows no name."""
-        return not self._rows(node)
-
-    def _rows(self, node: Node) -> list[_Row]:
-        """Return the names that a directory shows."""
         if node.is_gone:
-            return []
-        if not node.upper or self._upper is None:
-            return list(self._lower.entries(node.lower))
-        rows: list[_Row] = []
-        known: set[bytes] = set()
-        top = self._upper.directory(node)
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=top)
+            return True
+        hidden: set[bytes] = set()
+        if node.upper and self._upper is not None:
+            visible, hidden = self._names_above(node, self._upper)
+            if visible:
+                return False
+        return node.lower is None or all(name in hidden for name, _ in self._lower.entries(node.lower))
+
+    def _names_above(self, node: Node, upper: Upper) -> tuple[set[bytes], set[bytes]]:
+        """Return the names that a directory has in the upper: what is visible, and whiteouts."""
+        visible: set[bytes] = set()
+        hidden: set[bytes] = set()
+        if node.is_gone:
+            return visible, hidden
+        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=upper.directory(node))
         try:
             with os.scandir(fd) as entries:
                 for entry in entries:
                     name = os.fsencode(entry.name)
-                    known.add(name)
                     special = not (entry.is_file(follow_symlinks=False) or entry.is_dir(follow_symlinks=False))
+                    is_hidden = False
                     if (special and not entry.is_symlink()) or node.marked:
                         try:
-                            if self._upper.find(node, name)[1]:
-                                continue
+                            is_hidden = upper.find(node, name)[1]
                         except FileNotFoundError:
                             continue
-                    rows.append((name, None))
+                    (hidden if is_hidden else visible).add(name)
         finally:
             os.close(fd)
-        if node.lower is not None:
-            rows += [row for row in self._lower.entries(node.lower) if row[0] not in known]
-        return rows
+        return visible, hidden

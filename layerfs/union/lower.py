@@ -76,5 +76,8 @@ class Lower(Protocol):
     def statfs(self) -> os.statvfs_result:
         """Return the space of the file system that it lies on."""
 
+    def close_directories(self) -> None:
+        """Close what is open only to be at hand."""
+
     def close(self) -> None:
         """Give the descriptors back."""

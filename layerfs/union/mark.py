@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Iterable
 from errno import ENODATA, ENOTSUP, EPERM
 
 from layerfs.formats.whiteout import OVERRIDE_XATTR
@@ -25,6 +26,7 @@ __all__ = [
     "get_xattr",
     "has_whiteout_mark",
     "is_whiteout",
+    "open_below",
     "open_inode",
     "read_opaque",
     "read_xattrs",
@@ -39,6 +41,7 @@ AUFS_OPAQUE = b".wh..wh..opq"
 FUSE_OVERLAYFS_OPAQUE = b"user.fuseoverlayfs.opaque"
 
 _NONE = frozenset({ENODATA, ENOTSUP, EPERM})
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _INODE = os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
@@ -50,6 +53,22 @@ def descriptor_path(fd: int) -> bytes:
 def open_inode(name: bytes, dir_fd: int) -> int:
     """Open whatever a name means, links themselves, for :func:`descriptor_path`."""
     return os.open(name, _INODE, dir_fd=dir_fd)
+
+
+def open_below(start: int, names: Iterable[bytes]) -> int:
+    """Open a directory some levels below another one, which stays open, and follow no link on the way."""
+    fd = start
+    try:
+        for name in names:
+            following = os.open(name, _DIRECTORY, dir_fd=fd)
+            if fd != start:
+                os.close(fd)
+            fd = following
+    except BaseException:
+        if fd != start:
+            os.close(fd)
+        raise
+    return fd
 
 
 def is_whiteout(status: os.stat_result) -> bool:

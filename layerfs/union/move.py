@@ -38,8 +38,8 @@ class MovePart(ChangePart, ListingPart):
             self._count_links(node)
             below = self._lower_has(directory, name)
             self._copy_up(directory)
-            fd = upper.directory(directory)
             self._hold(upper, node)
+            fd = upper.directory(directory)
             if not below:
                 os.unlink(name, dir_fd=fd)
             elif node.upper:
@@ -67,8 +67,8 @@ class MovePart(ChangePart, ListingPart):
                 raise OSError(errno.ENOTEMPTY, os.strerror(errno.ENOTEMPTY))
             below = self._lower_has(directory, name)
             self._copy_up(directory)
-            fd = upper.directory(directory)
             self._hold(upper, node)
+            fd = upper.directory(directory)
             if not node.upper:
                 upper.make_whiteout(name, fd)
             elif below:
@@ -172,14 +172,14 @@ class MovePart(ChangePart, ListingPart):
     ) -> None:
         """Let a name take the place of another one, or of nothing."""
         old_below = self._lower_has(source, old_name)
+        if new is not None:
+            self._hold(upper, new)
         old_fd, new_fd = upper.directory(source), upper.directory(target)
         status, hidden = upper.find(target, new_name)
         if hidden and status is not None and status.st_rdev == 0 and status.st_mode & 0o170000 == 0o100000:
             upper.cover(new_name, new_fd)  # a whiteout by xattr: such a one means nothing in other directories
-        if new is not None:
-            self._hold(upper, new)
-            if new.is_directory and new.upper:
-                upper.clear_whiteouts(new_name, new_fd)
+        if new is not None and new.is_directory and new.upper:
+            upper.clear_whiteouts(new_name, new_fd)
         if old.is_directory and self._lower_has(target, new_name):
             upper.make_opaque(old_name, old_fd)
         if hidden and (old.is_directory or old_below):
@@ -230,9 +230,12 @@ class MovePart(ChangePart, ListingPart):
             place, name = upper.place(node)
             node.fd = open_inode(name, place)
         except OSError as error:
-            # Without a descriptor only those who have read or written it can still use it.
             if error.errno not in {errno.EMFILE, errno.ENFILE}:
                 raise
+            # Without a descriptor nobody could reach it any more. If there is none even now, the name stays.
+            self.close_spare()
+            place, name = upper.place(node)
+            node.fd = open_inode(name, place)
 
     def _release_hold(self, node: Node) -> None:
         """Let go of an inode that still has a name."""

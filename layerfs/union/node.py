@@ -9,6 +9,7 @@ from __future__ import annotations
 import os
 import stat
 from errno import ESTALE
+from typing import Any
 
 from layerfs.union.lower import Reference
 
@@ -62,13 +63,14 @@ class Node:
         holds: how many are at work on it and need it alive.
         fd: O_PATH descriptor of an inode without a name, or -1.
         content: where its bytes are, once they were asked for; it may be closed at any time.
+        listing: what a directory shows, once it was listed.
         marked: whether whiteouts may be xattrs in its upper directory.
         bare: whether it is known to have no xattrs.
     """
 
     __slots__ = (
-        "bare", "content", "extra", "fd", "holds", "ino", "kind", "lookups", "lower", "marked", "name", "parent",
-        "pins", "upper",
+        "bare", "content", "extra", "fd", "holds", "ino", "kind", "listing", "lookups", "lower", "marked", "name",
+        "parent", "pins", "upper",
     )  # fmt: skip
 
     def __init__(self, ino: int, kind: int, lower: Reference | None, *, upper: bool) -> None:
@@ -85,6 +87,7 @@ class Node:
         self.holds = 0
         self.fd = -1
         self.content: Content | None = None
+        self.listing: Any = None
         self.marked = False
         self.bare = False
 
@@ -199,6 +202,7 @@ class NodeTable:
         while node.lookups <= 0 and not node.holds and not node.pins and node.ino != ROOT:
             if self._nodes.get(node.ino) is node:
                 del self._nodes[node.ino]
+            node.listing = None
             if node.content is not None:
                 node.close_content()
             if node.fd >= 0:

@@ -14,6 +14,7 @@ from collections.abc import Iterable, Sequence
 from errno import EIO, EISDIR
 
 from layerfs.union.attribute import Attributes, from_status
+from layerfs.union.limit import descriptor_share
 from layerfs.union.lower import LowerFile
 from layerfs.union.mark import (
     AUFS_OPAQUE,
@@ -21,6 +22,7 @@ from layerfs.union.mark import (
     get_xattr,
     has_whiteout_mark,
     is_whiteout,
+    open_below,
     open_inode,
     read_opaque,
     read_xattrs,
@@ -30,8 +32,6 @@ __all__ = ["StackLower"]
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-#: Directories held open; climbing to others costs one open per level.
-_OPEN = 512
 #: Merged directories whose names are kept: about 100 bytes a name.
 _LISTED = 256
 #: Bits below the number of the device in an inode number, when the layers lie on several.
@@ -77,6 +77,8 @@ class StackLower:
             OSError: ENOENT, ENOTDIR, EACCES with the path concerned.
         """
         self._prefix = prefix
+        #: Directories held open; climbing to others costs one open per level.
+        self._kept = descriptor_share()
         self._roots: list[int] = []
         self._fds: OrderedDict[_Source, int] = OrderedDict()
         self._listings: OrderedDict[_Entry, dict[bytes, tuple[int, ...]]] = OrderedDict()
@@ -104,8 +106,7 @@ class StackLower:
 
     def close(self) -> None:
         """Close every directory."""
-        while self._fds:
-            os.close(self._fds.popitem()[1])
+        self.close_directories()
         while self._roots:
             os.close(self._roots.pop())
 
@@ -165,7 +166,7 @@ class StackLower:
         """Open a regular file."""
         if reference.kind == stat.S_IFDIR:
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
-        fd = os.open(reference.name, _FILE, dir_fd=self._directory(reference.sources[0]))
+        fd = _open_file(reference.name, self._directory(reference.sources[0]))
         try:
             status = os.fstat(fd)
             # The file of a metadata-only copy-up has its size and holes for its bytes.
@@ -296,16 +297,15 @@ class StackLower:
             missing.append(above)
             above = above.parent
         start = self._roots[above.layer] if above.parent is None else self._fds[above]
-        fd = start
-        for step in reversed(missing):
-            following = os.open(step.name, _DIRECTORY, dir_fd=fd)
-            if fd != start:
-                os.close(fd)
-            fd = following
-        self._fds[source] = fd
-        if len(self._fds) > _OPEN:
+        fd = self._fds[source] = open_below(start, [step.name for step in reversed(missing)])
+        if len(self._fds) > self._kept:
             os.close(self._fds.popitem(last=False)[1])
         return fd
+
+    def close_directories(self) -> None:
+        """Close what is open only to be at hand."""
+        while self._fds:
+            os.close(self._fds.popitem()[1])
 
     def _number(self, status: os.stat_result) -> int:
         """Return the inode number in the union."""
@@ -314,6 +314,14 @@ class StackLower:
             return status.st_ino if status.st_ino > 1 else 1 << _DEVICE_SHIFT
         device = self._devices.setdefault(status.st_dev, len(self._devices) + 1)
         return device << _DEVICE_SHIFT | status.st_ino
+
+
+def _open_file(name: bytes, dir_fd: int) -> int:
+    """Open a file for reading, and leave its atime alone where its owner may ask for that."""
+    try:
+        return os.open(name, _FILE | os.O_NOATIME, dir_fd=dir_fd)
+    except PermissionError:
+        return os.open(name, _FILE, dir_fd=dir_fd)
 
 
 def _find_links(root: int) -> dict[int, list[list[bytes]]]:

@@ -22,12 +22,14 @@ from layerfs.formats.whiteout import parse_override
 from layerfs.linux.rename import EXCHANGE, rename
 from layerfs.linux.safe_path import remove_tree
 from layerfs.union.attribute import Attributes, from_status
+from layerfs.union.limit import descriptor_share
 from layerfs.union.mark import (
     OVERRIDE_XATTR,
     descriptor_path,
     get_xattr,
     has_whiteout_mark,
     is_whiteout,
+    open_below,
     open_inode,
     read_opaque,
 )
@@ -36,8 +38,6 @@ from layerfs.union.node import ROOT, Node
 __all__ = ["Upper"]
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-#: Directories held open; climbing to others costs one open per level.
-_OPEN = 512
 _PRIVILEGE_BITS = stat.S_ISUID | stat.S_ISGID
 
 
@@ -63,6 +63,8 @@ class Upper:
         """
         self.prefix = prefix
         self._fds: OrderedDict[Node, int] = OrderedDict()
+        #: Directories held open; climbing to others costs one open per level.
+        self._kept = descriptor_share()
         self._serial = 0
         with contextlib.ExitStack() as stack:
             self.root = _opened(stack, os.open(upper, _DIRECTORY & ~os.O_NOFOLLOW))
@@ -85,8 +87,7 @@ class Upper:
 
     def close(self) -> None:
         """Close all descriptors; the work directory is free again."""
-        while self._fds:
-            os.close(self._fds.popitem()[1])
+        self.close_directories()
         for fd in (self.work, self._lock, self._upper_lock, self.root):
             os.close(fd)
 
@@ -107,21 +108,27 @@ class Upper:
             above = above.parent
         if above is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
-        start = fd = self.root if above.ino == ROOT else self._fds[above]
-        for step in reversed(missing):
-            following = os.open(step.name, _DIRECTORY, dir_fd=fd)
-            if fd != start:
-                os.close(fd)
-            fd = following
+        fd = open_below(self.root if above.ino == ROOT else self._fds[above], [step.name for step in reversed(missing)])
         self._fds[node] = fd
-        if len(self._fds) > _OPEN:
+        if len(self._fds) > self._kept:
             os.close(self._fds.popitem(last=False)[1])
         return fd
 
+    def close_directories(self) -> None:
+        """Close what is open only to be at hand."""
+        while self._fds:
+            os.close(self._fds.popitem()[1])
+
     def place(self, node: Node) -> tuple[int, bytes]:
-        """Return descriptor and name by which at-calls reach an inode that has a name."""
-        if node.parent is None:
+        """Return descriptor and name by which at-calls reach an inode that has a name.
+
+        Raises:
+            OSError: ESTALE if it has none.
+        """
+        if node.ino == ROOT:
             return self.root, b"."
+        if node.parent is None:
+            raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return self.directory(node.parent), node.name
 
     def find(self, parent: Node, name: bytes) -> tuple[os.stat_result | None, bool]:

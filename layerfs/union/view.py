@@ -15,6 +15,7 @@ from layerfs.union.node import Node
 __all__ = ["ViewPart"]
 
 _ESCAPE = b"overlay."
+_KINDS = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
 
 
 class ViewPart(UnionPart):
@@ -67,11 +68,11 @@ class ViewPart(UnionPart):
         """Return an xattr; overlayfs's own do not exist, those of an overlay inside this one do.
 
         Raises:
-            OSError: ENODATA.
+            OSError: ENODATA, EOPNOTSUPP for a name of no known kind.
         """
         node = self._nodes[ino]
         if node.bare:
-            raise OSError(ENODATA, os.strerror(ENODATA))
+            raise _no_xattr(name)
         stored = self._stored_name(name)
         if node.upper and self._upper is not None:
             with self._upper.inode(node) as fd:
@@ -79,13 +80,13 @@ class ViewPart(UnionPart):
                 # Every write asks for the capabilities of a file that hardly ever has any xattr.
                 if not os.listxattr(path):
                     node.bare = True
-                    raise OSError(ENODATA, os.strerror(ENODATA))
+                    raise _no_xattr(name)
                 return os.getxattr(path, stored)
         xattrs = self._lower.xattrs(node.lower)
         if not xattrs:
             node.bare = True
         if stored not in xattrs:
-            raise OSError(ENODATA, os.strerror(ENODATA))
+            raise _no_xattr(name)
         return xattrs[stored]
 
     def listxattr(self, ino: int, caller: Caller) -> list[bytes]:
@@ -133,3 +134,9 @@ class ViewPart(UnionPart):
         if shown == OVERRIDE_XATTR and self._upper is not None and self._upper.override:
             raise OSError(ENOTSUP, os.strerror(ENOTSUP))
         return shown
+
+
+def _no_xattr(name: bytes) -> OSError:
+    """Return the error for an xattr that an inode does not have."""
+    number = ENODATA if name.startswith(_KINDS) else ENOTSUP
+    return OSError(number, os.strerror(number))

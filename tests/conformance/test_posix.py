@@ -48,6 +48,10 @@ def mounted(request: pytest.FixtureRequest) -> Iterator[Path]:
         path.chmod(0o777)
     for number in range(100):
         (paths["lower"] / f"{number}").write_text(f"lower {number}")
+    with open(paths["lower"] / "sparse", "wb") as file:
+        file.seek(1 << 20)
+        file.write(b"data")
+    os.utime(paths["lower"] / "73", ns=(10**9, 2 * 10**9))
     pid = None
     if request.param == "host":
         shutil.copytree(paths["lower"], paths["mnt"], dirs_exist_ok=True)
@@ -394,6 +398,50 @@ def test_a_file_without_a_name_can_get_one(place: Path, request: pytest.FixtureR
     os.close(fd)
     (place / "new").unlink()
     os.close(top)
+
+
+def test_what_is_made_later_is_not_older(place: Path) -> None:
+    for number in range(100):
+        (place / f"a{number}").write_text("")
+        os.utime(place / f"a{number}")
+        os.close(os.open(place / f"b{number}", os.O_WRONLY | os.O_CREAT))
+        assert (place / f"a{number}").stat().st_mtime_ns <= (place / f"b{number}").stat().st_mtime_ns
+
+
+def test_writers_outside_the_group_take_its_bit_away(place: Path, request: pytest.FixtureRequest) -> None:
+    _needs_more_than_pyfuse3(request)
+    changes: list[Callable[[int], object]] = [
+        lambda fd: os.write(fd, b"x"), lambda fd: os.ftruncate(fd, 5), lambda fd: allocate(fd, 0, 0, 10),
+        lambda fd: os.copy_file_range(fd, fd, 2, 0, 10),
+    ]  # fmt: skip
+    for number, change in enumerate(changes):
+        path = place / f"f{number}"
+        path.write_text("some text")
+        path.chmod(0o2767)
+        with acting_as(USER):
+            fd = os.open(path, os.O_RDWR)
+            change(fd)
+            os.close(fd)
+        assert stat.S_IMODE(path.stat().st_mode) == 0o767, number
+
+
+def test_an_xattr_of_no_known_kind(place: Path) -> None:
+    (place / "f").write_text("")
+    assert errno_of(lambda: os.getxattr(place / "f", "bogus.name")) == errno.EOPNOTSUPP
+    assert errno_of(lambda: os.getxattr(place / "f", "user.none")) == errno.ENODATA
+
+
+def test_holes_and_atimes_of_lower_files(mounted: Path, request: pytest.FixtureRequest) -> None:
+    _needs_more_than_pyfuse3(request)
+    if "host" in request.node.name:
+        pytest.skip("nothing is below")
+    fd = os.open(mounted / "sparse", os.O_RDONLY)
+    assert os.lseek(fd, 0, os.SEEK_HOLE) == 0
+    assert os.lseek(fd, 0, os.SEEK_DATA) == 1 << 20
+    os.close(fd)
+    assert (mounted / "73").read_text() == "lower 73"
+    below = mounted.parent / "lower/73"
+    assert below.stat().st_atime_ns == 10**9
 
 
 @pytest.mark.parametrize("seed", [1, 2])

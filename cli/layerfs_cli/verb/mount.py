@@ -87,6 +87,10 @@ def command(
     if name is not None and target is None and image is not None and image.startswith(("/", ".")):
         image, target = None, image
     flags, read_only = _options(context, options, read_only=read_only)
+    if flags.pyfuse3:
+        if backend == "overlay":
+            raise click.UsageError("-o pyfuse3 is for the fuse backend", context)
+        backend = "fuse"
     if image is None and name is None:
         if options or read_only:
             raise click.UsageError("missing argument IMAGE", context)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import socket
 import stat
 import subprocess
@@ -13,7 +14,7 @@ from layerfs.linux.mount_api import legacy_mount, umount
 from layerfs.linux.mountinfo import read_mounts
 from layerfs.mount.fuse.specification import FuseSpecification
 
-__all__ = ["attach", "detach_mount", "raise_read_ahead"]
+__all__ = ["attach", "detach_mount", "find_device", "raise_read_ahead"]
 
 #: MS_* of sys/mount.h; the last one hands the umask through, so that default ACLs can take its place.
 _RDONLY, _NOSUID, _NODEV, _NOEXEC, _POSIXACL = 1, 2, 4, 8, 1 << 16
@@ -47,12 +48,23 @@ def attach(wanted: FuseSpecification, *, privileged: bool) -> int:
     return fd
 
 
-def detach_mount(target: str, *, privileged: bool) -> None:
-    """Take the mount out of the tree; who is inside can go on.
+def find_device(target: str) -> str | None:
+    """Return the device number of the mount that was just made, ``MAJOR:MINOR``, by which it is found again."""
+    return next((entry.device for entry in reversed(read_mounts()) if entry.target == target), None)
+
+
+def detach_mount(device: str, *, privileged: bool) -> None:
+    """Take the mount out of the tree, wherever it has been moved to; who is inside can go on.
 
     Raises:
-        OSError: it cannot be.
+        OSError: it cannot be; EBUSY where another mount covers it, ENOENT if it is nowhere.
     """
+    mounts = read_mounts()
+    target = next((entry.target for entry in reversed(mounts) if entry.device == device), None)
+    if target is None:
+        raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
+    if next(entry for entry in reversed(mounts) if entry.target == target).device != device:
+        raise OSError(errno.EBUSY, "another mount covers it", target)
     if privileged:
         umount(target, lazy=True)
         return
@@ -63,14 +75,10 @@ def detach_mount(target: str, *, privileged: bool) -> None:
         raise OSError(errno.EPERM, os.fsdecode(done.stderr).strip() or "fusermount3 failed", target)
 
 
-def raise_read_ahead(target: str) -> None:
+def raise_read_ahead(device: str) -> None:
     """Let the kernel read ahead as much as one request can carry; only root may."""
-    with contextlib.suppress(OSError):
-        # Not find_mount: that would ask this very process about the path.
-        entry = next((entry for entry in reversed(read_mounts()) if entry.target == target), None)
-        if entry is not None:
-            with open(f"/sys/class/bdi/{entry.device}/read_ahead_kb", "w", encoding="ascii") as file:
-                file.write(str(_READ_AHEAD))
+    with contextlib.suppress(OSError), open(f"/sys/class/bdi/{device}/read_ahead_kb", "w", encoding="ascii") as file:
+        file.write(str(_READ_AHEAD))
 
 
 def _mount(wanted: FuseSpecification, fd: int) -> None:
@@ -92,6 +100,8 @@ def _mount(wanted: FuseSpecification, fd: int) -> None:
 
 def _attach_by_helper(wanted: FuseSpecification) -> int:
     """Mount by fusermount3, which mounts nosuid and nodev for users whatever is asked, and sends the descriptor."""
+    if shutil.which("fusermount3") is None:
+        raise OSError(errno.ENOENT, "is not installed (apt install fuse3)", "fusermount3")
     ours, helpers = socket.socketpair(socket.AF_UNIX, socket.SOCK_STREAM)
     with ours, helpers:
         # By env, because a library does not read its environment to hand it on.

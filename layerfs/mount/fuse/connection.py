@@ -41,7 +41,8 @@ _log = logging.getLogger(__name__)
 
 #: The most that one request or reply carries.
 _LARGEST = 1 << 20
-_PAGE = 4096
+_PAGES = _LARGEST // os.sysconf("SC_PAGESIZE")
+_CLOCK_REALTIME_COARSE = 5
 #: A WRITE request: header, what describes it, and its data.
 _WRITE_DATA = IN_HEADER.size + 40
 #: Requests that the kernel may send ahead of their need: reading ahead.
@@ -62,6 +63,8 @@ _ACL_KILL_SGID = 1 << 0
 _FDATASYNC = 1 << 0
 #: Errors of reading a request that only mean that it was taken back.
 _AGAIN = frozenset({errno.ENOENT, errno.EINTR, errno.EAGAIN})
+
+_SHORT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 #: What TMPFILE adds to the entry: no handle, and pages that may be kept.
 _OPENED = struct.pack("=QII", 0, 1 << 1, 0)
@@ -177,13 +180,8 @@ class Connection:
             else:
                 try:
                     reply = handler(unique, ino, length)
-                except OSError as error:
-                    if error.errno is None or error.errno == errno.EIO:
-                        _log.error("%s of inode %d: %s", Operation(operation).name, ino, error)
-                    reply = OUT_HEADER.pack(OUT_HEADER.size, -(error.errno or errno.EIO), unique)
-                except Exception:  # noqa: BLE001 - no request may end the mount
-                    _log.exception("%s of inode %d", Operation(operation).name, ino)
-                    reply = OUT_HEADER.pack(OUT_HEADER.size, -errno.EIO, unique)
+                except Exception as error:  # noqa: BLE001 - no request may end the mount
+                    reply = self._failed(operation, ino, unique, error)
             if reply is not None:
                 try:
                     write(device, reply)
@@ -193,7 +191,25 @@ class Connection:
                     if error.errno != errno.ENOENT:  # whoever asked was killed
                         _log.error("reply to %s of inode %d: %s", Operation(operation).name, ino, error)
                 if operation == Operation.INIT:
+                    self._check(reply)
                     ready()
+
+    def _failed(self, operation: int, ino: int, unique: int, error: Exception) -> bytes:
+        """Return the reply to a request that went wrong."""
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _SHORT_OF_DESCRIPTORS:
+            self._union.close_spare()
+        if not isinstance(error, OSError):
+            _log.error("%s of inode %d", Operation(operation).name, ino, exc_info=error)
+        elif number is None or number == errno.EIO:
+            _log.error("%s of inode %d: %s", Operation(operation).name, ino, error)
+        return OUT_HEADER.pack(OUT_HEADER.size, -(number or errno.EIO), unique)
+
+    def _check(self, reply: bytes | memoryview) -> None:
+        """Refuse a kernel that was refused."""
+        (number,) = struct.unpack_from("=4xi", reply)
+        if number:
+            raise OSError(-number, "this kernel speaks another version of FUSE")
 
     def _init(self, unique: int, _ino: int, _length: int) -> bytes:
         major, minor, read_ahead, offered = INIT_IN.unpack_from(self._request, _HEADER)
@@ -203,7 +219,7 @@ class Connection:
         if flags & Init.SETXATTR_EXT:
             self._setxattr_in = _four_words
         body = INIT_OUT.pack(
-            7, MINOR, max(read_ahead, _LARGEST), flags, _BACKGROUND, _CONGESTED, _LARGEST, 1, _LARGEST // _PAGE, 0, 0
+            7, MINOR, max(read_ahead, _LARGEST), flags, _BACKGROUND, _CONGESTED, _LARGEST, 1, _PAGES, 0, 0
         )  # fmt: skip
         return _answer(unique, body)
 
@@ -231,8 +247,9 @@ class Connection:
         values = _setattr_in.unpack_from(self._request, _HEADER)
         valid, size, atime, mtime, atime_ns, mtime_ns, mode, uid, gid = values
         if valid & SetAttr.SIZE:
-            self._union.keep_out_of_group(ino, self._who(0))
-        now = time.time_ns()
+            self._keep_out_of_group(ino)
+        # The clock by which file systems stamp new files, so that none seems older than what was touched before it.
+        now = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
         changes = Changes(
             mode=mode & 0o7777 if valid & SetAttr.MODE else None,
             uid=uid if valid & SetAttr.UID else None,
@@ -302,12 +319,13 @@ class Connection:
 
     def _write(self, unique: int, ino: int, _length: int) -> bytes:
         offset, size = _read_in.unpack_from(self._request, _HEADER)
-        self._union.keep_out_of_group(ino, self._who(0))
+        self._keep_out_of_group(ino)
         written = self._union.write(ino, offset, self._data[_WRITE_DATA : _WRITE_DATA + size])
         return _answer(unique, _two_words.pack(written, 0))
 
     def _fallocate(self, unique: int, ino: int, _length: int) -> bytes:
         offset, size, mode = _fallocate_in.unpack_from(self._request, _HEADER)
+        self._keep_out_of_group(ino)
         self._union.allocate(ino, mode, offset, size)
         return _answer(unique)
 
@@ -316,6 +334,7 @@ class Connection:
 
     def _copy_file_range(self, unique: int, ino: int, _length: int) -> bytes:
         offset, target, target_offset, size = _copy_in.unpack_from(self._request, _HEADER)
+        self._keep_out_of_group(target)
         copied = self._union.copy_range(ino, offset, target, target_offset, min(size, 1 << 30))
         return _answer(unique, _two_words.pack(copied, 0))
 
@@ -380,9 +399,20 @@ class Connection:
             position = following
             return True
 
-        self._union.readdir(ino, place, take)
+        try:
+            self._union.readdir(ino, place, take)
+        except OSError:
+            if position == OUT_HEADER.size:
+                raise
+            # What is there counts as looked up; whoever goes on behind it is told the error.
         OUT_HEADER.pack_into(buffer, 0, position, 0, unique)
         return self._reply[:position]
+
+    def _keep_out_of_group(self, ino: int) -> None:
+        """Before a write: see :meth:`layerfs.union.file.FilePart.keep_out_of_group`."""
+        _, _, _, _, uid, gid, pid, _, _ = IN_HEADER.unpack_from(self._request)
+        if uid:
+            self._union.keep_out_of_group(ino, lambda: _groups(pid) | {gid})
 
     def _names(self, start: int, end: int) -> list[bytes]:
         """Return the names at the end of a request, each with a NUL behind it."""
@@ -426,6 +456,16 @@ class Connection:
         if len(value) > room:
             raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
         return _answer(unique, value)
+
+
+def _groups(pid: int) -> set[int]:
+    """Return the supplementary groups of a process; none of one that is gone, or in another namespace of them."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            line = next((line for line in file if line.startswith(b"Groups:")), b":")
+    except OSError:
+        return set()
+    return set(map(int, line.partition(b":")[2].split()))
 
 
 def _answer(unique: int, body: bytes = b"") -> bytes:

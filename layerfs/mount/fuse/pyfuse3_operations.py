@@ -37,6 +37,8 @@ def _answered(function: Callable[..., Any]) -> Any:
         try:
             return function(self, *arguments)
         except OSError as error:
+            if error.errno in {errno.EMFILE, errno.ENFILE}:
+                self._union.close_spare()
             if error.errno is None or error.errno == errno.EIO:
                 _log.error("%s%s: %s", function.__name__, arguments[:1], error)
             raise FUSEError(error.errno or errno.EIO) from None

@@ -20,7 +20,7 @@ from collections.abc import Callable
 
 from layerfs.linux.mountinfo import find_upper_mount
 from layerfs.linux.probe import feature
-from layerfs.mount.fuse.attach import attach, detach_mount, raise_read_ahead
+from layerfs.mount.fuse.attach import attach, detach_mount, find_device, raise_read_ahead
 from layerfs.mount.fuse.connection import Connection
 from layerfs.mount.fuse.specification import FuseSpecification
 from layerfs.store.layer import open_tree
@@ -59,8 +59,11 @@ def serve(wanted: FuseSpecification, ready: Callable[[], None], *, notify_socket
     with contextlib.closing(union):
         device = attach(wanted, privileged=privileged)
 
+        # Not by asking for the path itself: nobody would answer yet.
+        place = find_device(wanted.target) or ""
+
         def started() -> None:
-            raise_read_ahead(wanted.target)
+            raise_read_ahead(place)
             # What was made so far lives as long as the mount; looking through it again and again finds nothing.
             gc.freeze()
             ready()
@@ -68,10 +71,11 @@ def serve(wanted: FuseSpecification, ready: Callable[[], None], *, notify_socket
 
         def detach() -> bool:
             try:
-                detach_mount(wanted.target, privileged=privileged)
+                detach_mount(place, privileged=privileged)
             except OSError as error:
                 _log.warning("cannot unmount %s: %s", wanted.target, error)
-                return False
+                # Under another mount it goes on; a second signal ends it.
+                return error.errno == errno.EBUSY
             return True
 
         try:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -378,3 +378,64 @@ def test_the_foreground_tells_systemd(target: Path, lower: Path, tmp_path: Path)
             assert listener.recv(100) == b"STOPPING=1"
             assert process.wait(20) == 0
     assert not any(entry.target == str(target) for entry in read_mounts())
+
+
+def _errno(function: Callable[[], object]) -> int:
+    try:
+        function()
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
+def test_few_descriptors_are_enough(lower: Path, upper: Path, work: Path, target: Path) -> None:
+    for number in range(300):
+        (lower / f"d{number}").mkdir()
+        (lower / f"d{number}/file").write_text(f"{number}")
+    command = Path(sys.executable).with_name("layerfs-fuse")
+    options = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    subprocess.run(["sh", "-c", 'ulimit -n 200; exec "$0" -o "$1" "$2"', command, options, target], check=True)
+    try:
+        for number in range(300):
+            assert (target / f"d{number}/file").read_text() == f"{number}"
+        for number in range(0, 300, 3):
+            with (target / f"d{number}/file").open("a") as file:
+                file.write("more")
+        # More unlinked files than it can hold: some stay, none is lost, and it goes on.
+        opened = [(target / f"d{number}/file").open("r+") for number in range(300)]
+        for file in opened:
+            file.write("changed")
+            file.flush()
+        answers = [_errno((target / f"d{number}/file").unlink) for number in range(300)]
+        for file in opened:
+            file.close()
+        assert set(answers) == {0, errno.EMFILE}
+        time.sleep(0.2)  # until the kernel has let go of them
+        (target / "new").write_text("new")
+        assert (target / "dir/file").read_text() == "lower\n"
+    finally:
+        umount(target)
+
+
+@pytest.mark.parametrize("moved", [False, True])
+def test_a_signal_takes_nothing_else_away(
+    mount: Mounter, wanted: FuseSpecification, target: Path, tmp_path: Path, moved: bool
+) -> None:
+    pid = mount(wanted)
+    if moved:
+        place = tmp_path / "moved"
+        place.mkdir()
+        done = subprocess.run(["mount", "--move", target, place], check=False, capture_output=True, text=True)
+        if done.returncode:
+            pytest.skip(f"a mount cannot be moved here: {done.stderr.strip()}")
+        os.kill(pid, signal.SIGTERM)
+        assert wait_for_end(pid, 10)
+        assert find_mount(place) is None
+        return
+    subprocess.run(["mount", "-t", "tmpfs", "tmpfs", target], check=True)
+    (target / "above").write_text("")
+    os.kill(pid, signal.SIGTERM)
+    time.sleep(0.3)
+    assert (target / "above").exists()
+    umount(target)
+    assert (target / "file").read_text() == "other\n"

@@ -10,6 +10,7 @@ from errno import (
     EINVAL,
     EIO,
     EISDIR,
+    EMFILE,
     ENAMETOOLONG,
     ENODATA,
     ENOENT,
@@ -510,3 +511,75 @@ def test_a_link_put_into_the_upper_by_somebody_else_leads_nowhere(work: Work, tm
     assert (secret / "file").read_text() == "secret"
     assert stat.S_IMODE((secret / "file").stat().st_mode) & 0o111 == 0
     assert os.listdir(secret) == ["file"]
+
+
+def test_a_file_that_could_not_be_held_keeps_its_name(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    made = work.create("/", "made", b"mine")
+
+    def none_left(_name: bytes, _fd: int) -> int:
+        raise OSError(EMFILE, os.strerror(EMFILE))
+
+    with monkeypatch.context() as patch:
+        patch.setattr("layerfs.union.move.open_inode", none_left)
+        with failing(EMFILE):
+            work.union.unlink(ROOT, b"made")
+    assert work.read("made") == b"mine"
+    # And whatever has neither a name nor a descriptor is never taken for the root.
+    node = work.union._nodes[made.ino]
+    node.close_content()
+    work.union._nodes.unname(node, work.union._nodes[ROOT], b"made")
+    mode = work.upper.stat().st_mode
+    for attempt in (
+        lambda: work.union.setattr(made.ino, Changes(mode=0o777)),
+        lambda: work.union.setattr(made.ino, Changes(mtime_ns=0)),
+        lambda: work.union.setxattr(made.ino, b"user.x", b""),
+    ):
+        with failing(ESTALE):
+            attempt()
+    assert work.upper.stat().st_mode == mode
+
+
+def test_other_listings_disturb_none(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerfs.union.listing._KEPT", 4)
+    union, a = work.union, work.at("a").ino
+    stays = [f"stay{number}" for number in range(50)]
+    for name in stays:
+        work.create("a", name)
+        work.create("a", f"gone-{name}")
+    seen: list[bytes] = []
+    room = [20]
+    last = [0]
+
+    def take(name: bytes, _attributes: object, after: int) -> bool:
+        if not room[0]:
+            return False
+        room[0] -= 1
+        seen.append(name)
+        last[0] = after
+        return True
+
+    union.readdir(a, 0, take)
+    for name in stays:
+        union.unlink(a, f"gone-{name}".encode())
+    for _ in range(3):
+        work.entries("/")
+        work.entries("a/b")
+        work.entries("a")
+    room[0] = 1000
+    union.readdir(a, last[0], take)
+    found = [name for name in seen if not name.startswith(b"gone-")]
+    assert sorted(found) == sorted([b".", b"..", b"b", b"f", b"two", *(name.encode() for name in stays)])
+
+
+def test_what_listings_take_is_bounded(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerfs.union.listing._KEPT", 4)
+    for number in range(30):
+        work.union.mkdir(ROOT, b"d%d" % number, 0o755, work.caller)
+    for number in range(30):
+        work.entries(f"d{number}")
+        work.entries("opaque")
+        work.entries("a/b")
+    assert len(work.union._listings) <= 5
+    for number in range(30):
+        work.union.rmdir(ROOT, b"d%d" % number)
+    assert len(work.union._listings) <= 5
