@@ -20,6 +20,7 @@ _FALLOC_FL_KEEP_SIZE = 1
 _FALLOC_FL_PUNCH_HOLE = 2
 #: One round of a copy: long enough to be cheap, short enough that ``check`` is polled several times a second.
 _COPY_STEP = 64 << 20
+_PAGE = 4096
 #: Buffer of the fall-back that copies through user space.
 _COPY_BUFFER = 1 << 20
 #: What copy_file_range answers where only the fall-back can help: other file systems, other kinds of file.
@@ -111,24 +112,29 @@ def copy_range(
     Blocking: disk reads and writes; polls ``check``.
     Atomicity: none; a crash leaves a part of the range copied.
     """
+    # At another place within a page nothing can be a reflink, and the kernel copies parts of pages one by one.
+    shifted = bool((source_offset ^ destination_offset) & (_PAGE - 1))
+    buffer = None
     done = 0
     while done < length:
         if check is not None:
             check()
         step = min(length - done, _COPY_STEP)
+        copied = 0
         try:
-            copied = os.copy_file_range(
-                source_fd, destination_fd, step, source_offset + done, destination_offset + done
-            )
+            if not shifted:
+                copied = os.copy_file_range(
+                    source_fd, destination_fd, step, source_offset + done, destination_offset + done
+                )
         except OSError as err:
             if err.errno not in _NO_COPY_FILE_RANGE:
                 raise
-            copied = 0
         if copied == 0:
             # Also some special files answer 0 although they have bytes (linux commit 868f9f2f8e00), so the
             # fall-back decides whether this is the end of the source.
+            buffer = buffer or memoryview(bytearray(min(length, _COPY_BUFFER)))
             copied = _copy_buffered(
-                source_fd, source_offset + done, destination_fd, destination_offset + done, min(step, _COPY_BUFFER)
+                source_fd, source_offset + done, destination_fd, destination_offset + done, buffer[:step]
             )
         done += copied
 
@@ -214,13 +220,14 @@ def data_segments(fd: int, start: int = 0, end: int | None = None) -> Iterator[t
         yield first, position
 
 
-def _copy_buffered(source_fd: int, source_offset: int, destination_fd: int, destination_offset: int, step: int) -> int:
-    """Copy up to ``step`` bytes through a buffer and return how many; the end of the source is EIO."""
-    data = os.pread(source_fd, step, source_offset)
-    if not data:
+def _copy_buffered(
+    source_fd: int, source_offset: int, destination_fd: int, destination_offset: int, buffer: memoryview
+) -> int:
+    """Copy up to a buffer of bytes through it and return how many; the end of the source is EIO."""
+    size = os.preadv(source_fd, [buffer], source_offset)
+    if not size:
         raise OSError(errno.EIO, f"source ends at byte {source_offset}, inside the range to copy")
-    view = memoryview(data)
-    while view:
-        written = os.pwrite(destination_fd, view, destination_offset + len(data) - len(view))
-        view = view[written:]
-    return len(data)
+    written = 0
+    while written < size:
+        written += os.pwrite(destination_fd, buffer[written:size], destination_offset + written)
+    return size
