@@ -189,7 +189,7 @@ class Connection:
                     if error.errno == errno.ENODEV:
                         return
                     if error.errno != errno.ENOENT:  # whoever asked was killed
-                        _log.error("reply to %s of inode %d: %s", Operation(operation).name, ino, error)
+                        _log.error("reply to request %d of inode %d: %s", operation, ino, error)
                 if operation == Operation.INIT:
                     self._check(reply)
                     ready()
