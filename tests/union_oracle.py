@@ -183,6 +183,15 @@ def acting_as(uid: int) -> Iterator[None]:
         os.setegid(0)
 
 
+def errno_of(function: Callable[[], object]) -> int:
+    """Return the errno that a call fails with, or 0."""
+    try:
+        function()
+    except OSError as error:
+        return error.errno or 0
+    return 0
+
+
 class Actor:
     """Does operations on one side, below its top directory, and says what came of them."""
 

@@ -31,16 +31,8 @@ class FilePart(UnionPart):
         Raises:
             OSError: EIO, also where a layer ends too early; EISDIR; ESTALE.
         """
-        content = self._content(self._nodes[ino])
-        if content.size is None:
-            return os.pread(content.fd, size, offset)
-        size = min(size, content.size - offset)
-        if size <= 0:
-            return b""
-        data = os.pread(content.fd, size, content.offset + offset)
-        if len(data) != size:
-            raise _cut_short(content, offset + len(data))
-        return data
+        buffer = memoryview(bytearray(size))
+        return bytes(buffer[: self.read_into(ino, offset, buffer)])
 
     def read_into(self, ino: int, offset: int, buffer: memoryview) -> int:
         """As :meth:`read`, into a buffer; return how many bytes are in it."""
@@ -52,7 +44,7 @@ class FilePart(UnionPart):
             return 0
         found = os.preadv(content.fd, [buffer[:size]], content.offset + offset)
         if found != size:
-            raise _cut_short(content, offset + found)
+            raise OSError(EIO, f"lower file ends at byte {offset + found} of {content.size}")
         return size
 
     def write(self, ino: int, offset: int, data: bytes | memoryview, *, strip: bool = False) -> int:
@@ -187,8 +179,3 @@ class FilePart(UnionPart):
             taken |= stat.S_ISGID
         if taken and self._upper is not None:
             self._upper.change(node, mode=mode & ~taken, uid=None, gid=None)
-
-
-def _cut_short(content: Content, end: int) -> OSError:
-    """Return the error for a lower file that is shorter than it was."""
-    return OSError(EIO, f"lower file ends at byte {end} of {content.size}")

@@ -25,7 +25,7 @@ from layerfs.linux.mount_api import umount
 from layerfs.linux.rename import EXCHANGE, NOREPLACE, rename
 from layerfs.linux.sparse import allocate
 from layerfs.mount.fuse.start import wait_for_end
-from tests.union_oracle import AT_FDCWD, USER, acting_as, mount_fuse, mount_kernel
+from tests.union_oracle import AT_FDCWD, USER, acting_as, errno_of, mount_fuse, mount_kernel
 
 pytestmark = [pytest.mark.needs_root]
 
@@ -78,14 +78,6 @@ def place(mounted: Path, request: pytest.FixtureRequest) -> Path:
     path.mkdir()
     path.chmod(0o777)
     return path
-
-
-def errno_of(function: Callable[[], object]) -> int:
-    try:
-        function()
-    except OSError as error:
-        return error.errno or 0
-    return 0
 
 
 @pytest.mark.parametrize("length", [255, 256])

@@ -69,6 +69,7 @@ _SHORT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 #: What TMPFILE adds to the entry: no handle, and pages that may be kept.
 _OPENED = struct.pack("=QII", 0, 1 << 1, 0)
 
+_word = struct.Struct("=I")
 _two_words = struct.Struct("=II")
 _four_words = struct.Struct("=IIII")
 _number = struct.Struct("=Q")
@@ -236,7 +237,7 @@ class Connection:
         self._union.forget([(ino, *_number.unpack_from(self._request, _HEADER))])
 
     def _batch_forget(self, _unique: int, _ino: int, _length: int) -> None:
-        (count,) = _two_words.unpack_from(self._request, _HEADER)[:1]
+        (count,) = _word.unpack_from(self._request, _HEADER)
         start = _HEADER + _two_words.size
         self._union.forget(struct.iter_unpack("=QQ", self._data[start : start + 16 * count]))
 
@@ -339,7 +340,7 @@ class Connection:
         return _answer(unique, _two_words.pack(copied, 0))
 
     def _fsync(self, unique: int, ino: int, _length: int) -> bytes:
-        (flags,) = _two_words.unpack_from(self._request, _HEADER + 8)[:1]
+        (flags,) = _word.unpack_from(self._request, _HEADER + 8)
         self._union.fsync(ino, data_only=bool(flags & _FDATASYNC))
         return _answer(unique)
 
@@ -450,7 +451,7 @@ class Connection:
         Raises:
             OSError: ERANGE.
         """
-        (room,) = _two_words.unpack_from(self._request, _HEADER)[:1]
+        (room,) = _word.unpack_from(self._request, _HEADER)
         if not room:
             return _answer(unique, _two_words.pack(len(value), 0))
         if len(value) > room:

@@ -12,7 +12,7 @@ import subprocess
 import sys
 import threading
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
 
@@ -27,6 +27,7 @@ from layerfs.mount.option import MountOptions
 from layerfs.mount.overlay import mount_directories
 from layerfs.union.owner import OwnerMap, Range
 from tests.integration.mount.conftest import Image
+from tests.union_oracle import errno_of
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 
@@ -380,14 +381,6 @@ def test_the_foreground_tells_systemd(target: Path, lower: Path, tmp_path: Path)
     assert not any(entry.target == str(target) for entry in read_mounts())
 
 
-def _errno(function: Callable[[], object]) -> int:
-    try:
-        function()
-    except OSError as error:
-        return error.errno or 0
-    return 0
-
-
 def test_few_descriptors_are_enough(lower: Path, upper: Path, work: Path, target: Path) -> None:
     for number in range(300):
         (lower / f"d{number}").mkdir()
@@ -406,7 +399,7 @@ def test_few_descriptors_are_enough(lower: Path, upper: Path, work: Path, target
         for file in opened:
             file.write("changed")
             file.flush()
-        answers = [_errno((target / f"d{number}/file").unlink) for number in range(300)]
+        answers = [errno_of((target / f"d{number}/file").unlink) for number in range(300)]
         for file in opened:
             file.close()
         assert set(answers) == {0, errno.EMFILE}
