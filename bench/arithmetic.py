@@ -11,6 +11,8 @@ __all__ = ["extrapolations"]
 
 #: A common image: what python-app of the corpus is.
 _MEGABYTES, _ENTRIES, _LAYERS = 1_000, 55_000, 11
+#: Of one of its layers, the files of 4 KiB and more: those that the database has a row for.
+_FILES = 1_400
 
 
 def _slope(curves: dict[str, Curve], title: str, variant: str) -> float | None:
@@ -67,11 +69,12 @@ def extrapolations(runs: Sequence[Run]) -> Iterator[str]:
             thousand = _seconds(1000 * slope)
             yield f"A node with 1,000 images of ten layers: 1,000 x {_seconds(slope)} = {thousand} {what}."
     database = _slope(curves, "bytes of a store", "layerfs database")
-    if database is not None:
-        each = database / 10
+    row = _slope(curves, "bytes of a database by large files", "layerfs database")
+    if database is not None and row is not None:
+        layer_bytes = database / 10 + row * _FILES
         yield (
-            f"A registry with 10,000,000 layers: 10,000,000 x {_bytes(each)} = {_bytes(1e7 * each)} of database, in"
-            f" layers of twenty files; each further file of 4 KiB and more is a row."
+            f"A registry with 10,000,000 layers: 10,000,000 x ({_bytes(database / 10)} + {_FILES:,} files of 4 KiB and"
+            f" more x {row:.0f} B) = {_bytes(1e7 * layer_bytes)} of database."
         )
     trees = _slope(curves, "bytes of a store", "layerfs merged trees")
     if trees is not None:

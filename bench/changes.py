@@ -14,6 +14,7 @@ import shutil
 import subprocess
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from bench.corpus import CorpusImage, image
@@ -22,21 +23,24 @@ from bench.load import layerfs_command, store_environment
 from bench.measure import (
     Report,
     Sample,
-    chosen,
     command,
     common_options,
     fresh_directory,
     fresh_filesystem,
+    image_name,
     interleave,
     output,
+    prepare,
     settle,
+    shell,
+    warm,
 )
-from bench.peers import containerd, podman
+from bench.peers import containerd, podman, with_daemon
 
 __all__ = ["change", "main"]
 
-#: Reading and digesting the docker archive.
-_FLOOR = "cat, sha256sum"
+#: Reading and digesting the docker archive, with the processor's own instructions.
+_FLOOR = "openssl sha256"
 
 _WRITTEN, _REMOVED, _NEW = 700, 150, 150
 
@@ -94,7 +98,7 @@ def _layerfs(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], 
         "layerfs diff IMAGE IMAGE": lambda: command([tool, "diff", found.name, "changed"], env=environment),
         "layerfs commit": commit,
         "layerfs --no-sync commit": lambda: commit("--no-sync"),
-        "layerfs save to a pipe": lambda: _shell(f"{shlex.join(saved)} > >(cat > /dev/null)", environment),
+        "layerfs save to a pipe": lambda: shell(f"{shlex.join(saved)} > >(cat > /dev/null)", env=environment),
     }
 
 
@@ -108,6 +112,7 @@ def _podman(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], S
         yield {
             "podman --version": lambda: command(["podman", "--version"]),
             "podman diff": lambda: command([*tool, "diff", container]),
+            "podman save": lambda: shell(f"{shlex.join([*tool, 'save', loaded])} > >(cat > /dev/null)"),
         }
 
 
@@ -144,8 +149,7 @@ def _umoci(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], Sa
 
 @contextmanager
 def _containerd(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], Sample]]]:
-    with containerd(work) as (ctr, _):
-        name = f"localhost/{found.name}:latest"
+    with containerd(work) as (ctr, pid):
         run([*ctr, "images", "import", "--base-name", f"localhost/{found.name}", found.oci_archive])
         config = json.loads(output(["skopeo", "inspect", "--config", f"oci-archive:{found.oci_archive}"]))
         from layerfs.formats.digest import Digest, chain_id
@@ -157,46 +161,73 @@ def _containerd(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[
             run(shlex.split(line))
         change(target)
         run(["umount", target])
-        del name
-        yield {"ctr snapshots diff": lambda: _shell(shlex.join([*ctr, "snapshots", "diff", "box"]) + " > /dev/null")}
+        plain = ["--media-type", "application/vnd.oci.image.layer.v1.tar"]
+        words = shlex.join([*ctr, "snapshots", "diff", *plain, "box"])
+        yield {"ctr snapshots diff": lambda: with_daemon(lambda: shell(f"{words} > /dev/null"), pid)}
 
 
-def _shell(script: str, environment: dict[str, str] | None = None) -> Sample:
-    return command(["bash", "-euo", "pipefail", "-c", script], env=environment)
+@contextmanager
+def _skopeo(found: CorpusImage, work: Path) -> Iterator[dict[str, Callable[[], Sample]]]:
+    def copy() -> Sample:
+        target = work / "saved.tar"
+        target.unlink(missing_ok=True)
+        settle()
+        place = f"docker-archive:{target}:localhost/{found.name}:latest"
+        return command(["skopeo", "--insecure-policy", "copy", "--quiet", f"oci:{found.oci}:latest", place])
+
+    yield {"skopeo copy to a docker-archive": copy}
 
 
 #: What is compared with what: title, base, and the words that variants of the table have in their names.
 _TABLES = (
     ("start alone", "layerfs --version", ("--version",)),
     ("a verb that opens the store", "layerfs ps", (" ps",)),
-    ("diff of a container", "layerfs diff CONTAINER", ("diff CONTAINER", "diff -o", "podman diff", "snapshots diff")),
+    ("the names of a container's changes", "layerfs diff CONTAINER", ("diff CONTAINER", "podman diff")),
+    ("a container's changes as a layer tar", "layerfs diff -o (layer tar)", ("diff -o", "snapshots diff")),
     ("diff of two images", "layerfs diff IMAGE IMAGE", ("diff IMAGE IMAGE",)),
     ("commit", "layerfs commit", ("commit", "repack")),
-    ("save", _FLOOR, ("save", "cat, ")),
+    ("save", _FLOOR, ("save", "skopeo copy", _FLOOR)),
 )
 
-_TOOLS = {"podman": _podman, "buildah": _buildah, "umoci": _umoci, "ctr": _containerd}
+_TOOLS = {
+    "layerfs": _layerfs, "podman": _podman, "buildah": _buildah, "umoci": _umoci, "ctr": _containerd,
+    "skopeo": _skopeo,
+}  # fmt: skip
+
+
+#: What a tool is missed for, by the names of its variants.
+_VERBS = {
+    "layerfs": ("ps", "diff CONTAINER", "commit", "save"), "podman": ("diff", "save"), "buildah": ("commit",),
+    "umoci": ("repack",), "ctr": ("snapshots diff",), "skopeo": ("copy to a docker-archive",),
+}  # fmt: skip
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the scenario with options from the command line."""
     parser = common_options("changes", __doc__, rounds=5)
-    parser.add_argument("--image", default="python-app")
+    parser.add_argument("--image", default="python-app", type=image_name)
     parser.add_argument("--scratch", type=Path, help="measure in an existing file system, not in a fresh one")
     options = parser.parse_args(arguments)
     found = image(options.image)
-    report = Report("changes", vars(options) | {"scratch": str(options.scratch)})
+    report = Report("changes", vars(options))
     with ExitStack() as stack:
         place = stack.enter_context(fresh_directory(options.scratch) if options.scratch else fresh_filesystem())
-        variants = {_FLOOR: lambda: _shell(f"cat {shlex.quote(str(found.docker_archive))} | sha256sum > /dev/null")}
-        for name, prepare in {"layerfs": _layerfs, **_TOOLS}.items():
-            if name != "layerfs" and not (shutil.which(name) and chosen({name: None}, options.on)):
+        warm(found.docker_archive)
+        variants: dict[str, Callable[[], Sample]] = {
+            _FLOOR: lambda: shell(f"openssl dgst -sha256 {shlex.quote(str(found.docker_archive))}")
+        }
+        broken: dict[str, str] = {}
+        wanted = [word.strip().split()[0] for word in (options.on or "").split(",") if word.strip()]
+        for name, make in _TOOLS.items():
+            if wanted and not any(name in word or word in name for word in wanted):
                 continue
-            work = place / name[0]  # podman takes no long paths
+            work = place / name[:2]  # podman takes no long paths
             work.mkdir()
-            variants |= stack.enter_context(prepare(found, work))
+            ready = prepare(stack, name, partial(make, found, work), broken, needs=None if name == "layerfs" else name)
+            variants |= ready or {}
         settle()
         samples, failed = interleave(variants, options.rounds, report.on)
+        failed |= {f"{name} {verb}": said for name, said in broken.items() for verb in _VERBS[name]}
         for title, base, words in _TABLES:
             report.table(
                 f"{found.name}, 1,000 changed files: {title}",

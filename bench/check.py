@@ -21,10 +21,10 @@ _README = Path(__file__).parent.parent / "README.md"
 
 #: What ``make bench-quick`` measures, by scenario.
 QUICK: dict[str, list[str]] = {
-    "load": ["--image", "demo", "--rounds", "5"],
+    "load": ["--image", "demo", "--form", "gzip", "--form", "docker-archive", "--rounds", "5"],
     "mount": ["--image", "deep-1", "--image", "deep-101", "--rounds", "5"],
     "resolve": ["--image", "demo", "--rounds", "5"],
-    "changes": ["--image", "demo", "--rounds", "5", "--on", "layerfs,podman,buildah,sha256sum"],
+    "changes": ["--image", "demo", "--rounds", "5", "--on", "layerfs,podman,buildah,openssl"],
 }
 
 _ROW = re.compile(r"\| `(\w+)` \| (.+?) \| (.+?) \| (.+?) \| ([\d.]+) \| ([\d.]+) \|")

@@ -1,7 +1,9 @@
-"""compare: two result files of one scenario, variant by variant; exits 1 when something of ours became slower.
+"""compare: two result files of one scenario, row by row; exits 1 when something of ours became slower, or fails.
 
-A change counts when the 95 % interval of the ratio of medians, by resampling both runs, lies on one side of 1 and the
-change is larger than the noise allowed. Few samples give wide intervals: that is the point.
+A change counts when the interval of the ratio of medians, by resampling both runs, lies on one side of 1 and the change
+is larger than the noise allowed. The interval is as wide as it takes to be wrong about any row of the two files in one
+comparison of twenty, and below four samples no verdict is given: so few cannot tell. Where a table's base is not ours,
+what is compared is the ratio to it, since a machine that is slower today is slower for both.
 """
 
 from __future__ import annotations
@@ -9,26 +11,46 @@ from __future__ import annotations
 import argparse
 import random
 import statistics
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from pathlib import Path
 
-from bench.results_file import Row, read_run
+from bench.results_file import Row, Run, Table, read_run
 
 __all__ = ["main", "ratio_interval"]
 
-_RESAMPLES = 2000
+_RESAMPLES = 4000
+#: Of all rows together.
+_ERROR = 0.05
+#: Samples on each side below which medians of samples drawn again say nothing.
+_ENOUGH = 4
+#: Settings that change nothing of what a variant does.
+_HARMLESS = frozenset({"rounds", "on", "rows", "only", "peers", "versions"})
 
 
-def ratio_interval(before: Sequence[float], after: Sequence[float]) -> tuple[float, float, float]:
-    """Return the ratio of medians, after to before, with the ends of its 95 % interval."""
+def ratio_interval(
+    before: Sequence[float], after: Sequence[float], base: tuple[Sequence[float], Sequence[float]] | None = None, *,
+    error: float = _ERROR,
+) -> tuple[float, float, float]:  # fmt: skip
+    """Return the ratio of medians, after to before, with the ends of its interval.
+
+    Args:
+        before: seconds of one run.
+        after: seconds of the other.
+        base: of another variant in both runs, to which each is set in relation first.
+        error: how often the interval may miss the truth.
+    """
     chance = random.Random(0)  # the same files give the same answer
-    ratios = sorted(
-        statistics.median(chance.choices(after, k=len(after)))
-        / statistics.median(chance.choices(before, k=len(before)))
-        for _ in range(_RESAMPLES)
-    )
-    ratio = statistics.median(after) / statistics.median(before)
-    return ratio, ratios[_RESAMPLES // 40], ratios[-_RESAMPLES // 40]
+
+    def ratio(draw: bool) -> float:
+        medians = [
+            statistics.median(chance.choices(found, k=len(found)) if draw else found)
+            for found in (after, before, *(base or ([1.0], [1.0])))
+        ]
+        return medians[0] / medians[1] * medians[2] / medians[3]
+
+    ratios = sorted(ratio(True) for _ in range(_RESAMPLES))
+    edge = min(int(_RESAMPLES * error / 2), _RESAMPLES // 2 - 1)
+    return ratio(False), ratios[edge], ratios[-1 - edge]
 
 
 def _verdict(ratio: float, low: float, high: float, noise: float) -> str:
@@ -39,35 +61,68 @@ def _verdict(ratio: float, low: float, high: float, noise: float) -> str:
     return "same"
 
 
+def _tables(run: Run) -> Iterator[Table]:
+    yield from run.tables
+    yield from (curve.table() for curve in run.curves)
+
+
+def _read(parser: argparse.ArgumentParser, path: Path) -> Run:
+    try:
+        return read_run(path)
+    except (OSError, ValueError, KeyError, TypeError) as error:
+        parser.error(f"{path}: no result of a scenario: {error}")
+
+
 def main(arguments: Sequence[str]) -> int:
     """Run with options from the command line."""
     parser = argparse.ArgumentParser(prog="python -m bench compare", description=__doc__.partition("\n")[0])
     parser.add_argument("before", type=Path)
     parser.add_argument("after", type=Path)
     parser.add_argument("--noise", type=float, default=0.1, help="change of the median that is none (default: 0.1)")
+    parser.add_argument("--force", action="store_true", help="compare although the settings differ")
     options = parser.parse_args(arguments)
-    one, other = read_run(options.before), read_run(options.after)
+    one, other = _read(parser, options.before), _read(parser, options.after)
     if one.scenario != other.scenario:
         parser.error(f"{options.before} is of {one.scenario}, {options.after} of {other.scenario}")
-    slower = 0
-    for table in one.tables:
-        now = next((found for found in other.tables if found.title == table.title), None)
+    differing = sorted(
+        name
+        for name in one.settings.keys() | other.settings.keys()
+        if name not in _HARMLESS and one.settings.get(name) != other.settings.get(name)
+    )
+    if differing and not options.force:
+        parser.error(f"they were not measured in the same way (--force compares them): {', '.join(differing)}")
+    after = {table.title: table for table in _tables(other)}
+    rows = sum(len(table.rows) for table in _tables(one))
+    worse = 0
+    for table in _tables(one):
+        now = after.get(table.title)
         if now is None:
             print(f"\n### {table.title}\n\nonly in {options.before}")
             continue
-        print(f"\n### {table.title}\n\n| variant | before | after | ratio | 95 % | |\n|---|---|---|---|---|---|")
+        print(f"\n### {table.title}\n\n| variant | before | after | ratio | interval | |\n|---|---|---|---|---|---|")
         for row in table.rows:
             found = now.find(row.variant)
             if found is None:
-                print(f"| {row.variant} | {row.median:.4g} | - | | | gone |")
-                continue
-            slower += _print_row(row, found, options.noise)
-    return 1 if slower else 0
+                verdict = "fails" if row.variant in now.failed else "gone"
+                worse += row.is_ours and verdict == "fails"
+                print(f"| {row.variant} | {row.median:.4g} | - | | | {verdict} |")
+            else:
+                worse += _print_row(row, found, (table, now), options.noise, _ERROR / rows)
+    return 1 if worse else 0
 
 
-def _print_row(before: Row, after: Row, noise: float) -> bool:
-    ratio, low, high = ratio_interval(before.walls, after.walls)
-    verdict = _verdict(ratio, low, high, noise)
+def _print_row(before: Row, after: Row, tables: tuple[Table, Table], noise: float, error: float) -> bool:
     medians = f"{before.median:.4g} | {after.median:.4g}"
+    if min(len(before.samples), len(after.samples)) < _ENOUGH:
+        print(f"| {before.variant} | {medians} | {after.median / before.median:.2f} | | too few samples |")
+        return False
+    bases = [table.find(table.base) for table in tables]
+    base = None
+    if all(found is not None and not found.is_ours and len(found.samples) >= _ENOUGH for found in bases):
+        base = (bases[0].walls, bases[1].walls)  # type: ignore[union-attr] # both are there
+    if before.variant == tables[0].base:
+        base = None
+    ratio, low, high = ratio_interval(before.walls, after.walls, base, error=error)
+    verdict = _verdict(ratio, low, high, noise)
     print(f"| {before.variant} | {medians} | {ratio:.2f} | {low:.2f}-{high:.2f} | {verdict} |")
     return before.is_ours and verdict == "slower"

@@ -1,22 +1,24 @@
-"""fuse: one image through layerfs's FUSE backend, through fuse-overlayfs, and through overlayfs of the kernel.
+"""fuse: one image through layerfs, by FUSE and by the kernel, through fuse-overlayfs, and through overlayfs alone.
 
-Every row is measured with client and server pinned to one CPU, where a request costs what it computes, and with
-``--free`` without, where waking an idle virtual CPU costs more than most requests. CPU time is that of the client and
-of the process that serves the mount together. A row that changes something starts on an upper directory of its own.
+Every row is measured with client and server pinned to one CPU, where a request costs what it computes; some also
+without, and all with ``--free``, where waking an idle virtual CPU costs more than most requests. CPU time is that of
+client and server together. A row that changes something starts on a new file system.
 """
 
 from __future__ import annotations
 
+import argparse
 import contextlib
 import os
 import random
 import resource
-import shutil
+import shlex
 import stat
 import subprocess
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
 
 from bench.debian import run
@@ -26,9 +28,22 @@ from bench.fuse_mounts import (
     count_requests,
     layer_directories,
     mounted_union,
+    pinned,
     union_mounts,
 )
-from bench.measure import Report, Sample, chosen, common_options, drop_caches, interleave
+from bench.measure import (
+    Report,
+    Sample,
+    chosen,
+    common_options,
+    drop_caches,
+    fresh_directory,
+    fresh_filesystem,
+    image_name,
+    interleave,
+    prepare,
+    shell,
+)
 from bench.mount import store_with
 from layerfs.linux.mount_api import umount
 
@@ -58,12 +73,16 @@ class Tree:
 
 @dataclass(frozen=True)
 class Row:
-    """One line of the table: ``job`` returns how many operations it did; cold ones begin with empty caches."""
+    """One line of the table: ``job`` returns how many operations it did; cold ones begin with empty caches.
+
+    Those that write get a new file system for the upper directory: one where many files were removed is slower.
+    """
 
     name: str
     job: Callable[[Tree], int]
     cold: bool = False
     before: Callable[[Tree], object] | None = None
+    writes: bool = False
 
 
 def _walk(tree: Tree) -> int:
@@ -129,9 +148,12 @@ def _write_big(tree: Tree) -> int:
 
 def _read_big(tree: Tree) -> int:
     fd = os.open(tree.top + b"/big", os.O_RDONLY)
-    while os.read(fd, 1 << 20):
-        pass
+    size = 0
+    while piece := os.read(fd, 1 << 20):
+        size += len(piece)
     os.close(fd)
+    if size != 1 << 30:
+        raise RuntimeError(f"{size} bytes were read of 1 GiB")
     return 1024
 
 
@@ -192,6 +214,13 @@ def _unlink_lower(tree: Tree) -> int:
     return _FILES
 
 
+def _read_largest(tree: Tree) -> None:
+    fd = os.open(tree.top + tree.largest[0], os.O_RDONLY)
+    while os.read(fd, 1 << 20):
+        pass
+    os.close(fd)
+
+
 def _copy_up_big(tree: Tree) -> int:
     path, size = tree.largest
     fd = os.open(tree.top + path, os.O_WRONLY | os.O_APPEND)
@@ -202,7 +231,7 @@ def _copy_up_big(tree: Tree) -> int:
 
 def _tar(tree: Tree) -> int:
     # Through a pipe: tar reads nothing when its archive is /dev/null.
-    subprocess.run(["sh", "-c", 'tar -C "$0" --one-file-system -cf - . | cat >/dev/null', tree.top], check=True)
+    shell(f"tar -C {shlex.quote(os.fsdecode(tree.top))} --one-file-system -cf - . | cat >/dev/null")
     return 1
 
 
@@ -243,6 +272,7 @@ def _compile(tree: Tree) -> int:
     return 30
 
 
+# Copying up begins with the content in the page cache: where a tool has it from loading or unpacking is chance.
 ROWS = {
     "walk-cold": Row("walk with stat, cold", _walk, cold=True),
     "walk": Row("walk with stat, warm", _walk, before=_walk),
@@ -252,24 +282,36 @@ ROWS = {
     "missing": Row("missing names, all different", _missing_different, before=_walk),
     "read-cold": Row("open and read 4 KiB, cold", _read, cold=True),
     "read": Row("open and read 4 KiB, warm", _read, before=_read),
-    "write-big": Row("write 1 GiB, per MiB", _write_big),
-    "read-big": Row("read 1 GiB, cold, per MiB", _read_big, cold=True, before=_write_big),
-    "read-random": Row("random reads of 4 KiB, cold", _read_random, cold=True, before=_write_big),
-    "create": Row("create and write a file", _create),
-    "rename-new": Row("rename a new file", _rename_new, before=_create),
-    "unlink-new": Row("unlink a new file", _unlink_new, before=_create),
-    "append": Row("copy-up of a file by append", _append, before=_walk),
-    "chmod": Row("copy-up of a file by chmod", _chmod, before=_walk),
-    "copy-big": Row("copy-up of the largest file, per MiB", _copy_up_big, before=_walk),
-    "rename": Row("rename a file of the image", _rename_lower, before=_walk),
-    "unlink": Row("unlink a file of the image", _unlink_lower, before=_walk),
+    "write-big": Row("write 1 GiB, per MiB", _write_big, writes=True),
+    "read-big": Row("read 1 GiB, cold, per MiB", _read_big, cold=True, before=_write_big, writes=True),
+    "read-random": Row("random reads of 4 KiB, cold", _read_random, cold=True, before=_write_big, writes=True),
+    "create": Row("create and write a file", _create, writes=True),
+    "rename-new": Row("rename a new file", _rename_new, before=_create, writes=True),
+    "unlink-new": Row("unlink a new file", _unlink_new, before=_create, writes=True),
+    "append": Row("copy-up of a file by append", _append, before=_read, writes=True),
+    "chmod": Row("copy-up of a file by chmod", _chmod, before=_read, writes=True),
+    "copy-big": Row("copy-up of the largest file, per MiB", _copy_up_big, before=_read_largest, writes=True),
+    "rename": Row("rename a file of the image", _rename_lower, before=_read, writes=True),
+    "unlink": Row("unlink a file of the image", _unlink_lower, before=_walk, writes=True),
     "tar-cold": Row("tar of the tree, cold", _tar, cold=True),
     "tar": Row("tar of the tree, warm", _tar, before=_tar),
     "imports-cold": Row("python imports numpy, pandas, django, cold", _imports, cold=True),
     "git-cold": Row("git status, cold", _git("status"), cold=True, before=_make_repository),
     "git": Row("git status, warm", _git("status"), before=_make_repository),
-    "compile": Row("compile a C file", _compile),
+    "compile": Row("compile a C file", _compile, writes=True),
 }
+
+
+#: Rows that are measured without pinning as well, which every request pays for with waking an idle CPU.
+_ALSO_FREE = ("walk-cold", "stat-cold", "missing", "read", "create")
+
+
+def _rows(words: str) -> list[str]:
+    found = [word.strip() for word in words.split(",") if word.strip()]
+    for word in found:
+        if word != "lookups" and word not in ROWS:
+            raise argparse.ArgumentTypeError(f"no row {word!r}")
+    return found
 
 
 def _cpu_of(pid: int | None) -> float:
@@ -284,9 +326,14 @@ def _cpu_of_client() -> float:
     return sum(usage.ru_utime + usage.ru_stime for usage in both)
 
 
-def _measure(row: Row, variant: Variant, scratch: Path, paths: _Paths, cpu: int | None) -> Sample:
-    shutil.rmtree(scratch, ignore_errors=True)
-    scratch.mkdir()
+def _measure(row: Row, variant: Variant, root: Path, paths: _Paths, *, pin: bool) -> Sample:
+    place = fresh_filesystem(4 << 30) if row.writes else fresh_directory(root)
+    # Pinned before the server starts, so that all its threads are.
+    with place as scratch, pinned() if pin else contextlib.nullcontext():
+        return _measure_in(scratch, row, variant, paths)
+
+
+def _measure_in(scratch: Path, row: Row, variant: Variant, paths: _Paths) -> Sample:
     tree = Tree(os.fsencode(scratch / "mnt"), *paths)
     with contextlib.ExitStack() as stack:
         found = stack.enter_context(mounted_union(variant, scratch))
@@ -298,19 +345,12 @@ def _measure(row: Row, variant: Variant, scratch: Path, paths: _Paths, cpu: int 
             drop_caches()
         else:
             os.sync()
-        if cpu is not None:
-            os.sched_setaffinity(0, {cpu})
-            if found.pid is not None:
-                os.sched_setaffinity(found.pid, {cpu})
         requests = stack.enter_context(count_requests(found.target)) if found.pid is not None else lambda: None
         before = requests()
-        try:
-            server, client, start = _cpu_of(found.pid), _cpu_of_client(), time.perf_counter()
-            count = row.job(tree)
-            wall = time.perf_counter() - start
-            spent = _cpu_of_client() - client + _cpu_of(found.pid) - server
-        finally:
-            os.sched_setaffinity(0, range(os.cpu_count() or 1))
+        server, client, start = _cpu_of(found.pid), _cpu_of_client(), time.perf_counter()
+        count = row.job(tree)
+        wall = time.perf_counter() - start
+        spent = _cpu_of_client() - client + _cpu_of(found.pid) - server
         after = requests()
         peak = 0
         if found.pid is not None:
@@ -339,38 +379,39 @@ def _null_server(root: Path) -> Iterator[Mounted]:
 
 
 def _lookups(mounted: Mounted) -> Sample:
-    """Look up names that are missing and different each time, client and server pinned to one CPU."""
+    """Look up names that are missing and different each time."""
     count = 30_000
     number = random.Random().randrange(1 << 60)
     paths = [os.fsencode(mounted.target) + b"/%x" % (number + step) for step in range(count)]
-    os.sched_setaffinity(0, {0})
-    if mounted.pid is not None:
-        os.sched_setaffinity(mounted.pid, {0})
-    try:
-        start, spent = time.perf_counter(), _cpu_of_client() + _cpu_of(mounted.pid)
-        for path in paths:
-            with contextlib.suppress(FileNotFoundError):
-                os.lstat(path)
-        wall = time.perf_counter() - start
-        return Sample(wall / count, (_cpu_of_client() + _cpu_of(mounted.pid) - spent) / count)
-    finally:
-        os.sched_setaffinity(0, range(os.cpu_count() or 1))
+    start, spent = time.perf_counter(), _cpu_of_client() + _cpu_of(mounted.pid)
+    for path in paths:
+        with contextlib.suppress(FileNotFoundError):
+            os.lstat(path)
+    wall = time.perf_counter() - start
+    return Sample(wall / count, (_cpu_of_client() + _cpu_of(mounted.pid) - spent) / count)
 
 
 def _compare_lookups(variants: dict[str, Variant], root: Path, rounds: int, report: Report) -> None:
     """Compare an uncached lookup with that of the null server."""
     with contextlib.ExitStack() as stack:
-        mounted = {"null C server": stack.enter_context(_null_server(root))}
-        for name, variant in variants.items():
-            scratch = root / f"lookup-{len(mounted)}"
-            scratch.mkdir()
-            mounted[name] = stack.enter_context(mounted_union(variant, scratch))
+        stack.enter_context(pinned())
+        mounted: dict[str, Mounted] = {}
+        broken: dict[str, str] = {}
+        for name, make in {
+            "null C server": partial(_null_server, root),
+            **{
+                name: partial(mounted_union, variant, root / f"lookup-{number}")
+                for number, (name, variant) in enumerate(variants.items())
+            },
+        }.items():
+            if (made := prepare(stack, name, make, broken)) is not None:
+                mounted[name] = made
 
         def one(found: Mounted) -> Callable[[], Sample]:
             return lambda: _lookups(found)
 
         samples, failed = interleave({name: one(found) for name, found in mounted.items()}, rounds)
-    report.table("an uncached lookup", samples, base="null C server", failed=failed, unit=("µs", 1e6))
+    report.table("an uncached lookup", samples, base="null C server", failed=failed | broken, unit=("µs", 1e6))
 
 
 def _paths(directory: Path) -> _Paths:
@@ -394,14 +435,16 @@ def _paths(directory: Path) -> _Paths:
 def main(arguments: list[str]) -> None:
     """Measure."""
     parser = common_options("fuse", __doc__, rounds=5)
-    parser.add_argument("--image", default="python-app")
-    parser.add_argument("--rows", default=",".join(ROWS), help="comma-separated: " + ", ".join(ROWS))
+    parser.add_argument("--image", default="python-app", type=image_name)
+    parser.add_argument("--rows", type=_rows, help=f"comma-separated, all unless given: lookups, {', '.join(ROWS)}")
     parser.add_argument("--directories", action="store_true", help="also our own over directories, not the image")
-    parser.add_argument("--lookups", action="store_true", help="compare an uncached lookup with a null C server first")
     parser.add_argument("--flat", action="store_true", help="give the others the image as one directory")
     parser.add_argument("--free", action="store_true", help="do not pin client and server to one CPU")
     options = parser.parse_args(arguments)
     report = Report("fuse", vars(options))
+    rows = [(key, not options.free) for key in options.rows or ("lookups", *ROWS)]
+    if options.rows is None and not options.free:
+        rows += [(key, False) for key in _ALSO_FREE]
     with store_with([options.image]) as (store, root, images):
         found = images[options.image]
         directories = layer_directories(store, found, root / "flat" if options.flat else None)
@@ -414,16 +457,17 @@ def main(arguments: list[str]) -> None:
         paths = _paths(mountpoint)
         store.umount(mount.target)
         print(f"{len(paths[0])} entries, {len(directories)} directories stacked")
-        scratch = root / "run"
-        if options.lookups:
-            _compare_lookups(variants, root, options.rounds, report)
-        for key in filter(None, options.rows.split(",")):
+        for key, pin in rows:
+            if key == "lookups":
+                _compare_lookups(variants, root, options.rounds, report)
+                continue
             row = ROWS[key]
 
-            def one(variant: Variant, row: Row = row) -> Callable[[], Sample]:
-                return lambda: _measure(row, variant, scratch, paths, None if options.free else 0)
+            def one(variant: Variant, row: Row = row, pin: bool = pin) -> Callable[[], Sample]:
+                return lambda: _measure(row, variant, root, paths, pin=pin)
 
             samples, failed = interleave({name: one(variant) for name, variant in variants.items()}, options.rounds)
             base = "fuse-overlayfs" if "fuse-overlayfs" in samples else next(iter(samples), "")
-            report.table(row.name, samples, base=base, failed=failed, unit=("µs", 1e6))
+            title = f"{found.layers} layers: {row.name}{'' if pin else ', not pinned'}"
+            report.table(title, samples, base=base, failed=failed, unit=("µs", 1e6))
     report.write()

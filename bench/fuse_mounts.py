@@ -6,7 +6,7 @@ import contextlib
 import os
 import shutil
 import subprocess
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -15,6 +15,9 @@ from layerfs.api import Image, Store
 from layerfs.linux.mount_api import umount
 from layerfs.mount.fuse.specification import FuseSpecification
 from layerfs.mount.fuse.start import start_fuse, wait_for_end
+from layerfs.mount.image import _unpack, _unpacked
+from layerfs.mount.option import MountOptions
+from layerfs.mount.overlay import mount_directories, mount_merged
 from layerfs.store.image import find_image, merged_tree
 from layerfs.store.layer import device_paths
 
@@ -28,6 +31,9 @@ __all__ = [
     "pinned",
     "union_mounts",
 ]
+
+#: As other tools mount: set-ID bits and devices of an image work.
+_LIFTED = MountOptions(nosuid=False, nodev=False)
 
 _TRACING = Path("/sys/kernel/tracing")
 
@@ -88,17 +94,18 @@ def union_mounts(store: Store, found: Image, directories: list[str]) -> dict[str
         (pid,) = _processes("unionfs") - before
         return Mounted(target, pid)
 
-    every = {"layerfs": image, "layerfs, directories": stacked, "fuse-overlayfs": fuse_overlayfs,
-             "kernel overlayfs": kernel}  # fmt: skip
+    def merged(upper: Path, work: Path, target: Path) -> Mounted:
+        mount_merged(tree_path, devices, target, upper=upper, work=work, options=_LIFTED)
+        return Mounted(target, None)
+
+    every = {"layerfs, FUSE": image, "layerfs, EROFS and overlayfs": merged, "layerfs, directories": stacked,
+             "fuse-overlayfs": fuse_overlayfs, "kernel overlayfs": kernel}  # fmt: skip
     return every | ({"unionfs-fuse": unionfs} if len(directories) == 1 and shutil.which("unionfs") else {})
 
 
-def mount_stack(directories: list[str], upper: Path, work: Path, target: Path) -> None:
-    """Mount overlayfs in the kernel over more directories than mount(2) has room for."""
-    from layerfs.mount.option import MountOptions
-    from layerfs.mount.overlay import mount_directories
-
-    mount_directories(directories, target, upper=upper, work=work, options=MountOptions(nosuid=False, nodev=False))
+def mount_stack(directories: Sequence[str], upper: Path | None, work: Path | None, target: Path) -> None:
+    """Mount overlayfs in the kernel over more directories than mount(2) has room for; without an upper, read-only."""
+    mount_directories(directories, target, upper=upper, work=work, read_only=upper is None, options=_LIFTED)
 
 
 @contextlib.contextmanager
@@ -115,6 +122,7 @@ def pinned(cpu: int = 0) -> Iterator[None]:
 @contextlib.contextmanager
 def mounted_union(variant: Variant, work: Path, *, keep: bool = False) -> Iterator[Mounted]:
     """A variant mounted in a directory for the time of the block; ``keep`` what was written in it before."""
+    work.mkdir(exist_ok=True)
     upper, scratch, target = (work / name for name in ("upper", "work", "mnt"))
     for directory in (upper, scratch, target):
         if not keep:
@@ -124,7 +132,10 @@ def mounted_union(variant: Variant, work: Path, *, keep: bool = False) -> Iterat
     try:
         yield found
     finally:
-        umount(target)
+        try:
+            umount(target)
+        except OSError:  # something of a run that failed still uses it
+            umount(target, lazy=True)
         if found.pid is not None:
             wait_for_end(found.pid, 20)
 
@@ -175,8 +186,6 @@ def _processes(name: str) -> set[int]:
 
 def layer_directories(store: Store, found: Image, flat: Path | None = None) -> list[str]:
     """Unpack an image's layers to directories of the store, top first, or all of it to the new directory ``flat``."""
-    from layerfs.mount.image import _unpack, _unpacked
-
     record = find_image(store._handle, str(found.id))
     tree = merged_tree(store._handle, record)
     if flat is not None:

@@ -2,8 +2,8 @@
 
 Each size is an image of its own, made up. The library resolves in the image's merged tree; the kernel's figures are of
 ``lstat`` on mounts: our EROFS image, our FUSE union, overlayfs and fuse-overlayfs over one directory per layer.
-``known`` are names that were looked at before, ``first`` ones after emptying the caches, ``missing`` names of which
-no two are the same. Client and server of FUSE are pinned to one CPU.
+``first`` are names of which no two are the same, right after mounting and emptying all caches, so from the disk;
+``known`` the same again, ``missing`` names that nobody has asked for. Client and server of FUSE are pinned to one CPU.
 """
 
 from __future__ import annotations
@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.fuse_mounts import Variant, layer_directories, mounted_union, pinned, union_mounts
-from bench.measure import Report, Sample, chosen, common_options, drop_caches, fresh_filesystem
+from bench.measure import Report, Sample, attempt, chosen, common_options, drop_caches, fresh_filesystem
 from bench.mount import mounted
 from bench.synthetic import DeepShape, files_layer, write_deep, write_image
 from layerfs.api import Image, Store
@@ -28,11 +28,13 @@ __all__ = ["main"]
 LAYERS = (1, 4, 16, 64, 256, 499)
 NAMES = (10, 100, 1_000, 10_000, 100_000)
 
-#: Names looked up per sample.
+#: Names looked up per sample, if the image has so many.
 _LOOKS = 4_000
 
 #: Looks names of a list up; how many of them there are is the list's length.
 Look = Callable[[Sequence[bytes]], None]
+#: Makes what looks names up, for the time of a block.
+Way = Callable[[], AbstractContextManager[Look]]
 Lines = dict[str, dict[float, list[Sample]]]
 
 
@@ -57,8 +59,8 @@ def _missing(paths: Sequence[bytes], number: int) -> list[bytes]:
     return [b"%s/missing-%d-%d" % (os.path.dirname(path), number, place) for place, path in enumerate(paths)]
 
 
-def _library(store: Store, found: Image, paths: Sequence[bytes], rounds: int) -> dict[str, list[Sample]]:
-    samples: dict[str, list[Sample]] = {"layerfs library, known": [], "layerfs library, missing": []}
+@contextlib.contextmanager
+def _library(store: Store, found: Image) -> Iterator[Look]:
     with store.tree(found) as tree:
 
         def look(names: Sequence[bytes]) -> None:
@@ -66,45 +68,47 @@ def _library(store: Store, found: Image, paths: Sequence[bytes], rounds: int) ->
                 with contextlib.suppress(FileNotFoundError):
                     tree.resolve(name, follow=False)
 
-        look(paths)
-        for number in range(rounds):
-            samples["layerfs library, known"].append(_timed(look, paths))
-            samples["layerfs library, missing"].append(_timed(look, _missing(paths, number)))
-    return samples
+        yield look
 
 
-def _on_mount(name: str, top: Path, paths: Sequence[bytes], rounds: int) -> dict[str, list[Sample]]:
-    look = _lstat(os.fsencode(top) + b"/")
-    samples: dict[str, list[Sample]] = {f"{name}, {kind}": [] for kind in ("known", "first", "missing")}
-    for number in range(rounds):
-        drop_caches()
-        look(paths[:1])
-        samples[f"{name}, first"].append(_timed(look, paths))
-        samples[f"{name}, known"].append(_timed(look, paths))
-        samples[f"{name}, missing"].append(_timed(look, _missing(paths, number)))
-    return samples
+@contextlib.contextmanager
+def _on_mount(mount: Callable[[], AbstractContextManager[Path]]) -> Iterator[Look]:
+    # Pinned first, so that a server that is started for it is too.
+    with pinned(), mount() as top:
+        yield _lstat(os.fsencode(top) + b"/")
 
 
-def _mounts(store: Store, found: Image, work: Path) -> dict[str, AbstractContextManager[Path]]:
-    """How each file system shows the image, each to be entered once."""
+@contextlib.contextmanager
+def _union(variant: Variant, work: Path) -> Iterator[Path]:
+    with mounted_union(variant, work) as made:
+        yield made.target
 
-    @contextlib.contextmanager
-    def union(variant: Variant) -> Iterator[Path]:
-        with mounted_union(variant, work) as made:
-            yield made.target
 
-    ways: dict[str, AbstractContextManager[Path]] = {
-        "layerfs, EROFS": mounted(store, found, work / "read-only", read_only=True)
-    }
+def _ways(store: Store, found: Image, work: Path) -> dict[str, Way]:
+    """How names of an image can be looked up, each to be entered for every round anew."""
+    erofs = partial(mounted, store, found, work / "read-only", read_only=True)
+    ways: dict[str, Way] = {
+        "layerfs library": partial(_library, store, found), "layerfs, EROFS": partial(_on_mount, erofs)
+    }  # fmt: skip
     for name, variant in union_mounts(store, found, layer_directories(store, found)).items():
-        if name != "layerfs, directories":
-            ways["layerfs, FUSE" if name == "layerfs" else name] = union(variant)
+        if name not in ("layerfs, directories", "layerfs, EROFS and overlayfs"):
+            ways[name] = partial(_on_mount, partial(_union, variant, work))
     return ways
 
 
+def _round(way: Way, paths: Sequence[bytes], number: int) -> dict[str, Sample]:
+    with way() as look:
+        drop_caches()
+        look([b"."])
+        first = _timed(look, paths)
+        again = list(paths) * -(-_LOOKS // len(paths))
+        return {"first": first, "known": _timed(look, again), "missing": _timed(look, _missing(again, number))}
+
+
 def _measure(title: str, axis: str, images: Iterator[tuple[float, Path]], report: Report, rounds: int) -> None:
-    lines: Lines = {}
+    curves: dict[str, Lines] = {kind: {} for kind in ("known", "first", "missing")}
     failed: dict[str, str] = {}
+    order = random.Random(1)
     with fresh_filesystem() as root:
         for size, layout in images:
             work = root / f"{size:g}"
@@ -113,34 +117,20 @@ def _measure(title: str, axis: str, images: Iterator[tuple[float, Path]], report
                 (found,) = store.load(layout)
                 with store.tree(found) as tree:
                     paths = [path.lstrip(b"/") for path, _, _ in tree.walk()]
-                paths = random.Random(7).choices(paths, k=_LOOKS)
-                ways = {"layerfs library": partial(_library, store, found, paths, rounds)}
-                for name, mount in _mounts(store, found, work).items():
-                    ways[name] = partial(_through, name, mount, paths, rounds)
-                for name, way in chosen(ways, report.on).items():
-                    if name in failed:
-                        continue
-                    try:
-                        for line, samples in way().items():
-                            lines.setdefault(line, {})[size] = samples
-                    except (OSError, RuntimeError) as error:
-                        failed[name] = f"at {size:g} {axis}: {error}"
-    for kind in ("known", "first", "missing"):
-        chosen_lines = {
-            line.removesuffix(f", {kind}"): sizes for line, sizes in lines.items() if line.endswith(f", {kind}")
-        }
-        if chosen_lines:
-            report.curve(f"{title}: {kind} names", axis, chosen_lines, unit=("us", 1e6))
-    for name, message in failed.items():
-        print(f"{name} failed {' '.join(message.split())[:300]}")
-
-
-def _through(
-    name: str, mount: AbstractContextManager[Path], paths: Sequence[bytes], rounds: int
-) -> dict[str, list[Sample]]:
-    # Pinned first, so that a server that is started for it is too.
-    with pinned(), mount as top:
-        return _on_mount(name, top, paths, rounds)
+                # Each only once: a name that was looked at a moment ago is no first one.
+                paths = random.Random(7).sample(paths, min(_LOOKS, len(paths)))
+                ways = chosen(_ways(store, found, work), report.on)
+                for number in range(rounds):
+                    names = [name for name in ways if name not in failed]
+                    order.shuffle(names)
+                    for name in names:
+                        samples = attempt(
+                            partial(_round, ways[name], paths, number), name, failed, f"at {size:g} {axis}: "
+                        )
+                        for kind, sample in (samples or {}).items():
+                            curves[kind].setdefault(name, {}).setdefault(size, []).append(sample)
+    for kind, lines in curves.items():
+        report.curve(f"{title}: {kind} names", axis, lines, unit=("us", 1e6), failed=failed)
 
 
 def _by_layers(scratch: Path, sizes: Sequence[int]) -> Iterator[tuple[float, Path]]:

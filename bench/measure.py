@@ -11,36 +11,73 @@ import argparse
 import contextlib
 import json
 import os
-import platform
 import random
+import shutil
+import signal
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
 from statistics import median
-from typing import TypeVar
+from typing import NoReturn, TypeVar
 
-from bench.corpus import cache_directory
+from bench.corpus import cache_directory, names
 from bench.debian import run
+from bench.machine import Busy, describe
 from bench.results_file import RESULTS, Curve, Row, Sample, Table
+from layerfs.errors import LayerfsError
 
 __all__ = [
     "Report",
     "Sample",
+    "attempt",
     "bytes_written",
     "chosen",
     "command",
     "common_options",
     "drop_caches",
+    "end_on_signals",
     "fresh_directory",
     "fresh_filesystem",
+    "image_name",
     "interleave",
     "output",
+    "prepare",
     "repeat",
     "settle",
+    "shell",
+    "warm",
 ]
+
+#: What a variant may fail with: its row says so, and the others go on.
+_FAILURES = (OSError, RuntimeError, ValueError, subprocess.SubprocessError, LayerfsError)
+
+#: The signals that asked this program to end.
+_ended_by: list[int] = []
+
+
+def end_on_signals() -> None:
+    """Make SIGINT, SIGTERM and SIGHUP end the program in order: commands killed, mounts gone, no result written."""
+
+    def end(number: int, _frame: object) -> NoReturn:
+        _ended_by.append(number)
+        for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+            signal.signal(each, signal.SIG_IGN)  # taking everything away must not be interrupted in turn
+        sys.exit(128 + number)
+
+    for each in (signal.SIGINT, signal.SIGTERM, signal.SIGHUP):
+        signal.signal(each, end)
+
+
+def _go_on(error: Exception) -> str:
+    """Return what a failed variant has to say, unless it failed because this program is to end."""
+    if _ended_by:
+        raise SystemExit(128 + _ended_by[0]) from error
+    return str(error)
 
 
 def common_options(scenario: str, about: str | None, *, rounds: int) -> argparse.ArgumentParser:
@@ -54,12 +91,27 @@ def common_options(scenario: str, about: str | None, *, rounds: int) -> argparse
     parser = argparse.ArgumentParser(
         prog=f"python -m bench run {scenario}", description=(about or "").partition("\n")[0]
     )
-    parser.add_argument("--rounds", type=int, default=rounds, help=f"of every variant (default: {rounds})")
+    parser.add_argument("--rounds", type=_count, default=rounds, help=f"of every variant (default: {rounds})")
     parser.add_argument("--on", help="only the variants whose names hold one of these words, comma separated")
     return parser
 
 
+def _count(word: str) -> int:
+    number = int(word)
+    if number < 1:
+        raise argparse.ArgumentTypeError("at least one round")
+    return number
+
+
+def image_name(word: str) -> str:
+    """Check the name of an image of the corpus, as the type of an option."""
+    if word not in names():
+        raise argparse.ArgumentTypeError(f"no image {word!r}; there are {', '.join(names())}")
+    return word
+
+
 Variant = TypeVar("Variant")
+Made = TypeVar("Made")
 
 
 def chosen(variants: Mapping[str, Variant], on: str | None) -> dict[str, Variant]:
@@ -74,9 +126,14 @@ def command(words: Sequence[str | Path], *, env: Mapping[str, str] | None = None
     with tempfile.TemporaryFile() as printed:
         start = time.perf_counter()
         child = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT, env=env, cwd=cwd
+            argv, stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT, env=env, cwd=cwd, process_group=0
         )
-        _, status, usage = os.wait4(child.pid, 0)
+        try:
+            _, status, usage = os.wait4(child.pid, 0)
+        except BaseException:
+            os.killpg(child.pid, signal.SIGKILL)
+            child.wait()
+            raise
         wall = time.perf_counter() - start
         child.returncode = os.waitstatus_to_exitcode(status)
         if child.returncode:
@@ -84,6 +141,19 @@ def command(words: Sequence[str | Path], *, env: Mapping[str, str] | None = None
             text = printed.read().decode(errors="replace")[-2000:]
             raise RuntimeError(f"{' '.join(argv)} exited with {child.returncode}\n{text}")
     return Sample(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+
+
+def shell(script: str, *, env: Mapping[str, str] | None = None) -> Sample:
+    """Measure a script of bash, which ends with the first command that fails, also in a pipe."""
+    return command(["bash", "-euo", "pipefail", "-c", script], env=env)
+
+
+def warm(*paths: Path) -> None:
+    """Read files, so that they are in the page cache."""
+    for path in paths:
+        with path.open("rb", buffering=0) as file:
+            while file.read(1 << 20):
+                pass
 
 
 def output(words: Sequence[str | Path]) -> str:
@@ -115,7 +185,7 @@ def interleave(
     """Run every variant that ``on`` asks for ``rounds`` times, each round in an order of its own.
 
     Returns:
-        The samples by variant, and the messages of variants that failed; those are not run again.
+        The samples by variant, and the messages of variants that failed, also if only once; those are not run again.
     """
     variants = chosen(variants, on)
     order = random.Random(seed)
@@ -127,9 +197,37 @@ def interleave(
         for name in names:
             try:
                 samples[name].append(variants[name]())
-            except (OSError, RuntimeError, subprocess.SubprocessError) as error:
-                failed[name] = str(error)
+            except _FAILURES as error:
+                failed[name] = _go_on(error)
     return {name: found for name, found in samples.items() if name not in failed}, failed
+
+
+def attempt(job: Callable[[], Made], name: str, failed: dict[str, str], where: str = "") -> Made | None:
+    """Run one job of a variant; if it fails, note the message, with ``where`` before it, and return None."""
+    try:
+        return job()
+    except _FAILURES as error:
+        failed[name] = where + _go_on(error)
+        return None
+
+
+def prepare(
+    stack: ExitStack, name: str, make: Callable[[], AbstractContextManager[Made]], failed: dict[str, str], *,
+    needs: str | None = None,
+) -> Made | None:  # fmt: skip
+    """Enter what a variant needs before its clock starts; if that fails, note it, and let the others go on.
+
+    Args:
+        stack: what leaves it again.
+        name: the variant.
+        make: makes the context.
+        failed: takes the message.
+        needs: a program without which there is no use in trying.
+    """
+    if needs is not None and not shutil.which(needs):
+        failed[name] = f"{needs} is not installed"
+        return None
+    return attempt(lambda: stack.enter_context(make()), name, failed)
 
 
 @contextlib.contextmanager
@@ -214,12 +312,14 @@ class Report:
         #: What :func:`common_options` was given for ``--on``.
         self.on = on if isinstance(on, str) else None
         self._started = time.strftime("%Y%m%dT%H%M%S")
+        self._clock = time.perf_counter()
         self._tables: list[Table] = []
         self._curves: list[Curve] = []
-        self._settings = dict(settings)
-        self._load = os.getloadavg()[0]
-        if self._load > 0.7:
-            print(f"(this machine is busy: load {self._load:.1f} before the first run)")
+        self._settings = {name: str(value) if isinstance(value, Path) else value for name, value in settings.items()}
+        self._machine = describe(cache_directory())
+        self._busy = Busy()
+        if said := self._busy.before():
+            print(f"(this machine is busy: {said})")
 
     def table(
         self,
@@ -245,28 +345,35 @@ class Report:
         lines: Mapping[str, Mapping[float, Sequence[Sample]]],
         *,
         unit: tuple[str, float] = ("s", 1.0),
+        failed: Mapping[str, str] | None = None,
     ) -> None:
         """Add and print one curve: by variant and size, the samples; sizes without any are left out."""
         kept = {
             name: {size: tuple(found) for size, found in sorted(line.items()) if found} for name, line in lines.items()
         }
-        curve = Curve(title, axis, {name: line for name, line in kept.items() if line}, unit)
+        curve = Curve(title, axis, {name: line for name, line in kept.items() if line}, unit, dict(failed or {}))
+        if not curve.lines and not curve.failed:
+            return
         print(f"\n### {title}\n\n" + "\n".join(curve.markdown()))
         self._curves.append(curve)
 
     def write(self) -> Path:
-        """Write ``bench/results/SCENARIO-TIME.json`` and return its path."""
+        """Write ``bench/results/SCENARIO-TIME.json`` and return its path.
+
+        Raises:
+            SystemExit: nothing was measured.
+        """
+        if not self._tables and not self._curves:
+            raise SystemExit(f"bench: nothing of {self.scenario} was measured: no variant is meant by --on {self.on}")
         RESULTS.mkdir(exist_ok=True)
         path = RESULTS / f"{self.scenario}-{self._started}.json"
         document = {
             "scenario": self.scenario,
             "settings": self._settings,
             "machine": {
-                "kernel": platform.release(),
-                "python": platform.python_version(),
-                "cpu": _cpu_model(),
-                "cpus": os.cpu_count(),
-                "load_before": self._load,
+                **self._machine,
+                **self._busy.during(),
+                "seconds": time.perf_counter() - self._clock,
                 "cache_left": {"times": len(_left), "median": median(_left), "max": max(_left)} if _left else None,
             },
             "tables": [
@@ -284,6 +391,7 @@ class Report:
                     "title": curve.title,
                     "axis": curve.axis,
                     "unit": curve.unit,
+                    "failed": curve.failed,
                     "lines": {
                         name: {size: [asdict(sample) for sample in found] for size, found in line.items()}
                         for name, line in curve.lines.items()
@@ -296,12 +404,5 @@ class Report:
         if _left:
             left = f"{median(_left):.0f} MB of files were left, at most {max(_left):.0f}"
             print(f"\n(caches dropped {len(_left)} times: {left})")
-        print(f"\n(written to {path})")
+        print(f"\n(written to {path} after {time.perf_counter() - self._clock:.0f} s)")
         return path
-
-
-def _cpu_model() -> str:
-    for line in Path("/proc/cpuinfo").read_text().splitlines():
-        if line.startswith("model name"):
-            return line.partition(":")[2].strip()
-    return platform.machine()

@@ -1,16 +1,36 @@
-"""mount: mount and umount through the library and through the command line, at 1 and up to 499 layers."""
+"""mount: mount and umount through the library and through the command line, at 1 and up to 499 layers.
+
+Beside the library: overlayfs over one directory per layer, by the same system calls, as who unpacks layers has to mount
+them. Beside the command: podman and ctr, which mount an image in a storage of their own, made outside the clock.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import time
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from contextlib import ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from bench.corpus import CorpusImage, image
+from bench.debian import run
+from bench.fuse_mounts import layer_directories, mount_stack
 from bench.load import layerfs_command, store_environment
-from bench.measure import Report, Sample, command, common_options, fresh_filesystem, interleave
+from bench.measure import (
+    Report,
+    Sample,
+    command,
+    common_options,
+    fresh_filesystem,
+    image_name,
+    interleave,
+    output,
+    prepare,
+)
+from bench.peers import containerd, podman, with_daemon
 from layerfs.api import Image, Store
+from layerfs.linux.mount_api import umount
 
 __all__ = ["main", "mounted", "store_with"]
 
@@ -46,6 +66,25 @@ def mounted(store: Store, found: Image, target: Path, *, read_only: bool) -> Ite
             store.remove_container(mount.container)
 
 
+def _stack(directories: Sequence[str], target: Path, writable: Path | None) -> tuple[Sample, Sample]:
+    """Mount and unmount overlayfs over directories; with an upper directory of its own each time, if writable."""
+    mounts = umounts = 0.0
+    for number in range(_IN_A_ROW):
+        upper = work = None
+        if writable is not None:
+            upper, work = writable / f"upper-{number}", writable / f"work-{number}"
+            for directory in (upper, work):
+                directory.mkdir(exist_ok=True)
+        start = time.perf_counter()
+        mount_stack(directories, upper, work, target)
+        mounts += time.perf_counter() - start
+        next(target.iterdir(), None)
+        start = time.perf_counter()
+        umount(target)
+        umounts += time.perf_counter() - start
+    return Sample(mounts / _IN_A_ROW), Sample(umounts / _IN_A_ROW)
+
+
 def _library(store: Store, found: Image, target: Path, kind: str) -> tuple[Sample, Sample]:
     mounts = umounts = 0.0
     name = "bench" if kind == "existing container" else None
@@ -66,61 +105,110 @@ def _library(store: Store, found: Image, target: Path, kind: str) -> tuple[Sampl
     return Sample(mounts / _IN_A_ROW), Sample(umounts / _IN_A_ROW)
 
 
-def _through_library(
-    store: Store, images: Mapping[str, Image], target: Path, kind: str, *, rounds: int, report: Report
-) -> None:
-    umounts: dict[str, list[Sample]] = {name: [] for name in images}
+Pair = Callable[[], tuple[Sample, Sample]]
 
-    def one(name: str, found: Image) -> Callable[[], Sample]:
+
+def _both(pairs: Mapping[str, Pair], title: str, base: str, rounds: int, report: Report, unit: tuple[str, float],
+          broken: Mapping[str, str] | None = None) -> None:  # fmt: skip
+    """Measure mounting and unmounting, each in a table of its own."""
+    umounts: dict[str, list[Sample]] = {name: [] for name in pairs}
+
+    def one(name: str, pair: Pair) -> Callable[[], Sample]:
         def run() -> Sample:
-            mounting, unmounting = _library(store, found, target, kind)
+            mounting, unmounting = pair()
             umounts[name].append(unmounting)
             return mounting
 
         return run
 
-    mounts, failed = interleave({name: one(name, found) for name, found in images.items()}, rounds, report.on)
-    base = next(iter(images))
-    report.table(f"library: mount ({kind})", mounts, base=base, failed=failed, unit=("ms", 1000))
-    done = {name: found for name, found in umounts.items() if name not in failed}
-    report.table(f"library: umount ({kind})", done, base=base, unit=("ms", 1000))
+    mounts, failed = interleave({name: one(name, pair) for name, pair in pairs.items()}, rounds, report.on)
+    report.table(f"{title}: mount", mounts, base=base, failed=failed | dict(broken or {}), unit=unit)
+    done = {name: umounts[name] for name in mounts}
+    report.table(f"{title}: umount", done, base=base, unit=unit)
 
 
-def _through_command_line(
-    root: Path, images: Mapping[str, Image], target: Path, rounds: int, *, report: Report
+def _through_library(
+    store: Store, images: Mapping[str, Image], root: Path, kind: str, *, rounds: int, report: Report
 ) -> None:
+    target = root / "mnt"
+    pairs: dict[str, Pair] = {}
+    for name, found in images.items():
+        pairs[f"layerfs, {name}"] = partial(_library, store, found, target, kind)
+        if kind != "existing container":
+            writable = None if kind == "read-only" else root / f"upper-{name}"
+            if writable is not None:
+                writable.mkdir()
+            pairs[f"overlayfs on directories, {name}"] = partial(
+                _stack, layer_directories(store, found), target, writable
+            )
+    _both(pairs, f"library, {kind}", f"layerfs, {next(iter(images))}", rounds, report, ("ms", 1000))
+
+
+@contextmanager
+def _podman(images: Sequence[str], root: Path) -> Iterator[dict[str, Pair]]:
+    work = root / "p"
+    work.mkdir()
+    with podman(work) as tool:
+        pairs: dict[str, Pair] = {}
+        for name in images:
+            reference = f"localhost/{name}:latest"
+            storage = f"containers-storage:[overlay@{work}/root+{work}/run]{reference}"
+            run(["skopeo", "--insecure-policy", "copy", "--quiet", f"oci:{image(name).oci}:latest", storage])
+
+            def pair(reference: str = reference) -> tuple[Sample, Sample]:
+                mounting = command([*tool, "image", "mount", reference])
+                return mounting, command([*tool, "image", "umount", reference])
+
+            pairs[f"podman image mount, {name}"] = pair
+        yield pairs
+
+
+@contextmanager
+def _containerd(images: Sequence[str], root: Path) -> Iterator[dict[str, Pair]]:
+    work, target = root / "c", root / "mnt"
+    work.mkdir()
+    with containerd(work) as (ctr, pid):
+        pairs: dict[str, Pair] = {}
+        for name in images:
+            output([*ctr, "images", "import", "--base-name", f"localhost/{name}", image(name).oci_archive])
+
+            def pair(reference: str = f"localhost/{name}:latest") -> tuple[Sample, Sample]:
+                mounting = with_daemon(lambda: command([*ctr, "images", "mount", reference, target]), pid)
+                return mounting, with_daemon(lambda: command([*ctr, "images", "unmount", "--rm", target]), pid)
+
+            pairs[f"ctr images mount, {name}"] = pair
+        yield pairs
+
+
+def _through_command_line(root: Path, images: Mapping[str, Image], rounds: int, report: Report) -> None:
     environment = store_environment(root)
     program = layerfs_command()
-    umounts: dict[str, list[Sample]] = {name: [] for name in images}
+    target = root / "mnt"
 
-    def one(name: str, found: Image) -> Callable[[], Sample]:
-        def run() -> Sample:
-            mounting = command([program, "mount", "--read-only", str(found.id), target], env=environment)
-            umounts[name].append(command([program, "umount", target], env=environment))
-            return mounting
+    def ours(found: Image) -> tuple[Sample, Sample]:
+        mounting = command([program, "mount", "--read-only", str(found.id), target], env=environment)
+        return mounting, command([program, "umount", target], env=environment)
 
-        return run
-
-    variants: dict[str, Callable[[], Sample]] = {
-        "layerfs --version": lambda: command([program, "--version"], env=environment)
-    }
-    variants |= {f"layerfs mount {name}": one(name, found) for name, found in images.items()}
-    mounts, failed = interleave(variants, rounds, report.on)
-    report.table("command line: mount --read-only", mounts, base="layerfs --version", failed=failed)
-    done = {name: found for name, found in umounts.items() if name not in failed}
-    report.table("command line: umount", done, base=next(iter(images)))
+    pairs: dict[str, Pair] = {f"layerfs, {name}": partial(ours, found) for name, found in images.items()}
+    broken: dict[str, str] = {}
+    few = [name for name in images if name != "deep-499"]  # which the others import in minutes, or not at all
+    with ExitStack() as stack:
+        for name, make, needs in (("podman image mount", _podman, "podman"), ("ctr images mount", _containerd, "ctr")):
+            pairs |= prepare(stack, name, partial(make, few, root), broken, needs=needs) or {}
+        _both(pairs, "command line, read-only", f"layerfs, {next(iter(images))}", rounds, report, ("ms", 1000), broken)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the scenario with options from the command line."""
     parser = common_options("mount", __doc__, rounds=5)
-    parser.add_argument("--image", action="append", help="deep-1, python-app, deep-101 and deep-499 unless given")
+    parser.add_argument(
+        "--image", action="append", type=image_name, help="deep-1, python-app, deep-101 and deep-499 unless given"
+    )
     options = parser.parse_args(arguments)
     report = Report("mount", {**vars(options), "mounts in a row": _IN_A_ROW})
     with store_with(options.image or ["deep-1", "python-app", "deep-101", "deep-499"]) as (store, root, images):
-        target = root / "mnt"
-        target.mkdir()
+        (root / "mnt").mkdir()
         for kind in ("read-only", "existing container", "new container"):
-            _through_library(store, images, target, kind, rounds=options.rounds, report=report)
-        _through_command_line(root, images, target, options.rounds, report=report)
+            _through_library(store, images, root, kind, rounds=options.rounds, report=report)
+        _through_command_line(root, images, options.rounds, report)
     report.write()

@@ -8,49 +8,74 @@ afterwards is kept beside it.
 from __future__ import annotations
 
 import contextlib
+import json
 import os
 import shlex
-import shutil
 import subprocess
+import tarfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 from bench.corpus import CorpusImage
-from bench.measure import Sample, command
+from bench.measure import Sample, command, shell
 
-__all__ = ["ImportVariant", "containerd", "floors", "importers", "podman", "sample_with_daemon", "versions"]
+__all__ = ["FORMS", "ImportVariant", "containerd", "floors", "importers", "podman", "sample_with_daemon", "with_daemon"]
 
 #: Imports ``image`` into the empty directory ``work`` and returns what that took.
 ImportVariant = Callable[[CorpusImage, Path], Sample]
 
 
-def floors() -> dict[str, ImportVariant]:
-    """What cannot be undercut by a tool that inflates and digests in one thread, or that only unpacks."""
+#: How an archive holds its layers, and which archive of an image that is.
+FORMS: dict[str, Callable[[CorpusImage], Path]] = {
+    "gzip": lambda image: image.oci_archive,
+    "zstd": lambda image: image.zstd_archive(),
+    "docker-archive": lambda image: image.docker_archive,
+}
+
+
+def floors(form: str) -> dict[str, ImportVariant]:
+    """What cannot be undercut by a tool that inflates and digests in one thread."""
+    if form == "gzip":
+        return {
+            "gzip, sha256sum": lambda image, _work: shell(f"{_inflate('gzip', image)} | sha256sum"),
+            "igzip, openssl sha256": lambda image, _work: shell(f"{_inflate('igzip', image)} | openssl dgst -sha256"),
+        }
+    if form == "zstd":
+        return {"zstd, openssl sha256": lambda image, _work: shell(f"{_inflate_zstd(image)} | openssl dgst -sha256")}
     return {
-        "gzip, sha256sum": lambda image, _work: _shell(f"{_inflate('gzip', image)} | sha256sum"),
-        "igzip, openssl sha256": lambda image, _work: _shell(f"{_inflate('igzip', image)} | openssl dgst -sha256"),
+        "openssl sha256": lambda image, _work: shell(f"openssl dgst -sha256 {shlex.quote(str(image.docker_archive))}")
     }
 
 
-def importers() -> dict[str, ImportVariant]:
-    """Tools that unpack the image's layers into directories."""
-    found: dict[str, ImportVariant] = {
-        "gzip, tar -x": lambda image, work: _untar("gzip", image, work),
-        "igzip, tar -x": lambda image, work: _untar("igzip", image, work),
-        "podman load": _podman_load,
-        "umoci unpack": lambda image, work: command([
-            "umoci", "unpack", "--image", f"{image.oci}:latest", work / "bundle",
-        ]),
-        "ctr image import": _containerd_import,
-        "mkfs.erofs --tar": _mkfs_erofs,
-    }  # fmt: skip
-    needs = {"igzip, tar -x": "igzip", "podman load": "podman", "umoci unpack": "umoci", "ctr image import": "ctr"}
-    usable = {name: variant for name, variant in found.items() if shutil.which(needs.get(name, "tar"))}
-    if not _knows_tar():
-        del usable["mkfs.erofs --tar"]
-    return usable
+def importers(form: str, *, unpack: bool = True) -> dict[str, ImportVariant]:
+    """Tools that unpack the image's layers into directories, and tar alone, which checks nothing.
+
+    Args:
+        form: of :data:`FORMS`.
+        unpack: whether those too that take long.
+    """
+    tar: dict[str, ImportVariant] = {}
+    if form == "gzip":
+        tar = {
+            "gzip, tar -x": lambda image, work: _untar("gzip", image, work),
+            "igzip, tar -x": lambda image, work: _untar("igzip", image, work),
+        }
+    if not unpack:
+        return tar
+    found = {
+        **tar,
+        "podman load": lambda image, work: _podman_load(FORMS[form](image), work),
+        "ctr image import": lambda image, work: _containerd_import(image, FORMS[form](image), work),
+    }
+    if form == "gzip":
+        found["umoci unpack"] = lambda image, work: command(
+            ["umoci", "unpack", "--image", f"{image.oci}:latest", work / "bundle"]
+        )
+        found["mkfs.erofs --tar"] = _mkfs_erofs
+    return found
 
 
 @contextlib.contextmanager
@@ -88,42 +113,27 @@ def containerd(work: Path) -> Iterator[tuple[list[str], int]]:
         daemon.wait(20)
 
 
-def versions() -> Mapping[str, str]:
-    """What each peer calls itself, for the record."""
-    asked = {"podman": "--version", "umoci": "--version", "ctr": "--version", "tar": "--version", "igzip": "--version"}
-    found = {}
-    for tool, option in asked.items():
-        if shutil.which(tool):
-            done = subprocess.run([tool, option], check=False, capture_output=True, text=True)
-            found[tool] = ((done.stdout or done.stderr).splitlines() or ["?"])[0]
-    return found
-
-
-def _podman_load(image: CorpusImage, work: Path) -> Sample:
+def _podman_load(archive: Path, work: Path) -> Sample:
     with podman(work) as tool:
-        return command([*tool, "load", "--quiet", "--input", image.oci_archive])
-
-
-def _knows_tar() -> bool:
-    """Whether mkfs.erofs is there and new enough (1.7) to read a tar."""
-    if not shutil.which("mkfs.erofs"):
-        return False
-    return "--tar" in subprocess.run(["mkfs.erofs", "--help"], check=False, capture_output=True, text=True).stdout
+        return command([*tool, "load", "--quiet", "--input", archive])
 
 
 def _mkfs_erofs(image: CorpusImage, work: Path) -> Sample:
     """One EROFS image with data for each layer; nothing is checked, stacked or shared."""
+    known = subprocess.run(["mkfs.erofs", "--help"], check=False, capture_output=True, text=True)
+    if "--tar" not in known.stdout + known.stderr:
+        raise RuntimeError("this mkfs.erofs is too old to read a tar (1.7)")
     lines = [
         f"gzip -dc < {shlex.quote(str(layer))} | mkfs.erofs --quiet --tar=f {work}/{number}.erofs"
         for number, layer in enumerate(image.layers())
     ]
-    return _shell("\n".join(lines))
+    return shell("\n".join(lines))
 
 
-def _containerd_import(image: CorpusImage, work: Path) -> Sample:
+def _containerd_import(image: CorpusImage, archive: Path, work: Path) -> Sample:
     with containerd(work) as (ctr, pid):
         name = f"localhost/{image.name}"
-        sample = sample_with_daemon([*ctr, "images", "import", "--base-name", name, image.oci_archive], pid)
+        sample = sample_with_daemon([*ctr, "images", "import", "--base-name", name, archive], pid)
         # A name that does not fit imports nothing, quickly, and is no error to ctr.
         unpacked = subprocess.run([*ctr, "snapshots", "ls"], check=True, capture_output=True, text=True)
         if len(unpacked.stdout.splitlines()) <= len(image.layers()):
@@ -133,8 +143,13 @@ def _containerd_import(image: CorpusImage, work: Path) -> Sample:
 
 def sample_with_daemon(words: Sequence[str | Path], pid: int) -> Sample:
     """Measure a command together with the daemon that does its work."""
+    return with_daemon(lambda: command(words), pid)
+
+
+def with_daemon(job: Callable[[], Sample], pid: int) -> Sample:
+    """Add what a daemon, and children that it waited for, spent meanwhile, and the largest it ever was."""
     before = _cpu_of(pid)
-    sample = command(words)
+    sample = job()
     return replace(sample, cpu=sample.cpu + _cpu_of(pid) - before, peak=_peak_of(pid))
 
 
@@ -142,16 +157,31 @@ def _inflate(program: str, image: CorpusImage) -> str:
     return "{ " + "".join(f"{program} -dc < {shlex.quote(str(layer))}; " for layer in image.layers()) + "}"
 
 
+def _inflate_zstd(image: CorpusImage) -> str:
+    archive = image.zstd_archive()
+    with tarfile.open(archive) as tar:
+
+        def document(name: str) -> dict[str, Any]:
+            member = tar.extractfile(name)
+            assert member is not None
+            found: dict[str, Any] = json.load(member)
+            return found
+
+        manifest = document(_blob(document("index.json")["manifests"][0]["digest"]))
+        layers = [_blob(layer["digest"]) for layer in manifest["layers"]]
+    return f"tar -xOf {shlex.quote(str(archive))} {shlex.join(layers)} | zstd -dc"
+
+
+def _blob(digest: str) -> str:
+    return f"blobs/{digest.replace(':', '/')}"
+
+
 def _untar(program: str, image: CorpusImage, work: Path) -> Sample:
     lines = [
         f"{program} -dc < {shlex.quote(str(layer))} | tar --xattrs --xattrs-include='*' -xpf - -C {work}"
         for layer in image.layers()
     ]
-    return _shell("\n".join(lines))
-
-
-def _shell(script: str) -> Sample:
-    return command(["bash", "-euo", "pipefail", "-c", script])
+    return shell("\n".join(lines))
 
 
 def _cpu_of(pid: int) -> float:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from html import escape
 
 from bench.results_file import Curve, Table
@@ -11,10 +11,10 @@ from bench.results_file import Curve, Table
 __all__ = ["STYLE", "plot_curve", "plot_table"]
 
 STYLE = """
-:root { color-scheme: light dark; --ours: #2563eb; --peer: #94a3b8; --base: #d97706; --ink: #1f2937; --line: #d1d5db; }
+:root { color-scheme: light dark; --ours: #2563eb; --peer: #94a3b8; --floor: #d97706; --ink: #1f2937; --line: #d1d5db; }
 @media (prefers-color-scheme: dark) { :root { --ink: #e5e7eb; --line: #4b5563; --ours: #60a5fa; --peer: #64748b; } }
 svg { width: 100%; height: auto; } svg text { font-size: 12px; fill: var(--ink); }
-.axis { stroke: var(--line); } .ours { fill: var(--ours); } .peer { fill: var(--peer); } .base { fill: var(--base); }
+.axis { stroke: var(--line); } .ours { fill: var(--ours); } .peer { fill: var(--peer); } .floor { fill: var(--floor); }
 .dot { fill: var(--ink); opacity: .55; } .curve { fill: none; stroke-width: 2; }
 """
 
@@ -60,7 +60,7 @@ def plot_table(table: Table) -> str:
     alone = not any(row.is_ours for row in table.rows)  # a table without peers
     for number, row in enumerate(table.rows):
         top = number * _ROW
-        kind = "ours" if alone or row.is_ours else "base" if row.variant == table.base else "peer"
+        kind = "ours" if alone or row.is_ours else "floor" if row.is_floor else "peer"
         label = row.variant if len(row.variant) <= 44 else row.variant[:43] + "…"
         name = f"<title>{escape(row.label)}</title>{escape(label)}"
         end = _LEFT + max(row.walls) * scale + 8
@@ -90,15 +90,31 @@ class _Scale:
         return self._start + (math.log10(value) - self._low) / self._span * (self._end - self._start)
 
 
+def _colours(names: Iterable[str]) -> list[str]:
+    """Return a colour for each line: a name has the same in every plot, unless another one there has it already."""
+    taken: list[str] = []
+    for name in names:
+        first = sum(name.encode()) % len(_COLOURS)
+        turns = [_COLOURS[(first + step) % len(_COLOURS)] for step in range(len(_COLOURS))]
+        taken.append(next((colour for colour in turns if colour not in taken), turns[0]))
+    return taken
+
+
 def plot_curve(curve: Curve) -> str:
-    """Return a curve's medians on two logarithmic scales; each line is named with its exponent at its end."""
+    """Return a curve on two logarithmic scales: medians joined, dots the samples; its exponent stands at its end."""
     factor = curve.unit[1]
     lines = {name: curve.medians(name) for name in curve.lines}
     # What rounds to nothing, such as a database before its first row, has no place on a logarithmic scale.
     lines = {name: {size: cost * factor for size, cost in line.items() if cost > 0} for name, line in lines.items()}
     lines = {name: line for name, line in lines.items() if line}
     sizes = sorted({size for line in lines.values() for size in line})
-    costs = [cost for line in lines.values() for cost in line.values()]
+    costs = [
+        sample.wall * factor
+        for name in lines
+        for samples in curve.lines[name].values()
+        for sample in samples
+        if sample.wall > 0
+    ]
     height = max(_CURVE_HEIGHT, _LABEL * len(lines) + 20)
     across = _Scale(sizes, _CURVE_LEFT, _WIDTH - _CURVE_RIGHT, round_to_tens=False)
     up = _Scale(costs, height, 10, round_to_tens=True)
@@ -112,12 +128,14 @@ def plot_curve(curve: Curve) -> str:
         parts.append(f'<line class="axis" x1="{x:.1f}" x2="{x:.1f}" y1="10" y2="{height}"/>')
         parts.append(f'<text x="{x:.1f}" y="{height + 16}" text-anchor="middle">{size:g}</text>')
     ends: list[tuple[float, str, str]] = []
-    for (name, line), colour in zip(lines.items(), _COLOURS * (len(lines) // len(_COLOURS) + 1), strict=False):
+    for (name, line), colour in zip(lines.items(), _colours(lines), strict=True):
         points = " ".join(f"{across.at(size):.1f},{up.at(cost):.1f}" for size, cost in line.items())
         parts.append(f'<polyline class="curve" stroke="{colour}" points="{points}"/>')
         parts += [
-            f'<circle cx="{across.at(size):.1f}" cy="{up.at(cost):.1f}" r="3" fill="{colour}"/>'
-            for size, cost in line.items()
+            f'<circle cx="{across.at(size):.1f}" cy="{up.at(sample.wall * factor):.1f}" r="2" fill="{colour}"/>'
+            for size in line
+            for sample in curve.lines[name][size]
+            if sample.wall > 0
         ]
         slope = curve.exponent(name)
         label = name if slope is None else f"{name} (^{slope:.2f})"

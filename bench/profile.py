@@ -20,7 +20,7 @@ from pathlib import Path
 from bench.changes import change
 from bench.corpus import CorpusImage, image
 from bench.load import layerfs_command, store_environment
-from bench.measure import command, drop_caches, fresh_filesystem
+from bench.measure import command, drop_caches, fresh_filesystem, warm
 from bench.resolve import walk_paths
 from bench.results_file import RESULTS
 
@@ -31,7 +31,7 @@ Job = Callable[[CorpusImage, Path, dict[str, str]], list[str]]
 
 
 def _load(found: CorpusImage, _work: Path, _environment: dict[str, str]) -> list[str]:
-    command(["cat", found.oci_archive])
+    warm(found.oci_archive)
     return [layerfs_command(), "load", "--quiet", "--input", str(found.oci_archive)]
 
 

@@ -27,10 +27,11 @@ from bench.measure import (
     command,
     common_options,
     fresh_filesystem,
+    image_name,
     interleave,
     settle,
 )
-from bench.peers import containerd, podman, sample_with_daemon, versions
+from bench.peers import containerd, podman, sample_with_daemon
 from bench.registry import Certificates, Registry, make_certificates, registry_server
 from bench.synthetic import compressible, files_layer, write_image
 
@@ -124,11 +125,11 @@ def _made_up(directory: Path, layers: int) -> Path:
 def main(arguments: Sequence[str]) -> None:
     """Run the scenario with options from the command line."""
     parser = common_options("pull", __doc__, rounds=5)
-    parser.add_argument("--image", default="python-app")
-    parser.add_argument("--only", help="empty, again, layers or memory: only this table")
+    parser.add_argument("--image", default="python-app", type=image_name)
+    parser.add_argument("--only", choices=("empty", "again", "layers", "memory"), help="only this table")
     options = parser.parse_args(arguments)
     found = image(options.image)
-    report = Report("pull", {**vars(options), "versions": dict(versions())})
+    report = Report("pull", vars(options))
     with tempfile.TemporaryDirectory(prefix="bench-pull-") as scratch:
         work = Path(scratch)
         layouts = {"app": found.oci}

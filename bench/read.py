@@ -11,10 +11,11 @@ import os
 import random
 import time
 from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 
 from bench.fuse_mounts import layer_directories, mounted_union, union_mounts
-from bench.measure import Report, Sample, common_options, drop_caches, interleave
+from bench.measure import Report, Sample, common_options, drop_caches, image_name, interleave, prepare
 from bench.mount import mounted, store_with
 from bench.storm import kernel_overlay, unpacked
 
@@ -22,7 +23,9 @@ __all__ = ["main"]
 
 _PIECE = 1 << 20
 _PAGE = 4096
-_RANDOM = 10_000
+_RANDOM = 1_000
+#: Of the eight files of the image, so many are read: half a gigabyte.
+_FILES = 4
 
 #: Takes a file; returns how many bytes of it were looked at.
 Operation = Callable[[Path], int]
@@ -58,7 +61,7 @@ _OPERATIONS: dict[str, Operation] = {
 }
 
 
-def _sample(operation: Operation, paths: Sequence[Path], *, cold: bool) -> Callable[[], Sample]:
+def _sample(operation: Operation, paths: Sequence[Path], expected: int, *, cold: bool) -> Callable[[], Sample]:
     def once() -> Sample:
         if cold:
             drop_caches()
@@ -68,15 +71,21 @@ def _sample(operation: Operation, paths: Sequence[Path], *, cold: bool) -> Calla
         start, cpu = time.perf_counter(), time.process_time()
         size = sum(operation(path) for path in paths)
         wall = time.perf_counter() - start
+        if size != expected:
+            raise RuntimeError(f"{size} bytes were read, not {expected}")
         return Sample(wall / (size >> 20), (time.process_time() - cpu) / (size >> 20))
 
     return once
 
 
+def _files(top: Path) -> list[Path]:
+    return sorted((top / "data").iterdir())[:_FILES]
+
+
 def main(arguments: Sequence[str]) -> None:
     """Run the scenario with options from the command line."""
     parser = common_options("read", __doc__, rounds=5)
-    parser.add_argument("--image", default="big", help="with large files in /data")
+    parser.add_argument("--image", default="big", type=image_name, help="with large files in /data")
     options = parser.parse_args(arguments)
     report = Report("read", vars(options))
     with store_with([options.image]) as (store, root, images), contextlib.ExitStack() as stack:
@@ -86,18 +95,20 @@ def main(arguments: Sequence[str]) -> None:
         for name, read_only in (("layerfs, EROFS", True), ("layerfs, EROFS and overlayfs", False)):
             target = root / f"mnt-{len(tops)}"
             tops[name] = stack.enter_context(mounted(store, found, target, read_only=read_only))
+        broken: dict[str, str] = {}
         for name, variant in union_mounts(store, found, layer_directories(store, found)).items():
-            if name not in ("kernel overlayfs", "layerfs, directories"):
+            if name not in ("kernel overlayfs", "layerfs, directories", "layerfs, EROFS and overlayfs"):
                 work = root / f"union-{len(tops)}"
                 work.mkdir()
-                label = "layerfs, FUSE" if name == "layerfs" else name
-                tops[label] = stack.enter_context(mounted_union(variant, work)).target
+                made = prepare(stack, name, partial(mounted_union, variant, work), broken)
+                if made is not None:
+                    tops[name] = made.target
         for title, operation in _OPERATIONS.items():
+            expected = sum(operation(path) for path in _files(plain))
             for cold in (True, False):
-                variants = {
-                    name: _sample(operation, sorted((top / "data").iterdir()), cold=cold) for name, top in tops.items()
-                }
+                variants = {name: _sample(operation, _files(top), expected, cold=cold) for name, top in tops.items()}
                 samples, failed = interleave(variants, options.rounds, report.on)
+                failed |= broken
                 state = "cold" if cold else "warm"
                 report.table(f"{title}, {state}", samples, base="ext4", failed=failed, unit=("ms per MiB", 1e3))
     report.write()

@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 
 from bench.layered import LayeredLookup
-from bench.measure import Report, Sample, common_options, interleave
+from bench.measure import Report, Sample, common_options, image_name, interleave
 from bench.mount import mounted, store_with
 from layerfs.api import Image, Store
 from layerfs.formats.erofs.reader import Tree
@@ -116,7 +116,7 @@ def _image(store: Store, root: Path, found: Image, title: str, report: Report, *
 def main(arguments: Sequence[str]) -> None:
     """Run the scenario with options from the command line."""
     parser = common_options("resolve", __doc__, rounds=7)
-    parser.add_argument("--image", action="append", help="python-app and deep-101 unless given")
+    parser.add_argument("--image", action="append", type=image_name, help="python-app and deep-101 unless given")
     options = parser.parse_args(arguments)
     report = Report("resolve", vars(options))
     with store_with(options.image or ["python-app", "deep-101"]) as (store, root, images):

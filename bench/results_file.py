@@ -6,13 +6,21 @@ import json
 import math
 import statistics
 from collections.abc import Iterator, Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
-__all__ = ["RESULTS", "Curve", "Row", "Run", "Sample", "Table", "newest_runs", "read_run"]
+from bench.settings import setting
+
+__all__ = ["RESULTS", "Curve", "Row", "Run", "Sample", "Table", "ending", "newest_runs", "read_run"]
 
 RESULTS = Path(__file__).parent / "results"
+
+
+def ending(message: str) -> str:
+    """Return the end of what a failed variant said, in one line: commands come first, the reason last."""
+    line = " ".join(message.split())
+    return line if len(line) <= 300 else f"…{line[-300:]}"
 
 
 @dataclass(frozen=True, slots=True)
@@ -54,7 +62,18 @@ class Row:
     @property
     def is_floor(self) -> bool:
         """Whether it is no tool for the job, but what the job cannot be done without: reading, digesting, starting."""
-        floors = ("gzip, sha", "igzip, openssl", "cat, ", "ext4", "null C", "python -c", "archives")
+        floors = (
+            "gzip, sha",
+            "igzip, openssl",
+            "zstd, openssl",
+            "cat, ",
+            "ext4",
+            "null C",
+            "python -c",
+            "archives",
+            "openssl",
+            "erofs",
+        )
         return self.variant.startswith(floors)
 
     @property
@@ -85,23 +104,44 @@ class Table:
 
     def ratio(self, row: Row) -> str:
         """Return how a row compares with the base."""
-        base = self.find(self.base)
-        return f"{row.median / base.median:.2f}" if base is not None else "-"
+        return _times(row, self.find(self.base))
+
+    @property
+    def best_peer(self) -> Row | None:
+        """The fastest of what others do."""
+        return min(
+            (row for row in self.rows if not row.is_ours and not row.is_floor), key=lambda row: row.median, default=None
+        )
+
+    @property
+    def floor(self) -> Row | None:
+        """The fastest of what the job cannot be done without."""
+        return min((row for row in self.rows if row.is_floor), key=lambda row: row.median, default=None)
 
     def markdown(self) -> Iterator[str]:
-        """Yield the lines of the table."""
+        """Yield the lines of the table, and of the settings of its variants; what was not measured is a dash."""
         name, factor = self.unit
-        yield f"| variant | n | median {name} | min | max | ratio to {self.base} | CPU {name} | peak MB |"
-        yield "|---|---|---|---|---|---|---|---|"
+        to_best = "to the best peer" if self.best_peer else "-"
+        to_floor = f"to {self.floor.variant}" if self.floor else "-"
+        yield (
+            f"| variant | n | median {name} | min | max | ratio to {self.base} | {to_best} | {to_floor}"
+            f" | CPU {name} | peak MB |"
+        )
+        yield "|---|---|---|---|---|---|---|---|---|---|"
         for row in self.rows:
-            cpu = statistics.median(sample.cpu for sample in row.samples)
-            peak = max(sample.peak for sample in row.samples)
+            cpu = statistics.median(sample.cpu for sample in row.samples) * factor
+            peak = max(sample.peak for sample in row.samples) / 1e6
             yield (
                 f"| {row.label} | {len(row.samples)} | {row.median * factor:.4g} | {min(row.walls) * factor:.4g} "
-                f"| {max(row.walls) * factor:.4g} | {self.ratio(row)} | {cpu * factor:.4g} | {peak / 1e6:.0f} |"
+                f"| {max(row.walls) * factor:.4g} | {self.ratio(row)} | {_times(row, self.best_peer)} "
+                f"| {_times(row, self.floor)} | {f'{cpu:.4g}' if cpu else '-'} | {f'{peak:.0f}' if peak else '-'} |"
             )
         for variant, message in self.failed.items():
-            yield f"| {variant} | failed: {' '.join(message.split())[:300]} |"
+            yield f"| {variant} | failed: {ending(message)} |"
+        settings = [f"{row.variant}: {text}" for row in self.rows if (text := setting(row.variant))]
+        if settings:
+            yield ""
+            yield f"({'; '.join(settings)})"
 
 
 @dataclass(frozen=True, slots=True)
@@ -111,12 +151,14 @@ class Curve:
     Attributes:
         axis: what the size counts.
         lines: by variant, the samples of each size; sizes ascend.
+        failed: what those said that could not be measured, and at which size.
     """
 
     title: str
     axis: str
     lines: Mapping[str, Mapping[float, tuple[Sample, ...]]]
     unit: tuple[str, float] = ("s", 1.0)
+    failed: Mapping[str, str] = field(default_factory=dict)
 
     def medians(self, variant: str) -> dict[float, float]:
         """Return the median seconds of each size."""
@@ -144,7 +186,7 @@ class Curve:
             for variant, sizes in self.lines.items()
             for size, samples in sizes.items()
         )
-        return Table(self.title, rows[0].variant if rows else "", rows, {}, self.unit)
+        return Table(self.title, rows[0].variant if rows else "", rows, dict(self.failed), self.unit)
 
     def markdown(self) -> Iterator[str]:
         """Yield the lines of a table with one column per size."""
@@ -157,6 +199,8 @@ class Curve:
             cells = [f"{medians[size] * factor:.3g}" if size in medians else "-" for size in sizes]
             slope = self.exponent(variant)
             yield f"| {variant} | {' | '.join(cells)} | {'-' if slope is None else f'{slope:.2f}'} |"
+        for variant, message in self.failed.items():
+            yield f"| {variant} | failed: {ending(message)} |"
 
 
 @dataclass(frozen=True, slots=True)
@@ -207,6 +251,7 @@ def read_run(path: Path) -> Run:
                 for variant, line in curve["lines"].items()
             },
             tuple(curve["unit"]),
+            curve.get("failed", {}),
         )
         for curve in document.get("curves", ())
     )
@@ -214,8 +259,21 @@ def read_run(path: Path) -> Run:
 
 
 def newest_runs(directory: Path = RESULTS) -> list[Run]:
-    """Return the newest run of every scenario that has one, by name."""
-    found: dict[str, Path] = {}
-    for path in sorted(directory.glob("*-*.json"), key=lambda path: path.stem.rpartition("-")[2]):
-        found[path.stem.rpartition("-")[0]] = path
-    return [read_run(path) for _, path in sorted(found.items())]
+    """Return the runs with the newest measurement of every table and curve, by scenario, newest first.
+
+    What a newer run has measured again is left out of an older one, so that measuring a part replaces that part alone.
+    """
+    runs: list[Run] = []
+    seen: set[tuple[str, str]] = set()
+    newest_first = sorted(directory.glob("*-*.json"), key=lambda path: path.stem.rpartition("-")[2], reverse=True)
+    for run in map(read_run, newest_first):
+        tables = tuple(table for table in run.tables if (run.scenario, table.title) not in seen)
+        curves = tuple(curve for curve in run.curves if (run.scenario, curve.title) not in seen)
+        seen |= {(run.scenario, table.title) for table in tables} | {(run.scenario, curve.title) for curve in curves}
+        if tables or curves:
+            runs.append(replace(run, tables=tables, curves=curves))
+    return sorted(runs, key=lambda run: run.scenario)
+
+
+def _times(row: Row, other: Row | None) -> str:
+    return f"{row.median / other.median:.2f}" if other is not None and other.median else "-"

@@ -1,11 +1,14 @@
 """scaling: every cost against its size, with the exponent that it grows by, so that a square shows.
 
 All images are made up, so that one thing grows at a time: bytes, entries, layers, changed files; then the images of one
-store. Everything through the library, in one process, durable; peers have their figures in the other scenarios.
+store. Everything through the library, in one process, and durable but for the store of many images, which takes long
+enough without; peers have their figures in the other scenarios.
 """
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import replace
@@ -23,6 +26,8 @@ MEGABYTES = (16, 64, 256, 1024)
 ENTRIES = (1_000, 4_000, 16_000, 64_000)
 LAYERS = (4, 16, 64, 256, 499)
 CHANGED = (100, 1_000, 10_000)
+#: Of 4 KiB each.
+FILES = (1_000, 4_000, 16_000)
 #: Images of one store; each has ten layers of its own.
 IMAGES = (10, 30, 100, 300, 1_000)
 _LAYERS_OF_EACH = 10
@@ -74,6 +79,7 @@ def _nothing(_store: Store, _found: Image, _root: Path) -> dict[str, Sample]:
 def _mounted(store: Store, found: Image, root: Path) -> dict[str, Sample]:
     target = root / "mnt"
     target.mkdir()
+    _mount_and_umount(store, str(found.id), target)  # what is imported then is no part of it
     samples = {}
     for name, read_only in (("read-only", True), ("container", False)):
         samples[f"layerfs mount, {name}"], mount = _timed(partial(store.mount, found, target, read_only=read_only))
@@ -149,6 +155,28 @@ def _changes(scratch: Path, sizes: Sequence[int], rounds: int) -> Lines:
     return lines
 
 
+def _database(store: Path) -> int:
+    """Return the bytes of a store's database, with nothing left in its log."""
+    settle()
+    (path,) = store.glob("*.db")
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        connection.execute("PRAGMA wal_checkpoint(TRUNCATE)")
+    return path.stat().st_size
+
+
+def _by_files(scratch: Path, sizes: Sequence[int]) -> Lines:
+    """Load an image of so many files that are large enough to be kept once, each of which is a row."""
+    samples: Samples = {}
+    for size in sizes:
+        layout = scratch / f"files-{size}"
+        write_image(layout, [files_layer((f"f{n:07}", b"%4096d" % n) for n in range(size))])
+        with fresh_filesystem() as root:
+            with Store.open(root / "store", sync=False) as store:
+                store.load(layout)
+            samples[size] = [Sample(_database(root / "store"))]
+    return {"layerfs database": samples}
+
+
 def _mount_and_umount(store: Store, name: str, target: Path) -> None:
     store.mount(name, target, read_only=True)
     store.umount(str(target))
@@ -179,8 +207,7 @@ def _store(scratch: Path, sizes: Sequence[int], rounds: int) -> tuple[Lines, Lin
             }
             for title, job in jobs.items():
                 times.setdefault(title, {})[size] = [_timed(job)[0] for _ in range(rounds)]
-            settle()
-            database = sum(path.stat().st_size for path in (root / "store").glob("store.db*"))
+            database = _database(root / "store")
             trees = sum(path.stat().st_blocks * 512 for path in (root / "store/images").rglob("*.erofs"))
             space.setdefault("layerfs database", {})[size] = [Sample(database)]
             space.setdefault("layerfs merged trees", {})[size] = [Sample(trees)]
@@ -189,7 +216,7 @@ def _store(scratch: Path, sizes: Sequence[int], rounds: int) -> tuple[Lines, Lin
 
 def main(arguments: Sequence[str]) -> None:
     """Run the scenario with options from the command line."""
-    parser = common_options("scaling", __doc__, rounds=3)
+    parser = common_options("scaling", __doc__, rounds=5)
     parser.add_argument("--quick", action="store_true", help="without the largest sizes")
     options = parser.parse_args(arguments)
     report = Report("scaling", vars(options))
@@ -213,4 +240,6 @@ def main(arguments: Sequence[str]) -> None:
         times, space = _store(scratch, sizes(IMAGES), options.rounds)
         show(f"a store by images of {_LAYERS_OF_EACH} layers", "images", times, ("ms", 1e3))
         show("bytes of a store", "images", space, ("MB", 1e-6))
+        files = _by_files(scratch, sizes(FILES))
+        show("bytes of a database by large files", "files", files, ("MB", 1e-6))
     report.write()

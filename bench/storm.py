@@ -1,6 +1,7 @@
 """storm: stat, missing names, readdir and reading everything on a mounted image beside the same tree on plain ext4.
 
-Warm: each variant ran once before. The same tree is also measured from many layers and from one.
+Warm: each variant ran once before; cold: after emptying all caches. The same tree is also measured from many layers and
+from one.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from pathlib import Path
 
 from bench.corpus import image
 from bench.debian import run
-from bench.measure import Report, Sample, common_options, drop_caches, interleave
+from bench.measure import Report, Sample, common_options, drop_caches, image_name, interleave
 from bench.mount import mounted, store_with
 from bench.resolve import walk_paths
 from layerfs.api import Image, Store
@@ -129,9 +130,14 @@ def _after_dropping_caches(warm: Callable[[], Sample]) -> Callable[[], Sample]:
 def main(arguments: Sequence[str]) -> None:
     """Run the scenario with options from the command line."""
     parser = common_options("storm", __doc__, rounds=5)
-    parser.add_argument("--image", default="python-app", help="the image that is compared with ext4")
-    parser.add_argument("--deep", default="deep-101", help="the image of many layers, compared with itself in one")
-    parser.add_argument("--cold", action="store_true", help="measure with empty caches too")
+    parser.add_argument("--image", default="python-app", type=image_name, help="the image that is compared with ext4")
+    parser.add_argument(
+        "--deep",
+        default="deep-101",
+        choices=("deep-101",),
+        help="the image of many layers, compared with itself in one",
+    )
+    parser.add_argument("--warm", action="store_true", help="measure nothing with empty caches")
     options = parser.parse_args(arguments)
     report = Report("storm", vars(options))
     deep, flat = options.deep, f"{options.deep}-flat"
@@ -143,7 +149,7 @@ def main(arguments: Sequence[str]) -> None:
             "kernel overlay on ext4": overlay,
             **_mounts(stack, store, images[options.image], root, "image"),
         }
-        for cold in (False, True) if options.cold else (False,):
+        for cold in (False,) if options.warm else (False, True):
             _compare(options.image, trees, options.rounds, report, cold=cold)
         one = _mounts(stack, store, images[flat], root, "flat")
         many = _mounts(stack, store, images[deep], root, "deep")

@@ -8,15 +8,27 @@ from __future__ import annotations
 import os
 import shlex
 import shutil
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, contextmanager
+from contextlib import AbstractContextManager, ExitStack, contextmanager
+from functools import partial
 from pathlib import Path
 
 from bench.corpus import CorpusImage, image
 from bench.load import layerfs_command, store_environment
-from bench.measure import Report, Sample, chosen, command, common_options, fresh_filesystem, interleave, settle
-from bench.peers import containerd, podman, versions
+from bench.measure import (
+    Report,
+    Sample,
+    chosen,
+    command,
+    common_options,
+    fresh_filesystem,
+    image_name,
+    interleave,
+    prepare,
+    settle,
+    shell,
+)
+from bench.peers import containerd, podman
 
 __all__ = ["main"]
 
@@ -97,14 +109,14 @@ def _archives(found: Sequence[CorpusImage], place: Path) -> Sample:
     return Sample(0)
 
 
-def _occupied(found: Sequence[CorpusImage], prepare: Callable[[Path], object] | None) -> Job:
+def _occupied(found: Sequence[CorpusImage], make: Callable[[Path], AbstractContextManager[Tool]] | None) -> Job:
     def one() -> Sample:
         with fresh_filesystem() as place:
             before = _used(place)
-            if prepare is None:
+            if make is None:
                 _archives(found, place)
             else:
-                with prepare(place) as tool:  # type: ignore[attr-defined]
+                with make(place) as tool:
                     for each in found:
                         tool.load(each)
             return Sample(_used(place) - before)
@@ -123,6 +135,16 @@ def _unpacked(found: Sequence[CorpusImage]) -> Job:
     return one
 
 
+@contextmanager
+def _filled(
+    make: Callable[[Path], AbstractContextManager[Tool]], found: Sequence[CorpusImage], work: Path
+) -> Iterator[Tool]:
+    with make(work) as tool:
+        for each in found:
+            tool.load(each)
+        yield tool
+
+
 def _brought_back(tool: Tool, found: CorpusImage, job: Job) -> Job:
     """Remove an image after it was brought in again, outside the clock."""
 
@@ -136,37 +158,32 @@ def _brought_back(tool: Tool, found: CorpusImage, job: Job) -> Job:
 
 def _digested(place: Path) -> Job:
     """Reading and digesting all layers of our store with a C program: the floor of checking."""
-    script = f"find {shlex.quote(str(place / 'l/store/layers'))} -type f -print0 | xargs -0 cat | sha256sum"
-
-    def one() -> Sample:
-        start = time.perf_counter()
-        sample = command(["bash", "-euo", "pipefail", "-c", script])
-        return Sample(time.perf_counter() - start, sample.cpu, sample.peak)
-
-    return one
+    layers = shlex.quote(str(place / "l/store/layers"))
+    return lambda: shell(f"find {layers} -type f -print0 | xargs -0 cat | openssl dgst -sha256")
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the scenario with options from the command line."""
     parser = common_options("upkeep", __doc__, rounds=5)
-    parser.add_argument("--image", action="append", help="demo, python-app and node-like unless given")
+    parser.add_argument("--image", action="append", type=image_name, help="demo, python-app and node-like unless given")
     options = parser.parse_args(arguments)
-    report = Report("upkeep", {**vars(options), "peers": dict(versions())})
+    report = Report("upkeep", vars(options))
     found = [image(name) for name in options.image or ("demo", "python-app", "node-like")]
-    tools = {name: tool for name, tool in _TOOLS.items() if name == "layerfs" or shutil.which(name)}
-    disk = {name: _occupied(found, tool) for name, tool in tools.items()}
+    disk = {name: _occupied(found, tool) for name, tool in _TOOLS.items()}
     disk |= {"archives, copied": _occupied(found, None), "umoci unpack, each": _unpacked(found)}
     samples, failed = interleave(disk, 1, report.on)
     report.table(f"disk use of {len(found)} images", samples, base="archives, copied", failed=failed, unit=("MB", 1e-6))
     with ExitStack() as stack:
         place = stack.enter_context(fresh_filesystem())
         ready: dict[str, Tool] = {}
-        for name, tool in chosen(tools, report.on).items():
+        broken: dict[str, str] = {}
+        for name, make in chosen(_TOOLS, report.on).items():
             work = place / name[0]
             work.mkdir()
-            ready[name] = stack.enter_context(tool(work))
-            for each in found:
-                ready[name].load(each)
+            tool = prepare(stack, name, partial(_filled, make, found, work), broken,
+                           needs=None if name == "layerfs" else name)  # fmt: skip
+            if tool is not None:
+                ready[name] = tool
         removed = next((each for each in found if each.name == _REMOVED), None)
         for title in ("count", "check", "collect", "remove"):
             jobs = {name: tool.jobs[title] for name, tool in ready.items() if title in tool.jobs}
@@ -175,7 +192,9 @@ def main(arguments: Sequence[str]) -> None:
                     name: _brought_back(ready[name], removed, job) for name, job in jobs.items() if removed is not None
                 }
             if title == "check" and "layerfs" in ready:
-                jobs["cat, sha256sum of the layers"] = _digested(place)
+                jobs["cat, openssl sha256 of the layers"] = _digested(place)
             samples, failed = interleave(jobs, options.rounds)
-            report.table(f"{title}, {len(found)} images", samples, base="layerfs", failed=failed, unit=("ms", 1e3))
+            report.table(
+                f"{title}, {len(found)} images", samples, base="layerfs", failed=failed | broken, unit=("ms", 1e3)
+            )
     report.write()
