@@ -5,7 +5,7 @@ Digests are full, times are nanoseconds since the epoch.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import TYPE_CHECKING
 
 from layerfs.formats.digest import Digest
@@ -33,6 +33,7 @@ class Image:
         layers: how many.
         damage: what is wrong with its config, which then tells neither platform nor time; None for a whole image.
         origins: what it was pulled as, ``repository@digest`` each, sorted.
+        given: those of its names that the load or pull which returned it has set, in the order of its source.
     """
 
     id: Digest
@@ -45,6 +46,7 @@ class Image:
     layers: int
     damage: str | None = None
     origins: tuple[str, ...] = ()
+    given: tuple[str, ...] = field(default=(), compare=False)
 
     @property
     def repositories(self) -> tuple[str, ...]:

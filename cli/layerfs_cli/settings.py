@@ -58,7 +58,7 @@ class Settings:
 
         The runroot belongs to one store. So another store than the default one keeps it inside, unless it is given.
         """
-        root = self.root or _default_root()
+        root = _default_root() if self.root is None else self.root
         if self.runroot is not None:
             return root, self.runroot
         if self.root is not None:
@@ -161,6 +161,9 @@ _EFFECTS: Final[dict[str, Callable[[Settings, object], object]]] = {
 
 
 def _remember(context: click.Context, parameter: click.Parameter, value: object) -> None:
+    if value == "" and context.get_parameter_source(str(parameter.name)) is ParameterSource.COMMANDLINE:
+        # In a script it is a variable that was never set; the default store would be somebody else's.
+        raise click.BadParameter("must not be empty", context, parameter)
     if not value or parameter.name is None:
         return
     settings = settings_of(context)

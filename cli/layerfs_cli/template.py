@@ -9,12 +9,14 @@ from __future__ import annotations
 
 import json
 import re
+import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import click
 
 from layerfs_cli.output import as_json
+from layerfs_cli.text import printable
 
 __all__ = ["Template"]
 
@@ -46,12 +48,12 @@ class Template:
                 self._parts.append(piece.replace("\\t", "\t").replace("\\n", "\n"))
 
     def render(self, data: Value) -> str:
-        """Fill the template in.
+        """Fill the template in; on a terminal, fields without what could move its cursor, but for tabs and new lines.
 
         Raises:
             click.UsageError: a field does not exist; the message lists those that do.
         """
-        return "".join(part if isinstance(part, str) else _text(part(data)) for part in self._parts)
+        return "".join(part if isinstance(part, str) else _shown(_text(part(data))) for part in self._parts)
 
     def _parse(self, code: str) -> Term:
         tokens: list[str] = []
@@ -120,6 +122,12 @@ def _walk(data: Value, path: Sequence[str]) -> Value:
             raise click.UsageError(f"there is no field .{name}; there are {', '.join(f'.{key}' for key in data)}")
         data = data[found[0]]
     return data
+
+
+def _shown(text: str) -> str:
+    if not sys.stdout.isatty():
+        return text
+    return "".join(part if part in {"\t", "\n"} else printable(part) for part in re.split(r"([\t\n])", text))
 
 
 def _text(value: Value) -> str:

@@ -81,7 +81,7 @@ class StorePart:
         return Image(
             record.digest, record.manifest, tuple(catalog.image_names(self._handle, record)), record.chain_id,
             platform, created, sum(layer.tar_size for layer in layers), len(layers), damage,
-            tuple(catalog.image_origins(self._handle, record)),
+            tuple(catalog.image_origins(self._handle, record)), record.given,
         )  # fmt: skip
 
     def _images(self, records: list[catalog.ImageRecord]) -> list[Image]:

@@ -178,11 +178,11 @@ class ImagePart(StorePart):
             catalog.set_name(connection, reference, record.id)
         return reference
 
-    def remove_image(self, name: str, *, force: bool = False) -> RemovedImage:
+    def remove_image(self, name: str | Image, *, force: bool = False) -> RemovedImage:
         """Remove a name of an image, and the image with its last name; an ID removes the image.
 
         Args:
-            name: as for :meth:`resolve`.
+            name: as for :meth:`resolve`, or an image, which means its ID.
             force: remove an image by ID even when it has several names.
 
         Raises:
@@ -193,6 +193,8 @@ class ImagePart(StorePart):
         """
         from layerfs.values import RemovedImage
 
+        if not isinstance(name, str):
+            name = str(name.id)
         record = catalog.find_image(self._handle, name)
         names = catalog.image_names(self._handle, record)
         untagged = catalog.name_among(name, names)

@@ -21,7 +21,7 @@ from layerfs.formats.whiteout import (
 )
 from layerfs.formats.xattr import accepted_xattrs
 
-__all__ = ["MAX_IMPLICIT", "MAX_SYMLINKS", "LayerTree", "Node", "directory", "hard_link_marker", "whiteout"]
+__all__ = ["MAX_IMPLICIT", "MAX_SYMLINKS", "MAX_TEXT", "LayerTree", "Node", "directory", "hard_link_marker", "whiteout"]
 
 #: Symlinks followed while one path is resolved: the kernel's own limit (include/linux/namei.h, MAXSYMLINKS).
 MAX_SYMLINKS = 40
@@ -32,6 +32,10 @@ _MAX_TARGET = 4095
 #: Directories that only exist because a path runs through them. Real layers have a few hundred; a path of 64 KiB can
 #: ask for 32,768 of them, so that without a limit an archive of a megabyte costs gigabytes of memory.
 MAX_IMPLICIT = 1 << 18
+
+#: Bytes of link targets and of different xattrs in one tree. Real layers have a few megabytes; while a tree is written
+#: each costs up to five times its size in memory, and an archive of a megabyte can hold gigabytes of them.
+MAX_TEXT = 32 << 20
 
 #: Paths of directories that are remembered, and the longest that is; tars list a directory's entries together.
 _MAX_PARENTS, _MAX_PARENT_PATH = 1 << 14, 4096
@@ -143,6 +147,7 @@ class LayerTree:
     Attributes:
         root: the tree so far. Whiteouts are added by :meth:`finish`.
         entries: members taken so far.
+        text: bytes of link targets and of different xattrs so far.
     """
 
     def __init__(self, device: object) -> None:
@@ -153,6 +158,8 @@ class LayerTree:
         """
         self.root = directory(implicit=True)
         self.entries = 0
+        self.text = 0
+        self._xattrs: dict[tuple[bytes, bytes], bytes] = {}
         self._device = device
         self._implicit = 0
         self._parents: dict[bytes, Node] = {}  # dirname as written -> directory, until a directory is replaced
@@ -164,7 +171,7 @@ class LayerTree:
         Raises:
             UnsafePath: the name or link leaves the tree, or is a whiteout of nothing.
             FormatError: the member contradicts the tree (a file below a file, a link to a directory).
-            LimitExceeded: a name too long to be one.
+            LimitExceeded: a name too long to be one, or more text than :data:`MAX_TEXT`.
         """
         self.entries += 1
         name = member.name
@@ -224,7 +231,7 @@ class LayerTree:
             member.gid,
             member.mtime,
             member.mtime_ns,
-            accepted_xattrs(xattrs, member.name) if xattrs else None,
+            self._accepted(xattrs, member.name) if xattrs else None,
         )
         kind = member.kind
         if kind == b"0":
@@ -239,6 +246,7 @@ class LayerTree:
             node.mode = stat.S_IFLNK | 0o777
             node.target = target
             node.size = len(target)
+            self._count(len(target))
         elif kind != b"6":
             node.rdev = _makedev(member.major, member.minor)
             if node.is_whiteout:
@@ -247,7 +255,7 @@ class LayerTree:
 
     def _add_directory(self, member: Member) -> None:
         parts = split_path(member.name)
-        xattrs = accepted_xattrs(member.xattrs, member.name) if member.xattrs else None
+        xattrs = self._accepted(member.xattrs, member.name) if member.xattrs else None
         if parts:
             if _is_bookkeeping(parts):
                 return
@@ -273,6 +281,24 @@ class LayerTree:
         node.mode = stat.S_IFDIR | member.mode
         node.uid, node.gid, node.mtime, node.mtime_ns = member.uid, member.gid, member.mtime, member.mtime_ns
         node.xattrs = xattrs
+
+    def _accepted(self, xattrs: dict[bytes, bytes], name: bytes) -> dict[bytes, bytes] | None:
+        """Return the xattrs of a member that a tree may have; those that were there before share their memory."""
+        accepted = accepted_xattrs(xattrs, name)
+        if accepted is None:
+            return None
+        for key, value in accepted.items():
+            known = self._xattrs.get((key, value))
+            if known is None:
+                self._count(len(key) + len(value))
+                known = self._xattrs[key, value] = value
+            accepted[key] = known
+        return accepted
+
+    def _count(self, size: int) -> None:
+        self.text += size
+        if self.text > MAX_TEXT:
+            raise LimitExceeded(f"link targets and xattrs of more than {MAX_TEXT >> 20} MiB")
 
     def _parent(self, prefix: bytes | None, parts: list[bytes]) -> Node:
         """Return the directory of these components, made where missing; symlinks of this layer are followed.
@@ -343,7 +369,9 @@ class LayerTree:
         parent, way = self._walk(parts, make=False)
         node = parent.children.get(leaf) if parent is not None and parent.children is not None else None
         if node is None:
-            return hard_link_marker(b"/".join((*way, leaf)))
+            path = b"/".join((*way, leaf))
+            self._count(len(path))
+            return hard_link_marker(path)
         if node.children is not None:
             raise FormatError(f"hard link {quoted(member.name)} points at the directory {quoted(member.link)}")
         return node

@@ -15,7 +15,16 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-__all__ = ["Holder", "MountEntry", "find_holders", "find_mount", "find_upper_mount", "mount_id", "read_mounts"]
+__all__ = [
+    "Holder",
+    "MountEntry",
+    "find_foreign_upper_mount",
+    "find_holders",
+    "find_mount",
+    "find_upper_mount",
+    "mount_id",
+    "read_mounts",
+]
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 
@@ -52,12 +61,13 @@ class MountEntry:
         Args:
             key: the option's name; the value of a flag is "".
         """
-        for item in reversed(self.super_options.split(",")):
-            name, _, value = item.partition("=")
-            if name == key:
-                # Commas inside a value are escaped, so this comes after the split.
-                return _unescape(value)
-        return None
+        return next(reversed(self.option_values(key)), None)
+
+    def option_values(self, key: str) -> list[str]:
+        """Return the values of all options of the file system instance with this key, such as ``lowerdir+``."""
+        # Commas inside a value are escaped, so that is undone after the split.
+        pairs = (item.partition("=") for item in self.super_options.split(","))
+        return [_unescape(value) for name, _, value in pairs if name == key]
 
 
 @dataclass(frozen=True, slots=True)
@@ -135,6 +145,33 @@ def find_upper_mount(upper: str | os.PathLike[str]) -> MountEntry | None:
         with contextlib.suppress(OSError):
             if os.path.samestat(os.stat(path), wanted):
                 return entry
+    return None
+
+
+def find_foreign_upper_mount(upper: str | os.PathLike[str]) -> tuple[int, MountEntry] | None:
+    """Return an overlay mount with this upper directory in another mount namespace, and a process that lives there.
+
+    Namespaces of processes that this one may not look at are not seen, nor those that no process lives in.
+
+    Args:
+        upper: the directory.
+
+    Raises:
+        OSError: if ``upper`` cannot be looked at.
+    """
+    wanted = os.stat(upper)
+    seen = {os.readlink("/proc/self/ns/mnt")}
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with contextlib.suppress(OSError):  # it ended, or is somebody else's
+            namespace = os.readlink(f"/proc/{pid}/ns/mnt")
+            if namespace in seen:
+                continue
+            seen.add(namespace)
+            for entry in read_mounts(int(pid), fstype="overlay"):
+                path = entry.option("upperdir")
+                with contextlib.suppress(OSError):
+                    if path is not None and os.path.samestat(os.stat(path), wanted):
+                        return int(pid), entry
     return None
 
 

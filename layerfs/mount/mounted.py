@@ -6,16 +6,17 @@ Apart from what mounts, so that those who only ask start without it.
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 from collections.abc import Iterator
 
 from layerfs.errors import Conflict
 from layerfs.formats.digest import Digest
 from layerfs.linux.lock import FileLock
-from layerfs.linux.mountinfo import MountEntry, find_upper_mount, read_mounts
+from layerfs.linux.mountinfo import MountEntry, find_foreign_upper_mount, find_upper_mount, read_mounts
 from layerfs.mount.record import MountRecords
 from layerfs.store.handle import StoreHandle
-from layerfs.store.image import image_names, list_images
+from layerfs.store.image import ImageRecord, image_layers, image_names, list_images
 from layerfs.store.snapshot import Snapshot, find_snapshot, list_snapshots
 
 __all__ = ["adopt_mounts", "container_lock", "only_one", "records_of", "refuse_mounted", "target_lock", "why_mounted"]
@@ -32,8 +33,15 @@ def adopt_mounts(handle: StoreHandle) -> None:
     Only this mount namespace is looked at.
     """
     records = records_of(handle)
-    snapshots, images = (os.path.join(handle.layout.root, name, "") for name in ("snapshots", "images"))
-    found = [entry for entry in read_mounts(fstype="overlay") if (entry.option("upperdir") or "").startswith(snapshots)]
+    snapshots, unpacked, images = (
+        os.path.join(handle.layout.root, name, "") for name in ("snapshots", "unpacked", "images")
+    )
+    found = [
+        entry
+        for entry in read_mounts(fstype="overlay")
+        if (entry.option("upperdir") or "").startswith(snapshots)
+        or (entry.option("upperdir") is None and (entry.option("lowerdir+") or "").startswith(unpacked))
+    ]
     found += [entry for entry in read_mounts(fstype="erofs") if entry.source.startswith(images)]
     if not found:
         return
@@ -53,9 +61,8 @@ def _adopt(handle: StoreHandle, entry: MountEntry) -> None:
     upper = entry.option("upperdir")
     identifier = os.path.basename(os.path.dirname(upper)) if upper is not None else None
     snapshot = next((row for row in list_snapshots(handle) if row.id == identifier), None)
-    chain = os.path.basename(entry.source).removesuffix(".erofs")
     for image in list_images(handle):
-        if image.digest == snapshot.image if snapshot is not None else image.chain_id.hex == chain:
+        if image.digest == snapshot.image if snapshot is not None else _shows(handle, entry, image):
             names = image_names(handle, image)
             records_of(handle).add(
                 target=entry.target, mount_id=entry.mount_id, image_id=str(image.digest),
@@ -63,6 +70,17 @@ def _adopt(handle: StoreHandle, entry: MountEntry) -> None:
                 backend="overlay", read_only=snapshot is None,
             )  # fmt: skip
             return
+
+
+def _shows(handle: StoreHandle, entry: MountEntry, image: ImageRecord) -> bool:
+    """Return whether a mount without a writable layer is of this image."""
+    layout = handle.layout
+    if entry.fstype == "erofs":
+        return entry.source == layout.merged_tree(image.chain_id)
+    # An empty directory on top makes an overlay of a single one.
+    lowers = [path for path in entry.option_values("lowerdir+") if path != "/"]
+    stacked = [layout.unpacked(layer.diff_id) for layer in image_layers(handle, image)]
+    return lowers in ([layout.unpacked_merged(image.chain_id)], stacked[::-1])
 
 
 @contextlib.contextmanager
@@ -104,6 +122,18 @@ def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
             f"container {snapshot.name} is mounted at {target}", reason="mounted",
             hint=f"Unmount it first with: {'layerfs umount' if targets else 'umount'} {known}",
         )  # fmt: skip
+    upper = os.path.join(handle.layout.snapshot(snapshot.id), "upper")
+    if (foreign := find_foreign_upper_mount(upper)) is not None:
+        pid, entry = foreign
+        return Conflict(
+            f"container {snapshot.name} is still mounted in another mount namespace, that of process {pid}",
+            reason="mounted", hint=f"End it, or unmount there: nsenter --mount --target {pid} umount {entry.target}",
+        )  # fmt: skip
+    if _is_locked(upper):
+        return Conflict(
+            f"container {snapshot.name} is served through FUSE, by a mount without a record here", reason="mounted",
+            hint="Find it with findmnt --types fuse.layerfs, and unmount it with umount.",
+        )  # fmt: skip
     users = records.users(snapshot.name)
     if users:
         return Conflict(
@@ -111,6 +141,18 @@ def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
             reason="mounted", hint="End these processes first.",
         )  # fmt: skip
     return None
+
+
+def _is_locked(upper: str) -> bool:
+    """Return whether a union serves an upper directory: it holds a lock on it as long as it lives."""
+    fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return True
+    finally:
+        os.close(fd)
+    return False
 
 
 @contextlib.contextmanager

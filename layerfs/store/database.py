@@ -6,6 +6,7 @@ returns; OFF trusts the operating system and may lose or damage the file at a po
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sqlite3
 import threading
@@ -21,6 +22,10 @@ __all__ = ["Database"]
 
 #: Seconds to wait for another process's write transaction; the longest (a large layer's rows) takes well below one.
 _BUSY_TIMEOUT = 60.0
+
+
+#: Bytes kept for the day when the disk is full, what counts as full, and the room from which on they are set aside.
+_SPARE, _FULL, _PLENTY = 1 << 20, 256 << 10, 64 << 20
 
 
 class _Connection(sqlite3.Connection):
@@ -57,7 +62,9 @@ class Database:
         self._local = threading.local()
         self._all: list[tuple[threading.Thread, sqlite3.Connection]] = []
         self._guard = threading.Lock()
+        self._closed = False
         try:
+            _tend_spare(path)
             self._prepare()
         except BaseException as error:
             self.close()
@@ -67,9 +74,15 @@ class Database:
 
     @property
     def connection(self) -> sqlite3.Connection:
-        """This thread's connection, in autocommit mode."""
+        """This thread's connection, in autocommit mode.
+
+        Raises:
+            StoreError: the store was closed.
+        """
         found: _Connection | None = getattr(self._local, "connection", None)
         if found is None:
+            if self._closed:
+                raise StoreError("the store is closed", root=os.path.dirname(self._path))
             found = sqlite3.connect(
                 self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64,
                 factory=_Connection,
@@ -109,7 +122,8 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Close the connections of all threads."""
+        """Close the connections of all threads, for good."""
+        self._closed = True
         with self._guard:
             for _, connection in self._all:
                 connection.close()
@@ -143,9 +157,42 @@ class Database:
             fsync_directory(os.path.dirname(self._path), sync=self._sync)
 
 
+def _tend_spare(database: str) -> None:
+    """Keep a file that can be done without, and give it up when the disk is full.
+
+    SQLite cannot even read without room for the index of its log. A container that fills the disk would lock out all
+    verbs, those that make room among them.
+    """
+    path = f"{database}.spare"
+    with contextlib.suppress(OSError):
+        room = _room(os.path.dirname(database))
+        if room < _FULL:
+            os.unlink(path)
+            # A journal gives space back when it has committed.
+            fsync_directory(os.path.dirname(database))
+        elif room > _PLENTY and not os.path.exists(path):
+            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
+            try:
+                os.posix_fallocate(fd, 0, _SPARE)
+            finally:
+                os.close(fd)
+
+
+def _room(root: str) -> int:
+    """Return how many bytes any user can still write to the file system of a store."""
+    found = os.statvfs(root)
+    return found.f_bavail * found.f_frsize  # of the rest, ext4 keeps some even from root
+
+
 def _explain(path: str, error: sqlite3.Error) -> StoreError:
     root = os.path.dirname(path)
     text = str(error)
+    name = getattr(error, "sqlite_errorname", "")
+    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN")) and _room(root) < _FULL:
+        return StoreError(
+            f"no space left for the database of the store at {root}", root=root,
+            hint="Remove a container or an image: layerfs rm, layerfs rmi.",
+        )  # fmt: skip
     if "readonly" in text or "unable to open" in text:
         return StoreReadOnly(f"cannot write the store at {root}: {text}", root=root, hint="Check its permissions.")
     return StoreError(f"store database at {root}: {text}", root=root)

@@ -53,8 +53,8 @@ class StoreHandle:
                     # Another load may have written it and died before its name was durable.
                     fsync_directory(os.path.dirname(path), sync=self.sync)
                     return
-        except FileNotFoundError:
-            pass
+        except OSError:
+            pass  # missing, or on a bad block: written anew
         write_document(path, raw, sync=self.sync)
 
     def read_blob(self, digest: Digest) -> bytes:
@@ -63,11 +63,17 @@ class StoreHandle:
         Raises:
             StoreError: it is missing or damaged.
         """
+        path = self.layout.blob(digest)
         try:
-            with open(self.layout.blob(digest), "rb") as file:
+            with open(path, "rb") as file:
                 raw = file.read()
         except FileNotFoundError:
             raw = b""
+        except OSError as error:
+            raise StoreError(
+                f"document {digest} cannot be read: {error.strerror}: {path}", root=self.layout.root,
+                hint="Load the image again.",
+            ) from error  # fmt: skip
         if Digest.of(raw, digest.algorithm) != digest:
             raise StoreError(
                 f"document {digest} is missing or damaged", root=self.layout.root, hint="Load the image again."
@@ -93,6 +99,7 @@ def open_store(root: str, runroot: str, *, sync: bool = True) -> StoreHandle:
         StoreError: ``root`` is something else.
     """
     layout = Layout(root, runroot)
+    _refuse_stranger(root)
     try:
         layout.create(sync=sync)
         if not _read_marker(layout):
@@ -109,6 +116,19 @@ def open_store(root: str, runroot: str, *, sync: bool = True) -> StoreHandle:
             raise StoreReadOnly(message, root=root, hint="Run as its owner, or name another --root.") from error
         raise StoreError(message, root=root) from error
     return StoreHandle(layout, database, sync)
+
+
+def _refuse_stranger(root: str) -> None:
+    """Refuse a store of somebody else: what root writes into it, its owner could neither read nor remove."""
+    try:
+        owner = os.stat(root).st_uid
+    except OSError:
+        return  # not there yet, or whoever opens it will be told why not
+    if owner != os.geteuid():
+        raise StoreReadOnly(
+            f"the store at {root} belongs to user {owner}, not to {os.geteuid()}", root=root,
+            hint="Run as its owner, or name another --root.",
+        )  # fmt: skip
 
 
 def _read_marker(layout: Layout) -> bool:

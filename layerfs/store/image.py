@@ -42,13 +42,17 @@ _COLUMNS = "id, digest, manifest, chain_id, loaded"
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
-    """One row of the image table; see :mod:`layerfs.store.schema`."""
+    """One row of the image table; see :mod:`layerfs.store.schema`.
+
+    ``given`` are the names that it was given just now, by what brought it in.
+    """
 
     id: int
     digest: Digest
     manifest: Digest
     chain_id: Digest
     loaded: int
+    given: tuple[str, ...] = ()
 
 
 def set_name(connection: sqlite3.Connection, name: Reference, image: int) -> None:

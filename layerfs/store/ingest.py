@@ -22,9 +22,9 @@ from dataclasses import dataclass
 from types import TracebackType
 from typing import Self
 
-from layerfs.errors import DigestMismatch, LayerfsError
+from layerfs.errors import DigestMismatch, LayerfsError, LimitExceeded
 from layerfs.formats.digest import Digest
-from layerfs.formats.tree import Node
+from layerfs.formats.tree import MAX_TEXT, Node
 from layerfs.linux.durable import publish
 from layerfs.linux.lock import FileLock
 from layerfs.linux.safe_path import remove_tree
@@ -45,6 +45,10 @@ COLLECTOR = "gc"
 #: Bytes that a load keeps free for its end: without room for a few pages of the database, a load that filled the disk
 #: could not even record that its layers are given up.
 _RESERVE = 256 << 10
+
+
+#: Bytes of link targets and of different xattrs in all layers of a load, whose trees are in memory until it ends.
+_MAX_TEXT = 4 * MAX_TEXT
 
 
 @dataclass(slots=True)
@@ -114,6 +118,7 @@ class Ingest:
         self.blobs = KeptBlobs(handle, self._directory) if keep_blobs else None
         self._pending: Pending | None = None
         self._count = 0
+        self._text = 0
         self._holders = Holders(handle, self.keys, lambda layer: bool(self._lease(layer)))
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
@@ -238,12 +243,16 @@ class Ingest:
         Raises:
             DigestMismatch: it is not the layer that was announced.
             FormatError: the tar is cut short.
+            LimitExceeded: the layers of this load would take too much memory.
             OSError: ENOSPC, EIO.
         """
         writer = pending.writer
         if pending.expected is not None and diff_id != pending.expected:
             raise DigestMismatch("layer", expected=str(pending.expected), actual=str(diff_id), size=writer.tar_size)
         root = writer.finish()
+        self._text += writer.tree.text
+        if self._text > _MAX_TEXT:
+            raise LimitExceeded(f"layers with more than {_MAX_TEXT >> 20} MiB of link targets and xattrs")
         if pending.lock is None:
             found = self.find_layer(diff_id)
             if found is None:

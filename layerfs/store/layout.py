@@ -2,6 +2,7 @@
 
     ROOT/store.json                    format version and features
     ROOT/store.db                      SQLite metadata
+    ROOT/store.db.spare                room for it when the disk is full
     ROOT/blobs/ALG/HEX                 JSON documents as received
     ROOT/layers/ALG/HEX/layer.tar      HEX is the diffID
     ROOT/layers/ALG/HEX/tree.erofs

@@ -7,7 +7,7 @@ import os
 import sqlite3
 import time
 from collections.abc import Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from itertools import accumulate
 
 from layerfs.errors import FormatError, IntegrityError
@@ -141,7 +141,7 @@ def _insert(handle: StoreHandle, connection: sqlite3.Connection, image: NewImage
                 "%s now means image %s; until now it was %s", name, record.digest.short, Digest.parse(row[0]).short
             )
         set_name(connection, name, record.id)
-    return record
+    return replace(record, given=tuple(map(str, image.names)))
 
 
 def _has_merged_tree(path: str) -> bool:

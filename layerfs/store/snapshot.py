@@ -149,7 +149,12 @@ def _insert(handle: StoreHandle, identifier: str, image: ImageRecord, name: str 
                 wanted += f"-{secrets.randbelow(1000)}"
         try:
             with handle.database.transaction() as connection:
-                connection.execute("INSERT INTO snapshot VALUES (?, ?, ?, ?)", (identifier, wanted, image.id, created))
+                made = connection.execute(
+                    "INSERT INTO snapshot SELECT ?, ?, id, ? FROM image WHERE id = ? AND digest = ?",
+                    (identifier, wanted, created, image.id, str(image.digest)),
+                )
+                if not made.rowcount:
+                    raise NotFound("image", str(image.digest), hint="It was removed just now.")
         except sqlite3.IntegrityError as error:
             if name is None:
                 wanted = None

@@ -108,11 +108,12 @@ class ImageTree:
             size: at most so many; None means to the end.
 
         Raises:
-            OSError: EISDIR for a directory, EINVAL for what has no bytes, EIO from the disk.
+            OSError: EISDIR for a directory, EINVAL for what has no bytes and for numbers below 0, EIO from the disk.
             IntegrityError: the layer is missing or cut short.
         """
         inode = self.tree.inode(nid)
-        if not stat.S_ISREG(inode.mode):
+        # What lies before a file in the layer's tar is other files.
+        if not stat.S_ISREG(inode.mode) or offset < 0 or (size is not None and size < 0):
             number = EISDIR if stat.S_ISDIR(inode.mode) else EINVAL
             raise OSError(number, os.strerror(number))
         found = self.tree.file_data(inode)

@@ -8,6 +8,7 @@ from pathlib import Path
 
 import pytest
 
+from layerfs_cli.template import Template
 from tests.cli.archive import BASE, TOP, Built, digest, layer
 from tests.cli.conftest import Shell
 
@@ -230,3 +231,24 @@ def test_a_damaged_document_hides_no_other_image(shell: Shell, image: Built, tmp
     assert f"layerfs: warning: image {victim[7:19]}: document {victim} is missing or damaged" in result.stderr
     shell("load", "-q", "-i", str(tmp_path / "other.tar"))
     assert "warning" not in shell.try_("images").stderr
+
+
+def test_only_names_that_a_load_gives_are_printed(shell: Shell, tmp_path: Path) -> None:
+    built = Built()
+    path = str(built.docker_archive(tmp_path / "a.tar"))
+    shell("load", "-i", path)
+    shell("tag", built.name, "another:2")
+    assert shell("load", "-i", path) == f"Loaded image: {built.name}\n{built.id}\n"
+
+
+def test_an_empty_root_is_no_root(shell: Shell) -> None:
+    assert "must not be empty" in shell.fails(2, "--root=", "images")
+
+
+def test_fields_do_not_move_the_cursor_of_a_terminal(monkeypatch: pytest.MonkeyPatch) -> None:
+    template = Template("{{.Author}}\\n")
+    data = {"Author": "\x1b[2Jme\ttoo"}
+    assert template.render(data) == "\x1b[2Jme\ttoo\n"
+    monkeypatch.setattr("sys.stdout.isatty", lambda: True)
+    assert "\x1b" not in template.render(data)
+    assert template.render(data).endswith("me\ttoo\n")

@@ -46,8 +46,8 @@ def command(
     The kind of input is found by looking, compressed archives included. Standard input is read in one pass and may be
     a pipe: docker save debian | layerfs load
 
-    Prints a line "Loaded image: NAME" per name and the full image ID on a line of its own, which is the last one.
-    An image is there once it is complete and safe on disk; a load that fails leaves nothing behind.
+    Prints a line "Loaded image: NAME" per name that it gives and the full image ID on a line of its own, which is the
+    last one. An image is there once it is complete and safe on disk; a load that fails leaves nothing behind.
     """
     chosen = selected_platform(context, platform, all_platforms=all_platforms)
     if source == "-" and (sys.stdin is None or os.isatty(sys.stdin.fileno())):
@@ -69,12 +69,12 @@ def command(
 
 
 def print_loaded(images: list[Image], *, quiet: bool, events: bool = False) -> None:
-    """Print names and IDs of images that came in; ``events`` as one object each."""
+    """Print IDs of images that came in and the names that this gave them; ``events`` as one object each."""
     for image in images:
         if events:
-            write(as_json({"Id": str(image.id), "RepoTags": list(image.names)}) + "\n")
+            write(as_json({"Id": str(image.id), "RepoTags": list(image.given)}) + "\n")
             continue
         if not quiet:
-            for name in image.names:
+            for name in image.given:
                 write(f"Loaded image: {name}\n")
         write(f"{image.id}\n")

@@ -25,8 +25,8 @@ __all__ = ["MAX_EXTENSION", "MAX_MEMBERS", "TarReader"]
 #: reader stops at 1 MiB too (CVE-2022-2879 was the missing limit).
 MAX_EXTENSION = 1 << 20
 
-#: Members of one archive. The largest real layers have under two million; each costs some 400 bytes of memory.
-MAX_MEMBERS = 5_000_000
+#: Members of one archive. The largest real layers have under two million; each costs some 700 bytes of memory.
+MAX_MEMBERS = 2_500_000
 
 #: Sizes and times are signed 64-bit numbers to every kernel; nothing beyond can be real.
 _MAX_SIZE = (1 << 63) - 1

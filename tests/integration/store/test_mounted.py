@@ -2,18 +2,22 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import os
 import shutil
 import subprocess
 import tempfile
+import time
+from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from layerfs.api import Store
-from layerfs.errors import StoreReadOnly
+from layerfs.errors import Conflict, StoreReadOnly
 from layerfs.formats.digest import Digest
+from layerfs.linux.mount_api import umount
 from tests.image_builder import TestImage, layer, noise, oci, outer, pipe, write_layout
 from tests.integration.store.conftest import Mount
 from tests.store_audit import assert_whole, contents, tree_files
@@ -131,3 +135,106 @@ def test_a_layout_that_is_loaded_twice_is_the_same(tmp_path: Path) -> None:
 
 def _drop_caches() -> None:
     Path("/proc/sys/vm/drop_caches").write_text("3")
+
+
+@pytest.fixture
+def container(tmp_path: Path) -> Iterator[tuple[Store, Path]]:
+    """A store with an image, and a directory to mount it on."""
+    target = tmp_path / "target"
+    target.mkdir()
+    with Store.open(tmp_path / "store", sync=False) as store:
+        store.load(pipe(outer(oci(DONOR))))
+        try:
+            yield store, target
+        finally:
+            while target.is_mount():
+                umount(target)
+
+
+@pytest.mark.needs_overlay
+def test_a_container_in_another_mount_namespace_is_in_use(container: tuple[Store, Path]) -> None:
+    store, target = container
+    store.mount("donor:1", target, name="box")
+    words = ["unshare", "--mount", "--propagation", "private", "sh", "-c", "echo ready; exec sleep 600"]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as elsewhere:
+        try:
+            assert elsewhere.stdout is not None
+            elsewhere.stdout.readline()
+            store.umount("box")
+            with pytest.raises(Conflict, match="another mount namespace") as caught:
+                store.remove_container("box")
+            assert f"--target {elsewhere.pid} " in (caught.value.hint or "")
+            with pytest.raises(Conflict):
+                store.mount("donor:1", target, name="box")
+        finally:
+            elsewhere.kill()
+    store.mount("donor:1", target, name="box")
+    store.umount("box")
+    store.remove_container("box")
+
+
+@pytest.mark.needs_fuse
+def test_a_container_whose_record_is_gone_is_still_in_use(container: tuple[Store, Path], tmp_path: Path) -> None:
+    store, target = container
+    store.mount("donor:1", target, name="box", backend="fuse")
+    shutil.rmtree(tmp_path / "store" / "run" / "mounts")
+    with pytest.raises(Conflict, match="served through FUSE"):
+        store.remove_container("box")
+    (target / "new").write_text("kept")
+    umount(target)
+    for _ in range(100):
+        try:
+            store.remove_container("box")
+            break
+        except Conflict:  # its process is still closing files
+            time.sleep(0.05)
+    assert store.containers() == []
+
+
+@pytest.mark.needs_overlay
+def test_unpacked_layers_of_a_mount_without_a_record_stay(container: tuple[Store, Path], tmp_path: Path) -> None:
+    store, target = container
+    store.mount("donor:1", target, read_only=True, lower="dirs")
+    shutil.rmtree(tmp_path / "store" / "run" / "mounts")
+    with pytest.raises(Conflict, match="mounted"):
+        store.remove_image("donor:1", force=True)
+    assert (target / "donor").read_bytes() == SHARED
+    store.umount(str(target))
+    store.remove_image("donor:1")
+
+
+@pytest.mark.needs_overlay
+def test_a_container_that_fills_the_disk_can_be_removed(mount: Mount, tmp_path: Path) -> None:
+    disk_file = tmp_path / "disk"
+    with disk_file.open("wb") as file:
+        file.truncate(150 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-m0", disk_file], check=True)
+    disk = mount(disk_file, "ext4", "loop")
+    target = tmp_path / "target"
+    target.mkdir()
+    with Store.open(disk / "store", sync=False) as store:
+        store.load(pipe(outer(oci(DONOR))))
+        store.mount("donor:1", target, name="box")
+    try:
+        _fill(target / "big")
+        with Store.open(disk / "store", sync=False) as store:
+            assert [box.name for box in store.containers()] == ["box"]
+            store.umount("box")
+            store.remove_container("box")
+            assert store.containers() == []
+        with Store.open(disk / "store", sync=False) as store:
+            store.load(pipe(outer(oci(BORROWER))))
+            assert_whole(store)
+        assert (disk / "store" / "store.db.spare").exists()
+    finally:
+        if target.is_mount():
+            umount(target)
+
+
+def _fill(path: Path) -> None:
+    """Write a file until not a byte more fits."""
+    with path.open("wb", buffering=0) as file:
+        for size in (1 << 20, 512):
+            with contextlib.suppress(OSError):
+                while True:
+                    file.write(bytes(size))

@@ -12,7 +12,7 @@ import pytest
 
 from layerfs.errors import FormatError, LimitExceeded, UnsafePath
 from layerfs.formats.tar import Member
-from layerfs.formats.tree import MAX_IMPLICIT, LayerTree, Node
+from layerfs.formats.tree import MAX_IMPLICIT, MAX_TEXT, LayerTree, Node
 from layerfs.formats.whiteout import IMPLICIT_XATTR, LINK_XATTR, OPAQUE_XATTR
 from tests.unit.formats.raw_tar import END, entry, header, layer, pad, pax
 
@@ -340,3 +340,35 @@ def test_symlinks_that_multiply_come_to_an_end() -> None:
     with pytest.raises(UnsafePath, match="40 symlinks"):
         layers.add(member(b"l59/f"))
     assert time.process_time() - begin < 10  # without the limit: 2**59 steps
+
+
+def with_xattrs(name: bytes, xattrs: dict[bytes, bytes]) -> Member:
+    made = member(name)
+    made.xattrs = xattrs
+    return made
+
+
+def test_text_is_limited() -> None:
+    """An archive of a megabyte can hold gigabytes of xattrs that are all different."""
+    value = bytes(60_000)
+    many = LayerTree("layer")
+    with pytest.raises(LimitExceeded, match="32 MiB"):
+        for number in range(10_000):
+            many.add(with_xattrs(b"f%d" % number, {b"user.a": value + b"%d" % number}))
+    assert MAX_TEXT - 100_000 < many.entries * len(value) < MAX_TEXT + 100_000
+    with pytest.raises(LimitExceeded):
+        for number in range(10_000):
+            many.add(member(b"s%d" % number, b"2", b"x" * 4_000))
+    links = LayerTree("layer")
+    with pytest.raises(LimitExceeded):
+        for number in range(10_000):
+            links.add(member(b"h%d" % number, b"1", b"y/" * 16_000 + b"%d" % number))
+
+
+def test_equal_xattrs_count_once() -> None:
+    same = LayerTree("layer")
+    for number in range(10_000):
+        same.add(with_xattrs(b"f%d" % number, {b"user.a": b"v" * 60_000}))
+    values = {id(node.xattrs[b"user.a"]) for node in (same.finish().children or {}).values() if node.xattrs}
+    assert len(values) == 1
+    assert same.text < 100_000

@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.api import Store
-from layerfs.errors import LayerfsError, StoreError, StoreTooNew
+from layerfs.errors import LayerfsError, StoreError, StoreReadOnly, StoreTooNew
 from layerfs.store.database import Database
 from tests.image_builder import TestImage, layer, noise, oci, outer, pipe
 from tests.store_audit import assert_whole
@@ -186,3 +186,46 @@ def test_a_store_that_lost_its_database_is_not_taken_for_an_empty_one(tmp_path: 
     with pytest.raises(StoreError, match=r"no store\.db"):
         Store.open(root)
     assert os.listdir(root / "layers" / "sha256")
+
+
+def test_an_unreadable_document_is_named_and_healed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    archive = outer(oci(TestImage([layer({"a": noise(5000)})], ["a:1"])))
+    with Store.open(tmp_path, sync=False) as store:
+        (image,) = store.load(pipe(archive))
+        path = Path(store._handle.layout.blob(image.id))
+        path.unlink()
+        path.mkdir()  # reading it fails, as from a bad block
+        (listed,) = store.images()
+        assert str(path) in (listed.damage or "")
+        path.rmdir()
+        store.load(pipe(archive))
+        assert store.images()[0].damage is None
+
+
+def test_a_closed_store_stays_closed(tmp_path: Path) -> None:
+    store = Store.open(tmp_path, sync=False)
+    store.close()
+    with pytest.raises(StoreError, match="closed"):
+        store.images()
+
+
+def test_a_file_is_read_within_its_bounds(tmp_path: Path) -> None:
+    archive = outer(oci(TestImage([layer({"a": noise(5000, "secret"), "b": b"public"})], ["a:1"])))
+    with Store.open(tmp_path, sync=False) as store:
+        (image,) = store.load(pipe(archive))
+        with store.tree(image) as tree:
+            nid = tree.resolve(b"/b")
+            assert tree.read(nid, 2, 3) == b"bli"
+            for offset, size in ((-5, 10), (0, -1), (-512, None)):
+                with pytest.raises(OSError, match="Invalid argument"):
+                    tree.read(nid, offset, size)
+        assert store.remove_image(image).deleted == (image.id,)
+
+
+def test_a_store_of_somebody_else_is_refused(tmp_path: Path) -> None:
+    Store.open(tmp_path / "store", sync=False).close()
+    if os.geteuid():
+        pytest.skip("giving a directory away needs root")
+    os.chown(tmp_path / "store", 65534, 65534)
+    with pytest.raises(StoreReadOnly, match="belongs to user 65534"):
+        Store.open(tmp_path / "store")
