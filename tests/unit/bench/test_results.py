@@ -18,18 +18,19 @@ from layerfs.api import Store
 
 
 def write(
-    directory: Path, stamp: str, samples: dict[str, list[float]], *, failed: dict[str, str] | None = None
-) -> Path:
+    directory: Path, stamp: str, samples: dict[str, list[float]], *, failed: dict[str, str] | None = None,
+    title: str = "an image: load <new>", settings: dict[str, object] | None = None,
+) -> Path:  # fmt: skip
     path = directory / f"load-{stamp}.json"
     rows = {
         name: [{"wall": wall, "cpu": wall, "peak": 1e6, "extra": {"sync": 0.5}} for wall in walls]
         for name, walls in samples.items()
     }
-    table = {"title": "an image: load <new>", "base": "gzip, sha256sum", "samples": rows, "failed": failed or {}}
-    machine = {"kernel": "6", "python": "3", "cpu": "x", "cpus": 2, "load_before": 0.1}
+    table = {"title": title, "base": "gzip, sha256sum", "samples": rows, "failed": failed or {}}
+    machine = {"kernel": "6", "python": "3", "cpu": "x", "cpus": 2, "versions": {"podman": "podman 4"}}
     document = {
         "scenario": "load",
-        "settings": {"peers": {"podman": "podman 4"}},
+        "settings": settings or {},
         "machine": machine,
         "tables": [table],
     }
@@ -50,9 +51,50 @@ def test_only_a_clear_change_counts(tmp_path: Path, capsys: pytest.CaptureFixtur
     assert compare.main([str(before), str(peer)]) == 0
     capsys.readouterr()
     assert compare.main([str(before), str(slower)]) == 1
-    assert "| layerfs load | 2.1 | 3.1 | 1.48 | 1.41-1.55 | slower |" in capsys.readouterr().out
+    assert "| layerfs load | 2.1 | 3.1 | 1.48 | 1.36-1.60 | slower |" in capsys.readouterr().out
     assert compare.main([str(slower), str(before)]) == 0
     assert "faster" in capsys.readouterr().out
+
+
+def test_three_samples_are_too_few(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    few = {name: walls[:3] for name, walls in BEFORE.items()}
+    before = write(tmp_path, "20260101T000000", few)
+    after = write(tmp_path, "20260102T000000", {**few, "layerfs load": [9.0] * 3})
+    assert compare.main([str(before), str(after)]) == 0
+    assert "too few samples" in capsys.readouterr().out
+
+
+def test_a_slower_machine_is_slower_for_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = write(tmp_path, "20260101T000000", BEFORE)
+    after = write(tmp_path, "20260102T000000", {name: [2 * wall for wall in walls] for name, walls in BEFORE.items()})
+    assert compare.main([str(before), str(after)]) == 0
+    assert "| layerfs load | 2.1 | 4.2 | 1.00 |" in capsys.readouterr().out
+
+
+def test_what_fails_now_is_worse(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    before = write(tmp_path, "20260101T000000", BEFORE)
+    rest = {name: walls for name, walls in BEFORE.items() if name != "layerfs load"}
+    after = write(tmp_path, "20260102T000000", rest, failed={"layerfs load": "broken"})
+    assert compare.main([str(before), str(after)]) == 1
+    assert "fails" in capsys.readouterr().out
+
+
+def test_unlike_runs_are_not_compared(tmp_path: Path) -> None:
+    before = write(tmp_path, "20260101T000000", BEFORE)
+    after = write(tmp_path, "20260102T000000", BEFORE, settings={"image": "demo"})
+    with pytest.raises(SystemExit):
+        compare.main([str(before), str(after)])
+    assert compare.main([str(before), str(after), "--force"]) == 0
+    with pytest.raises(SystemExit):
+        compare.main([str(before), str(tmp_path / "nothing.json")])
+
+
+def test_a_part_that_was_measured_again_replaces_that_part_alone(tmp_path: Path) -> None:
+    write(tmp_path, "20260101T000000", BEFORE)
+    write(tmp_path, "20260102T000000", BEFORE, title="another table")
+    write(tmp_path, "20260103T000000", BEFORE, title="another table")
+    found = [(run.date, [table.title for table in run.tables]) for run in newest_runs(tmp_path)]
+    assert found == [("2026-01-03", ["another table"]), ("2026-01-01", ["an image: load <new>"])]
 
 
 def test_the_newest_run_is_shown_with_its_shortfalls(tmp_path: Path) -> None:
@@ -69,7 +111,8 @@ def test_the_newest_run_is_shown_with_its_shortfalls(tmp_path: Path) -> None:
         "an image: load <new>: layerfs load is 2.10 times the floor, gzip, sha256sum",
     ]
     text = report.markdown([run])
-    assert "| layerfs load; sync 0.5 | 5 | 1.8 | 1.8 | 1.8 | 1.80 | 1.8 | 1 |" in text
+    assert "| layerfs load; sync 0.5 | 5 | 1.8 | 1.8 | 1.8 | 1.80 | 0.95 | 1.80 | 1.8 | 1 |" in text
+    assert "podman load: root, storage driver overlay" in text
     assert "| ctr | failed: no <daemon> |" in text
 
 
@@ -127,11 +170,12 @@ def test_large_sizes_are_multiplied_from_what_was_measured() -> None:
             curve("an image by entries", "entries", "layerfs load", {1000: 1.01, 2000: 1.02}),
             curve("an image by layers", "layers", "layerfs load", {1: 1.5, 2: 2.0}),
             curve("bytes of a store", "images", "layerfs database", {10: 1e5, 100: 1e6}),
+            curve("bytes of a database by large files", "files", "layerfs database", {10: 1e3, 100: 1e4}),
         )
     ]
     lines = list(extrapolations(runs))
     assert "1000 x 100 ms + 55,000 x 10 µs + 11 x 500 ms = 106 s to load" in lines[0]
-    assert "10,000,000 x 1 kB = 10 GB of database" in lines[1]
+    assert "10,000,000 x (1 kB + 1,400 files of 4 KiB and more x 100 B) = 1.41 TB of database" in lines[1]
     assert list(extrapolations([])) == []
 
 
