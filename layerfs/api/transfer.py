@@ -5,11 +5,11 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from errno import EDQUOT, ENOSPC
+from errno import EDQUOT, ENOSPC, EROFS
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from layerfs.api.base import StorePart, StrPath, refuse_inside_trio
-from layerfs.errors import InvalidReference, MountError, NotFound, StoreError, UnsupportedFormat
+from layerfs.errors import InvalidReference, MountError, NotFound, StoreError, StoreReadOnly, UnsupportedFormat
 from layerfs.formats.media_type import Compression
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import DEFAULT_TAG, Reference
@@ -285,7 +285,8 @@ class TransferPart(StorePart):
             hint = None
             if error.errno in (ENOSPC, EDQUOT):
                 hint = f"Free space on the file system of {root}, with layerfs gc or otherwise, and try again."
-            raise StoreError(f"{what} failed in the store {root}: {_explain(error)}", root=root, hint=hint) from error
+            kind = StoreReadOnly if error.errno == EROFS else StoreError
+            raise kind(f"{what} failed in the store {root}: {_explain(error)}", root=root, hint=hint) from error
 
 
 def _stem(path: str) -> str | None:

@@ -45,12 +45,13 @@ class _Connection(sqlite3.Connection):
 class Database:
     """The metadata of one store. Thread-safe: every thread gets a connection of its own."""
 
-    def __init__(self, path: str, *, sync: bool) -> None:
+    def __init__(self, path: str, *, sync: bool, frozen: bool = False) -> None:
         """Open, or make, the database.
 
         Args:
             path: the file; its directory exists.
             sync: whether commits survive a power cut.
+            frozen: whether it lies where nobody can write, so that it can be read without locks and log.
 
         Raises:
             StoreTooNew: a newer layerfs wrote it.
@@ -59,12 +60,14 @@ class Database:
         """
         self._path = path
         self._sync = sync
+        self._frozen = frozen
         self._local = threading.local()
         self._all: list[tuple[threading.Thread, sqlite3.Connection]] = []
         self._guard = threading.Lock()
         self._closed = False
         try:
-            _tend_spare(path)
+            if not frozen:
+                _tend_spare(path)
             self._prepare()
         except BaseException as error:
             self.close()
@@ -83,9 +86,14 @@ class Database:
         if found is None:
             if self._closed:
                 raise StoreError("the store is closed", root=os.path.dirname(self._path))
+            source = self._path
+            if self._frozen:
+                from urllib.parse import quote  # noqa: PLC0415 - every other start does without
+
+                source = f"file:{quote(self._path)}?mode=ro&immutable=1"
             found = sqlite3.connect(
-                self._path, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64,
-                factory=_Connection,
+                source, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64,
+                factory=_Connection, uri=self._frozen,
             )  # fmt: skip
             found.path = self._path
             found.execute("PRAGMA foreign_keys = ON")

@@ -88,6 +88,8 @@ class StoreHandle:
 def open_store(root: str, runroot: str, *, sync: bool = True) -> StoreHandle:
     """Open the store at ``root``, made if it is not there.
 
+    On a read-only file system it can be looked at; what would change it is refused with :class:`StoreReadOnly`.
+
     Args:
         root: directory of the store, absolute.
         runroot: directory for what does not outlive a boot, absolute; made when first needed.
@@ -111,11 +113,23 @@ def open_store(root: str, runroot: str, *, sync: bool = True) -> StoreHandle:
     except (FileExistsError, NotADirectoryError) as error:
         raise StoreError(f"{root} is no store: {error.strerror}: {error.filename}", root=root) from error
     except OSError as error:
+        if error.errno == EROFS and _is_at_rest(layout):
+            return StoreHandle(layout, Database(layout.database, sync=sync, frozen=True), sync)
         message = f"cannot use the store at {root}: {error.strerror}"
         if error.errno in (EACCES, EPERM, EROFS):
             raise StoreReadOnly(message, root=root, hint="Run as its owner, or name another --root.") from error
         raise StoreError(message, root=root) from error
     return StoreHandle(layout, database, sync)
+
+
+def _is_at_rest(layout: Layout) -> bool:
+    """Return whether there is a store whose database has nothing left in its log, and so is whole without it."""
+    if not _read_marker(layout):
+        return False
+    try:
+        return os.stat(f"{layout.database}-wal").st_size == 0
+    except FileNotFoundError:
+        return True
 
 
 def _refuse_stranger(root: str) -> None:

@@ -68,6 +68,16 @@ def test_a_read_only_file_system(mount: Mount, tmp_path: Path) -> None:
     for root in (disk / "store", disk / "other"):
         with pytest.raises(StoreReadOnly), Store.open(root) as store:
             store.load(pipe(outer(oci(BORROWER))))
+    with Store.open(disk / "store") as store:
+        (image,) = store.images()
+        with store.tree(image) as tree:
+            assert tree.read(tree.resolve(b"/donor")) == SHARED
+        assert list(store.check()) == []
+        assert store.containers() == []
+        with pytest.raises(StoreReadOnly):
+            store.tag("donor:1", "another:1")
+        with pytest.raises(StoreReadOnly):
+            store.remove_image("donor:1")
     subprocess.run(["mount", "-o", "remount,rw", disk], check=True)
     with Store.open(disk / "store", sync=False) as store:
         assert_whole(store)
