@@ -12,6 +12,8 @@ waits for a lock while it holds another that depends on its own progress, so two
 from __future__ import annotations
 
 import contextlib
+import logging
+import math
 import os
 import queue
 import sqlite3
@@ -37,6 +39,8 @@ from layerfs.store.layer_writer import LayerKey, LayerWriter
 
 __all__ = ["COLLECTOR", "Ingest", "IngestedLayer", "Pending", "sweep"]
 
+_log = logging.getLogger(__name__)
+
 
 #: Owner of the lease on a layer that the garbage collector is about to remove; the name of its lock as well.
 COLLECTOR = "gc"
@@ -49,6 +53,10 @@ _RESERVE = 256 << 10
 
 #: Bytes of link targets and of different xattrs in all layers of a load, whose trees are in memory until it ends.
 _MAX_TEXT = 4 * MAX_TEXT
+
+
+#: Seconds that a load waits for another one before it says so.
+_SILENCE = 3.0
 
 
 @dataclass(slots=True)
@@ -351,7 +359,17 @@ class Ingest:
         return leased
 
     def _lock_layer(self, diff_id: Digest) -> FileLock:
-        lock = FileLock(self.handle.layout.layer_lock(diff_id), check=self._check)
+        told = time.monotonic() + _SILENCE
+
+        def check() -> None:
+            nonlocal told
+            if self._check is not None:
+                self._check()
+            if time.monotonic() > told:
+                told = math.inf
+                _log.warning("another process is bringing in layer %s; waiting for it", diff_id.short)
+
+        lock = FileLock(self.handle.layout.layer_lock(diff_id), check=check)
         lock.acquire()
         return lock
 

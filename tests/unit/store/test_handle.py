@@ -15,6 +15,8 @@ import pytest
 
 from layerfs.api import Store
 from layerfs.errors import LayerfsError, StoreError, StoreReadOnly, StoreTooNew
+from layerfs.formats.digest import Digest
+from layerfs.linux.lock import FileLock
 from layerfs.store.database import Database
 from tests.image_builder import TestImage, layer, noise, oci, outer, pipe
 from tests.store_audit import assert_whole
@@ -229,3 +231,19 @@ def test_a_store_of_somebody_else_is_refused(tmp_path: Path) -> None:
     os.chown(tmp_path / "store", 65534, 65534)
     with pytest.raises(StoreReadOnly, match="belongs to user 65534"):
         Store.open(tmp_path / "store")
+
+
+def test_waiting_for_another_load_is_told(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("layerfs.store.ingest._SILENCE", 0.1)
+    image = TestImage([layer({"a": noise(5000)})], ["a:1"])
+    with Store.open(tmp_path, sync=False) as store:
+        lock = FileLock(store._handle.layout.layer_lock(Digest.parse(image.diff_ids[0])))
+        lock.acquire()
+        timer = threading.Timer(0.5, lock.release)
+        timer.start()
+        store.load(pipe(outer(oci(image))))
+        timer.join()
+    assert [record.levelname for record in caplog.records] == ["WARNING"]
+    assert "waiting for it" in caplog.text
