@@ -158,7 +158,7 @@ class AsyncStore:
         self,
         source: str,
         *,
-        platform: Platform | None = None,
+        platform: Platform | str | None = None,
         all_platforms: bool = False,
         keep_blobs: bool = False,
         access: Access | None = None,

@@ -241,7 +241,7 @@ class ChangePart(StorePart):
         message: str = "",
         author: str | None = None,
         changes: Sequence[str] = (),
-        platform: Platform | None = None,
+        platform: Platform | str | None = None,
         compression: str = "none",
         latest: int | None = None,
         force: bool = False,

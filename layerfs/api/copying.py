@@ -50,7 +50,7 @@ def copy(
     destination: str,
     *,
     store: Store | None = None,
-    platform: Platform | None = None,
+    platform: Platform | str | None = None,
     everything: bool = False,
     access: Access | None = None,
     destination_access: Access | None = None,
@@ -114,7 +114,7 @@ def _into_store(
     source: str,
     origin: ImageSource,
     target: ImageSource,
-    platform: Platform | None,
+    platform: Platform | str | None,
     everything: bool,  # noqa: FBT001 - passed through
     access: Access,
     progress: Progress | None,
@@ -166,7 +166,7 @@ def _through_store(
     source: str,
     destination: str,
     target: ImageSource,
-    platform: Platform | None,
+    platform: Platform | str | None,
     access: Access,
     progress: Progress | None,
     check: Callable[[], None] | None,
@@ -187,7 +187,7 @@ def _as_it_is(
     origin: ImageSource,
     destination: str,
     target: ImageSource,
-    platform: Platform | None,
+    platform: Platform | str | None,
     everything: bool,  # noqa: FBT001 - passed through
     access: Access,
     destination_access: Access | None,
@@ -231,7 +231,7 @@ def _as_it_is(
             came = RegistrySource(registries, registry_name(source), poll)
         else:
             came = stack.enter_context(_members(origin, source, access))
-        plan = plan_copy(came, platform or Platform.host(), everything=everything)
+        plan = plan_copy(came, Platform.of(platform), everything=everything)
         where: CopyTarget = stack.enter_context(_target(into, destination, target, destination_access or access, poll))
         try:
             jobs = access.jobs if where.parallel else 1

@@ -38,7 +38,7 @@ class TransferPart(StorePart):
         self,
         source: StrPath | BinaryIO,
         *,
-        platform: Platform | None = None,
+        platform: Platform | str | None = None,
         all_platforms: bool = False,
         reference: str | None = None,
         position: int | None = None,
@@ -52,7 +52,8 @@ class TransferPart(StorePart):
         Args:
             source: path of an archive (possibly compressed as a whole) or of a layout's directory; or a stream, which
                 is read in one pass and may be a pipe. The caller closes it.
-            platform: of an image for several platforms, this one; None means this machine's.
+            platform: of an image for several platforms, this one, such as ``linux/arm64``; None means this
+                machine's.
             all_platforms: all of them instead.
             reference: only the image of this name.
             position: only the image at this place in the archive, from 0.
@@ -79,7 +80,7 @@ class TransferPart(StorePart):
 
         stem = None if hasattr(source, "read") else _stem(os.fspath(source))
         selection = Selection(
-            platform or Platform.host(), platform is not None, all_platforms, reference, position, stem, form
+            Platform.of(platform), platform is not None, all_platforms, reference, position, stem, form
         )
         with self._explaining("load"):
             records = load_source(
@@ -91,7 +92,7 @@ class TransferPart(StorePart):
         self,
         source: str,
         *,
-        platform: Platform | None = None,
+        platform: Platform | str | None = None,
         all_platforms: bool = False,
         keep_blobs: bool = False,
         access: Access | None = None,
@@ -223,19 +224,19 @@ class TransferPart(StorePart):
         return record, reference
 
     def _plan(
-        self, registries: Registries, source: str, platform: Platform | None, *, all_platforms: bool
+        self, registries: Registries, source: str, platform: Platform | str | None, *, all_platforms: bool
     ) -> RemoteImages:
         from layerfs.registry.plan import Selection
         from layerfs.registry.remote import plan_remote
 
-        selection = Selection(platform or Platform.host(), platform is not None, all_platforms)
+        selection = Selection(Platform.of(platform), platform is not None, all_platforms)
         policy = registries.access.read_policy()
         return plan_remote(self._handle, registries, registry_name(source), selection, policy)
 
     def _load_directory(
         self,
         path: str,
-        platform: Platform | None,
+        platform: Platform | str | None,
         *,
         all_platforms: bool,
         keep_blobs: bool,
@@ -246,7 +247,7 @@ class TransferPart(StorePart):
         from layerfs.registry.load import load_archive
         from layerfs.registry.plan import Selection
 
-        selection = Selection(platform or Platform.host(), platform is not None, all_platforms)
+        selection = Selection(Platform.of(platform), platform is not None, all_platforms)
         members = ImageDirectory(path)
         try:
             return load_archive(self._handle, members, selection, keep_blobs=keep_blobs, progress=progress, check=check)

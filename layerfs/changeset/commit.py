@@ -196,7 +196,7 @@ def import_tree(
     message: str = "",
     author: str | None = None,
     changes: Sequence[str] = (),
-    platform: Platform | None = None,
+    platform: Platform | str | None = None,
     compression: str = "none",
     latest: int | None = None,
     force: bool = False,
@@ -222,7 +222,7 @@ def import_tree(
         Conflict: the name is taken.
     """
     reference = name_to_give(handle, name) if name is not None else None
-    base = ImageConfig.parse(new_config(platform or Platform.host()))
+    base = ImageConfig.parse(new_config(Platform.of(platform)))
     with_layers(base, [], [], changes=changes)
     with building(handle, check=check) as ingest:
         if isinstance(source, str):

@@ -154,6 +154,13 @@ class Platform:
         )
 
     @classmethod
+    def of(cls, wanted: Platform | str | None) -> Platform:
+        """Return a platform that was given as one or in words; this machine's for None. Raises as :meth:`parse`."""
+        if wanted is None:
+            return cls.host()
+        return cls.parse(wanted) if isinstance(wanted, str) else wanted
+
+    @classmethod
     def host(cls) -> Self:
         """Return the platform of the running kernel, without asking for more than its machine name.
 

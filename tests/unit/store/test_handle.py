@@ -14,7 +14,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.api import Store
-from layerfs.errors import LayerfsError, StoreError, StoreReadOnly, StoreTooNew
+from layerfs.errors import InvalidReference, LayerfsError, StoreError, StoreReadOnly, StoreTooNew
 from layerfs.formats.digest import Digest
 from layerfs.linux.lock import FileLock
 from layerfs.store.database import Database
@@ -202,6 +202,15 @@ def test_an_unreadable_document_is_named_and_healed(tmp_path: Path, monkeypatch:
         path.rmdir()
         store.load(pipe(archive))
         assert store.images()[0].damage is None
+
+
+def test_platforms_may_be_words(tmp_path: Path) -> None:
+    archive = outer(oci(TestImage([layer({"a": noise(5000)})], ["a:1"])))
+    with Store.open(tmp_path, sync=False) as store:
+        (image,) = store.load(pipe(archive))
+        assert store.load(pipe(archive), platform=str(image.platform)) == [image]
+        with pytest.raises(InvalidReference, match="not a platform"):
+            store.load(pipe(archive), platform="a/b/c/d")
 
 
 def test_a_closed_store_stays_closed(tmp_path: Path) -> None:
