@@ -27,7 +27,9 @@ SMALLER = {
     "load": ["--image", "python-app", "--form", "gzip"],
     "pull": ["--image", "demo"],
     "lookup": ["--quick"],
-    "fuse": ["--image", "demo"],
+    "storm": ["--image", "demo"],
+    "fuse": ["--image", "demo", "--on", "layerfs,fuse-overlayfs,kernel"],
+    "memory": ["--walked", "demo", "--rounds", "1"],  # bytes, which chance does not change
     "upkeep": ["--image", "demo", "--image", "deep-101"],
     "scaling": ["--quick"],
 }
