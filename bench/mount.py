@@ -108,12 +108,17 @@ def _library(store: Store, found: Image, target: Path, kind: str) -> tuple[Sampl
 Pair = Callable[[], tuple[Sample, Sample]]
 
 
-def _both(pairs: Mapping[str, Pair], title: str, base: str, rounds: int, report: Report, unit: tuple[str, float],
-          broken: Mapping[str, str] | None = None) -> None:  # fmt: skip
-    """Measure mounting and unmounting, each in a table of its own."""
-    umounts: dict[str, list[Sample]] = {name: [] for name in pairs}
+#: A way to mount, and the image.
+Variant = tuple[str, str]
 
-    def one(name: str, pair: Pair) -> Callable[[], Sample]:
+
+def _both(
+    pairs: Mapping[Variant, Pair], title: str, rounds: int, report: Report, broken: Mapping[str, str] | None = None
+) -> None:
+    """Measure mounting and unmounting of all images in turns; each image has a table of its own for both."""
+    umounts: dict[Variant, list[Sample]] = {name: [] for name in pairs}
+
+    def one(name: Variant, pair: Pair) -> Callable[[], Sample]:
         def run() -> Sample:
             mounting, unmounting = pair()
             umounts[name].append(unmounting)
@@ -121,35 +126,39 @@ def _both(pairs: Mapping[str, Pair], title: str, base: str, rounds: int, report:
 
         return run
 
-    mounts, failed = interleave({name: one(name, pair) for name, pair in pairs.items()}, rounds, report.on)
-    report.table(f"{title}: mount", mounts, base=base, failed=failed | dict(broken or {}), unit=unit)
-    done = {name: umounts[name] for name in mounts}
-    report.table(f"{title}: umount", done, base=base, unit=unit)
+    named = {", ".join(name): name for name in pairs}
+    ready = {words: one(name, pairs[name]) for words, name in named.items()}
+    mounts, failed = interleave(ready, rounds, report.on)
+    for image_word in dict.fromkeys(name for _, name in pairs):
+        chosen_ones = {words: way for words, (way, found) in named.items() if found == image_word}
+        said = {way: failed[words] for words, way in chosen_ones.items() if words in failed} | dict(broken or {})
+        rows = {way: mounts[words] for words, way in chosen_ones.items() if words in mounts}
+        report.table(f"{title}, {image_word}: mount", rows, base="layerfs", failed=said, unit=("ms", 1000))
+        rows = {way: umounts[named[words]] for words, way in chosen_ones.items() if words in mounts}
+        report.table(f"{title}, {image_word}: umount", rows, base="layerfs", unit=("ms", 1000))
 
 
 def _through_library(
     store: Store, images: Mapping[str, Image], root: Path, kind: str, *, rounds: int, report: Report
 ) -> None:
     target = root / "mnt"
-    pairs: dict[str, Pair] = {}
+    pairs: dict[Variant, Pair] = {}
     for name, found in images.items():
-        pairs[f"layerfs, {name}"] = partial(_library, store, found, target, kind)
+        pairs["layerfs", name] = partial(_library, store, found, target, kind)
         if kind != "existing container":
             writable = None if kind == "read-only" else root / f"upper-{name}"
             if writable is not None:
                 writable.mkdir()
-            pairs[f"overlayfs on directories, {name}"] = partial(
-                _stack, layer_directories(store, found), target, writable
-            )
-    _both(pairs, f"library, {kind}", f"layerfs, {next(iter(images))}", rounds, report, ("ms", 1000))
+            pairs["overlayfs on directories", name] = partial(_stack, layer_directories(store, found), target, writable)
+    _both(pairs, f"library, {kind}", rounds, report)
 
 
 @contextmanager
-def _podman(images: Sequence[str], root: Path) -> Iterator[dict[str, Pair]]:
+def _podman(images: Sequence[str], root: Path) -> Iterator[dict[Variant, Pair]]:
     work = root / "p"
     work.mkdir()
     with podman(work) as tool:
-        pairs: dict[str, Pair] = {}
+        pairs: dict[Variant, Pair] = {}
         for name in images:
             reference = f"localhost/{name}:latest"
             storage = f"containers-storage:[overlay@{work}/root+{work}/run]{reference}"
@@ -159,16 +168,16 @@ def _podman(images: Sequence[str], root: Path) -> Iterator[dict[str, Pair]]:
                 mounting = command([*tool, "image", "mount", reference])
                 return mounting, command([*tool, "image", "umount", reference])
 
-            pairs[f"podman image mount, {name}"] = pair
+            pairs["podman image mount", name] = pair
         yield pairs
 
 
 @contextmanager
-def _containerd(images: Sequence[str], root: Path) -> Iterator[dict[str, Pair]]:
+def _containerd(images: Sequence[str], root: Path) -> Iterator[dict[Variant, Pair]]:
     work, target = root / "c", root / "mnt"
     work.mkdir()
     with containerd(work) as (ctr, pid):
-        pairs: dict[str, Pair] = {}
+        pairs: dict[Variant, Pair] = {}
         for name in images:
             output([*ctr, "images", "import", "--base-name", f"localhost/{name}", image(name).oci_archive])
 
@@ -176,7 +185,7 @@ def _containerd(images: Sequence[str], root: Path) -> Iterator[dict[str, Pair]]:
                 mounting = with_daemon(lambda: command([*ctr, "images", "mount", reference, target]), pid)
                 return mounting, with_daemon(lambda: command([*ctr, "images", "unmount", "--rm", target]), pid)
 
-            pairs[f"ctr images mount, {name}"] = pair
+            pairs["ctr images mount", name] = pair
         yield pairs
 
 
@@ -189,13 +198,13 @@ def _through_command_line(root: Path, images: Mapping[str, Image], rounds: int, 
         mounting = command([program, "mount", "--read-only", str(found.id), target], env=environment)
         return mounting, command([program, "umount", target], env=environment)
 
-    pairs: dict[str, Pair] = {f"layerfs, {name}": partial(ours, found) for name, found in images.items()}
+    pairs: dict[Variant, Pair] = {("layerfs", name): partial(ours, found) for name, found in images.items()}
     broken: dict[str, str] = {}
     few = [name for name in images if name != "deep-499"]  # which the others import in minutes, or not at all
     with ExitStack() as stack:
         for name, make, needs in (("podman image mount", _podman, "podman"), ("ctr images mount", _containerd, "ctr")):
             pairs |= prepare(stack, name, partial(make, few, root), broken, needs=needs) or {}
-        _both(pairs, "command line, read-only", f"layerfs, {next(iter(images))}", rounds, report, ("ms", 1000), broken)
+        _both(pairs, "command line, read-only", rounds, report, broken)
 
 
 def main(arguments: Sequence[str]) -> None:
