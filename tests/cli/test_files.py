@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import base64
+import io
 import os
 import subprocess
 import sys
+import tarfile
 from pathlib import Path
 
 import pytest
@@ -139,3 +141,14 @@ def test_bars_on_a_terminal(shell: Shell, tmp_path: Path, count: int) -> None:
     again = on_terminal(shell, "--no-color", "load", "-i", str(tmp_path / "layout"))
     assert b"Already exists" in again
     assert b"\x1b[38" not in again
+
+
+def test_what_is_no_file_has_no_content(shell: Shell, tmp_path: Path) -> None:
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w") as tar:
+        info = tarfile.TarInfo("pipe")
+        info.type = tarfile.FIFOTYPE
+        tar.addfile(info)
+    built = Built(layers=(raw.getvalue(),))
+    shell("load", "-q", "-i", str(built.docker_archive(tmp_path / "a.tar")))
+    assert f"{built.name}:/pipe: Not a regular file" in shell.fails(1, "cat", f"{built.name}:/pipe")

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from errno import EINVAL
 
 import click
 
@@ -34,4 +35,6 @@ def command(context: click.Context, places: tuple[str, ...]) -> None:
                 except OSError as error:
                     if error.filename != STDOUT:
                         error.filename = f"{image}:{os.fsdecode(path)}"
+                        if error.errno == EINVAL:
+                            error.strerror = "Not a regular file"
                     raise
