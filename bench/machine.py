@@ -13,7 +13,7 @@ __all__ = ["Busy", "cpu_seconds", "describe"]
 
 _HERE = Path(__file__).parent
 
-#: How each tool tells its version. What says nothing is named by its package.
+#: How each tool tells its version.
 _ASKED = {
     "podman": "--version", "buildah": "--version", "ctr": "--version", "umoci": "--version", "skopeo": "--version",
     "runc": "--version", "fuse-overlayfs": "--version", "unionfs": "--version", "mkfs.erofs": "--version",

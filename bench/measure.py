@@ -131,7 +131,8 @@ def command(words: Sequence[str | Path], *, env: Mapping[str, str] | None = None
         try:
             _, status, usage = os.wait4(child.pid, 0)
         except BaseException:
-            os.killpg(child.pid, signal.SIGKILL)
+            with contextlib.suppress(ProcessLookupError):
+                os.killpg(child.pid, signal.SIGKILL)
             child.wait()
             raise
         wall = time.perf_counter() - start
