@@ -26,7 +26,6 @@ SCENARIOS = (
 SMALLER = {
     "load": ["--image", "python-app", "--form", "gzip"],
     "pull": ["--image", "demo"],
-    "lookup": ["--quick"],
     "storm": ["--image", "demo"],
     "fuse": ["--image", "demo", "--on", "layerfs,fuse-overlayfs,kernel"],
     "memory": ["--walked", "demo", "--rounds", "1"],  # bytes, which chance does not change
