@@ -44,6 +44,7 @@ from bench.measure import (
     image_name,
     interleave,
     prepare,
+    turns,
 )
 from bench.mount import store_with
 from layerfs.linux.mount_api import umount
@@ -126,14 +127,13 @@ def _compare_session(
 ) -> None:  # fmt: skip
     samples: dict[str, dict[str, list[Sample]]] = {key: {} for key in session.rows}
     failed: dict[str, dict[str, str]] = {name: {} for name in variants}
-    order = random.Random(1)
-    for _ in range(rounds):
-        names = [name for name in variants if not failed[name]]
-        order.shuffle(names)
-        for name in names:
-            run = partial(_session, session, variants[name], *place, failed[name], pin=pin)
-            for key, sample in (attempt(run, session.rows[0], failed[name]) or {}).items():
-                samples[key].setdefault(name, []).append(sample)
+    broken: set[str] = set()
+    for _, name in turns(variants, broken, rounds):
+        run = partial(_session, session, variants[name], *place, failed[name], pin=pin)
+        for key, sample in (attempt(run, session.rows[0], failed[name]) or {}).items():
+            samples[key].setdefault(name, []).append(sample)
+        if failed[name]:
+            broken.add(name)
     for key in session.rows:
         if key in wanted:
             said = {name: found[key] for name, found in failed.items() if key in found}

@@ -18,7 +18,7 @@ from functools import partial
 from pathlib import Path
 
 from bench.fuse_mounts import Variant, layer_directories, mounted_union, pinned, union_mounts
-from bench.measure import Report, Sample, attempt, chosen, common_options, drop_caches, fresh_filesystem
+from bench.measure import Report, Sample, attempt, chosen, common_options, drop_caches, fresh_filesystem, turns
 from bench.mount import mounted
 from bench.synthetic import DeepShape, files_layer, write_deep, write_image
 from layerfs.api import Image, Store
@@ -108,7 +108,6 @@ def _round(way: Way, paths: Sequence[bytes], number: int) -> dict[str, Sample]:
 def _measure(title: str, axis: str, images: Iterator[tuple[float, Path]], report: Report, rounds: int) -> None:
     curves: dict[str, Lines] = {kind: {} for kind in ("known", "first", "missing")}
     failed: dict[str, str] = {}
-    order = random.Random(1)
     with fresh_filesystem() as root:
         for size, layout in images:
             work = root / f"{size:g}"
@@ -120,15 +119,10 @@ def _measure(title: str, axis: str, images: Iterator[tuple[float, Path]], report
                 # Each only once: a name that was looked at a moment ago is no first one.
                 paths = random.Random(7).sample(paths, min(_LOOKS, len(paths)))
                 ways = chosen(_ways(store, found, work), report.on)
-                for number in range(rounds):
-                    names = [name for name in ways if name not in failed]
-                    order.shuffle(names)
-                    for name in names:
-                        samples = attempt(
-                            partial(_round, ways[name], paths, number), name, failed, f"at {size:g} {axis}: "
-                        )
-                        for kind, sample in (samples or {}).items():
-                            curves[kind].setdefault(name, {}).setdefault(size, []).append(sample)
+                for number, name in turns(ways, failed, rounds):
+                    one = partial(_round, ways[name], paths, number)
+                    for kind, sample in (attempt(one, name, failed, f"at {size:g} {axis}: ") or {}).items():
+                        curves[kind].setdefault(name, {}).setdefault(size, []).append(sample)
     for kind, lines in curves.items():
         report.curve(f"{title}: {kind} names", axis, lines, unit=("us", 1e6), failed=failed)
 

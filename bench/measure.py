@@ -18,7 +18,7 @@ import subprocess
 import sys
 import tempfile
 import time
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Mapping, Sequence
 from contextlib import AbstractContextManager, ExitStack
 from dataclasses import asdict
 from pathlib import Path
@@ -50,6 +50,7 @@ __all__ = [
     "repeat",
     "settle",
     "shell",
+    "turns",
     "warm",
 ]
 
@@ -189,18 +190,27 @@ def interleave(
         The samples by variant, and the messages of variants that failed, also if only once; those are not run again.
     """
     variants = chosen(variants, on)
-    order = random.Random(seed)
     samples: dict[str, list[Sample]] = {name: [] for name in variants}
     failed: dict[str, str] = {}
-    for _ in range(rounds):
-        names = [name for name in variants if name not in failed]
-        order.shuffle(names)
-        for name in names:
-            try:
-                samples[name].append(variants[name]())
-            except _FAILURES as error:
-                failed[name] = _go_on(error)
+    for _, name in turns(variants, failed, rounds, seed=seed):
+        sample = attempt(variants[name], name, failed)
+        if sample is not None:
+            samples[name].append(sample)
     return {name: found for name, found in samples.items() if name not in failed}, failed
+
+
+def turns(names: Iterable[str], failed: Collection[str], rounds: int, *, seed: int = 1) -> Iterator[tuple[int, str]]:
+    """Yield whose turn it is, with the number of the round: everyone once per round, each in an order of its own.
+
+    Whoever is in ``failed`` by the beginning of a round takes no part in it any more.
+    """
+    order = random.Random(seed)
+    everyone = list(names)
+    for number in range(rounds):
+        left = [name for name in everyone if name not in failed]
+        order.shuffle(left)
+        for name in left:
+            yield number, name
 
 
 def attempt(job: Callable[[], Made], name: str, failed: dict[str, str], where: str = "") -> Made | None:

@@ -12,7 +12,7 @@ _SETTINGS = {
     "podman save": "docker-archive to a pipe",
     "ctr": "a containerd of its own without CRI, snapshotter overlayfs; gzip by unpigz where pigz is installed; syncs"
     " nothing",
-    "ctr run": "runc, no network; CPU without what the daemon and its shim do",
+    "ctr run": "runc, no network",
     "ctr snapshots diff": "uncompressed layer tar",
     "umoci": "root, one directory, gzip by its own pgzip; syncs nothing",
     "buildah commit": "root, storage driver overlay; syncs nothing",

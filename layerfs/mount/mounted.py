@@ -17,7 +17,7 @@ from layerfs.linux.mountinfo import MountEntry, find_foreign_upper_mount, find_u
 from layerfs.mount.record import MountRecords
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers, image_names, list_images
-from layerfs.store.snapshot import Snapshot, find_snapshot, list_snapshots
+from layerfs.store.snapshot import Snapshot, find_snapshot, is_dressed, list_snapshots
 
 __all__ = ["adopt_mounts", "container_lock", "only_one", "records_of", "refuse_mounted", "target_lock", "why_mounted"]
 
@@ -112,9 +112,10 @@ def refuse_mounted(handle: StoreHandle, snapshot: Snapshot) -> None:
 def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
     """Return what is wrong with taking a container's writable layer for one's own, None if nobody uses it."""
     records = records_of(handle)
+    upper = os.path.join(handle.layout.snapshot(snapshot.id), "upper")
     targets = [record.target for record in records.live() if record.container == snapshot.name]
     # Whoever mounted it with another run root left no record here, but the kernel knows.
-    entry = find_upper_mount(os.path.join(handle.layout.snapshot(snapshot.id), "upper")) if not targets else None
+    entry = find_upper_mount(upper) if not targets else None
     if targets or entry is not None:
         target = targets[0] if targets else entry.target if entry is not None else ""
         known = snapshot.name if targets else target
@@ -122,8 +123,8 @@ def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
             f"container {snapshot.name} is mounted at {target}", reason="mounted",
             hint=f"Unmount it first with: {'layerfs umount' if targets else 'umount'} {known}",
         )  # fmt: skip
-    upper = os.path.join(handle.layout.snapshot(snapshot.id), "upper")
-    if (foreign := find_foreign_upper_mount(upper)) is not None:
+    # Only what was mounted before can live on elsewhere; a new container need not wait for a look at every process.
+    if is_dressed(upper) and (foreign := find_foreign_upper_mount(upper)) is not None:
         pid, entry = foreign
         return Conflict(
             f"container {snapshot.name} is still mounted in another mount namespace, that of process {pid}",
