@@ -1,7 +1,8 @@
 # Entry points for users and developers; each says what it does while it does it.
 #
 #   make demo    the main job on a real image, step by step (IMAGE=path takes any archive of yours)
-#   make test    every test; what a test needs and the machine lacks is installed first (T="-k words" for some)
+#   make test    the tests; what a test needs and the machine lacks is installed first (T="-k words" for some)
+#   make test-large   those on an image of a gigabyte as well, a quarter of an hour longer
 #   make lint    ruff, mypy --strict, import-linter
 #   make oracle  ten thousand random sequences on the FUSE union and on overlayfs, compared
 #   make bench   all measurements and their report; make bench-load, -mount, and so on: one of them (B="--rounds 3")
@@ -26,10 +27,10 @@ BENCH_TOOLS := $(TEST_TOOLS) unionfs zstd unpigz
 .DEFAULT_GOAL := help
 # Measurements side by side would measure each other.
 .NOTPARALLEL:
-.PHONY: help setup demo test oracle lint format bench $(BENCHES) bench-quick bench-check bench-report clean
+.PHONY: help setup demo test test-large oracle lint format bench $(BENCHES) bench-quick bench-check bench-report clean
 
 help:
-	@sed -n '3,12s/^#   //p' Makefile
+	@sed -n '3,13s/^#   //p' Makefile
 
 setup: $(VENV)/.installed
 
@@ -45,6 +46,9 @@ demo: setup
 test: setup
 	@.ci/setup packages $(TEST_TOOLS)
 	PATH="$$PATH:/usr/sbin:/sbin" $(BIN)/pytest $(T)
+
+test-large:
+	@$(MAKE) --no-print-directory test T="--large $(T)"
 
 # The long comparison of the union with overlayfs of the kernel; needs root, takes hours (N=100 for a part).
 oracle: setup

@@ -13,8 +13,9 @@ from pathlib import Path
 from bench.debian import run
 from layerfs.api import Image, Store
 from layerfs.linux.mount_api import umount
+from layerfs.linux.process import wait_for_end
 from layerfs.mount.fuse.specification import FuseSpecification
-from layerfs.mount.fuse.start import start_fuse, wait_for_end
+from layerfs.mount.fuse.start import start_fuse
 from layerfs.mount.image import _unpack, _unpacked
 from layerfs.mount.option import MountOptions
 from layerfs.mount.overlay import mount_directories, mount_merged

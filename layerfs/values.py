@@ -83,7 +83,11 @@ class HistoryRow:
 
 @dataclass(frozen=True, slots=True)
 class Container:
-    """A writable layer on an image: ``target`` is where it is mounted, or None."""
+    """A writable layer on an image.
+
+    ``target`` is where it is mounted, or None; ``dead`` whether the process that served it there has ended, so that
+    everything in it answers ENOTCONN until it is unmounted or mounted again.
+    """
 
     id: str
     name: str
@@ -91,6 +95,7 @@ class Container:
     image_name: str | None
     created: int
     target: str | None
+    dead: bool = False
 
 
 @dataclass(frozen=True, slots=True)

@@ -19,9 +19,10 @@ from pathlib import Path
 from typing import Any
 
 from layerfs.linux.mount_api import umount
+from layerfs.linux.process import wait_for_end
 from layerfs.linux.rename import rename
 from layerfs.mount.fuse.specification import FuseSpecification
-from layerfs.mount.fuse.start import start_fuse, wait_for_end
+from layerfs.mount.fuse.start import start_fuse
 
 OLD = 1_000_000_000
 #: Times from here on are "now", whatever they are exactly.

@@ -14,7 +14,7 @@ from layerfs.store.handle import StoreHandle, open_store
 from layerfs.store.snapshot import Snapshot, find_snapshot
 
 if TYPE_CHECKING:
-    from layerfs.mount.record import MountRecords
+    from layerfs.mount.record import MountRecord, MountRecords
     from layerfs.values import Container, Image
 
 __all__ = ["StorePart", "StrPath", "refuse_inside_trio"]
@@ -92,12 +92,13 @@ class StorePart:
             if image.damage is None or catalog.find_record(self._handle, image.id) is not None
         ]  # fmt: skip
 
-    def _container(self, snapshot: Snapshot, target: str | None) -> Container:
+    def _container(self, snapshot: Snapshot, mount: MountRecord | None) -> Container:
         from layerfs.values import Container
 
         names = catalog.image_names(self._handle, catalog.find_image(self._handle, str(snapshot.image)))
         name = names[0] if names else None
-        return Container(snapshot.id, snapshot.name, snapshot.image, name, snapshot.created, target)
+        target, dead = (mount.target, mount.is_dead) if mount is not None else (None, False)
+        return Container(snapshot.id, snapshot.name, snapshot.image, name, snapshot.created, target, dead)
 
     def _existing(self, name: str) -> Snapshot | None:
         try:

@@ -25,8 +25,8 @@ class ContainerPart(StorePart):
 
     def containers(self) -> list[Container]:
         """Return all containers, newest first."""
-        targets = {record.container: record.target for record in self._records().live()}
-        return [self._container(snapshot, targets.get(snapshot.name)) for snapshot in list_snapshots(self._handle)]
+        mounts = {record.container: record for record in self._records().live()}
+        return [self._container(snapshot, mounts.get(snapshot.name)) for snapshot in list_snapshots(self._handle)]
 
     def container(self, name: str) -> Container:
         """Return the container of a name, an ID or the beginning of an ID.
@@ -35,8 +35,8 @@ class ContainerPart(StorePart):
             NotFound: there is none.
         """
         snapshot = find_snapshot(self._handle, name)
-        targets = {record.container: record.target for record in self._records().live()}
-        return self._container(snapshot, targets.get(snapshot.name))
+        mounts = {record.container: record for record in self._records().live()}
+        return self._container(snapshot, mounts.get(snapshot.name))
 
     def mount(
         self,

@@ -14,10 +14,11 @@ from layerfs.formats.erofs.reader import Tree
 from layerfs.linux.mount_api import umount
 from layerfs.linux.mountinfo import find_mount
 from layerfs.linux.probe import feature
+from layerfs.linux.process import wait_for_end
 from layerfs.mount.choose import BackendStatus, choose_backend
 from layerfs.mount.directory import apply_attributes, is_stackable, unpack
 from layerfs.mount.fuse.specification import FuseSpecification
-from layerfs.mount.fuse.start import clear_dead, is_dead, start_fuse, wait_for_end
+from layerfs.mount.fuse.start import clear_dead, is_dead, start_fuse
 from layerfs.mount.mounted import container_lock, only_one, records_of, refuse_mounted, target_lock
 from layerfs.mount.option import MountOptions
 from layerfs.mount.overlay import MAX_LOWERS, mount_directories, mount_merged

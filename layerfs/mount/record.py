@@ -24,6 +24,7 @@ from dataclasses import dataclass
 from layerfs.errors import MountError
 from layerfs.linux.durable import write_document
 from layerfs.linux.mountinfo import Holder, MountEntry, find_holders, read_mounts
+from layerfs.linux.process import wait_for_end
 
 __all__ = ["MountRecord", "MountRecords"]
 
@@ -66,6 +67,11 @@ class MountRecord:
     created: int
     pid: int | None
     detached: bool = False
+
+    @property
+    def is_dead(self) -> bool:
+        """Whether the process that served the mount has ended. Known of mounts made in this mount namespace only."""
+        return self.pid is not None and self.namespace == _namespace("self") and wait_for_end(self.pid, 0)
 
 
 class MountRecords:

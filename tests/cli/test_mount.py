@@ -11,7 +11,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.mount.fuse.start import wait_for_end
+from layerfs.linux.process import wait_for_end
 from tests.cli.archive import BASE, Built
 from tests.cli.conftest import Shell
 
@@ -146,8 +146,10 @@ def test_one_container_by_two_backends(shell: Shell, image: Built, target: Path)
     shell("umount", "web")
     shell("mount", "--backend", "fuse", "--name", "web", str(target))
     (row,) = shell.json("mount", "--format", "json")
+    assert shell("ps", "--format", "{{.Status}}") == "mounted\n"
     os.kill(row["pid"], signal.SIGKILL)
     assert wait_for_end(row["pid"], 10)
+    assert shell("ps", "--format", "{{.Status}}") == "dead\n"
     assert shell("mount", "--read-only", "--backend", "overlay", image.name, str(target)) == f"{target}\n"
     assert (target / "etc/hostname").read_text() == "top\n"
     shell("umount", str(target))

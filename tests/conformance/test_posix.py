@@ -22,9 +22,9 @@ from pathlib import Path
 import pytest
 
 from layerfs.linux.mount_api import umount
+from layerfs.linux.process import wait_for_end
 from layerfs.linux.rename import EXCHANGE, NOREPLACE, rename
 from layerfs.linux.sparse import allocate
-from layerfs.mount.fuse.start import wait_for_end
 from tests.union_oracle import AT_FDCWD, USER, acting_as, errno_of, mount_fuse, mount_kernel
 
 pytestmark = [pytest.mark.needs_root]

@@ -20,9 +20,15 @@ def require(*commands: str) -> None:
         pytest.skip(f"not installed: {', '.join(missing)}")
 
 
-@pytest.fixture(scope="session", params=["demo", pytest.param("python-app", marks=pytest.mark.slow)])
+@pytest.fixture(scope="session", params=["demo", "python-app"])
 def real_image(request: pytest.FixtureRequest) -> CorpusImage:
-    """An image of Debian packages, made once by mmdebstrap with umoci (demo) or buildah (python-app)."""
+    """An image of Debian packages, made once by mmdebstrap with umoci (demo) or buildah (python-app).
+
+    The other tools, which make the large one and take it apart for comparison, need a quarter of an hour for it; demo
+    has every kind of entry as well.
+    """
+    if request.param != "demo" and not request.config.getoption("--large"):
+        pytest.skip("takes minutes: make test-large")
     require("mmdebstrap", "umoci", "skopeo", "buildah")
     return image(request.param)
 

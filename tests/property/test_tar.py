@@ -7,11 +7,13 @@ import io
 import tarfile
 from dataclasses import dataclass
 
+import pytest
 from hypothesis import example, given
 from hypothesis import strategies as st
 
 from layerfs.errors import FormatError
 from layerfs.formats.tar import BLOCK, Member, TarReader
+from layerfs.formats.tar.plain import PlainHeaders
 from layerfs.formats.tree import LayerTree
 from tests.unit.formats.raw_tar import END, entry, header, pad, pax
 
@@ -246,3 +248,41 @@ NAMES = [b"a", b"a/b", b"a/b/c", b".", b"a/.", b"a/", b"b", b"b/c", b"../x", b"/
 )
 def test_any_order_of_names_is_taken_or_refused(blocks: list[bytes]) -> None:
     take(b"".join(blocks) + END)
+
+
+def outcome(blocks: list[bytes], *, quick: bool) -> object:
+    """Return the members of some headers, or the words of the error, by the quick way where it applies or without."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not quick:
+            patch.setattr(PlainHeaders, "parse", lambda *_: None)
+        reader = TarReader()
+        try:
+            return [member for block in blocks for member in reader.feed(block)]
+        except FormatError as error:
+            return type(error), str(error), error.where
+
+
+numbers = st.one_of(
+    st.integers(0, 0o7777777),
+    st.sampled_from([b"", b" 17 ", b"0000017", b"8", b"-1", b"\x80\0\0\0\0\0\1\0", b"\xff" * 8]),
+)
+headers = st.builds(
+    header,
+    name=st.sampled_from([b"f", b"d/", b"n" * 100, b"a\0b", b""]),
+    kind=st.sampled_from([b"0", b"1", b"2", b"5", b"\0", b"7", b"3", b"6", b"9"]),
+    size=st.one_of(st.just(0), st.sampled_from([b"00000000000", b"\xff" * 12, b"\x80" + b"\x7f" * 11, b"7" * 12])),
+    mode=numbers,
+    uid=numbers,
+    gid=numbers,
+    mtime=numbers,
+    link=st.sampled_from([b"", b"t", b"t\0u"]),
+    magic=st.sampled_from([b"ustar\00000", b"ustar  \0", b""]),
+    prefix=st.sampled_from([b"", b"p", b"p\0q"]),
+    checksum=st.sampled_from([None, None, None, b"000000\0 ", b"junk"]),
+)
+
+
+@given(st.lists(headers, min_size=1, max_size=5))
+def test_quick_way_reads_headers_as_the_whole_one(blocks: list[bytes]) -> None:
+    """Also a second time, when their fields are known."""
+    assert outcome(blocks * 2, quick=True) == outcome(blocks * 2, quick=False)

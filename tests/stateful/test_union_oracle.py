@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, rule, run_state_machine_as_test
 
 from layerfs.linux.mount_api import umount
-from layerfs.mount.fuse.start import wait_for_end
+from layerfs.linux.process import wait_for_end
 from tests.union_oracle import (
     ACCESS_ACL,
     DEFAULT_ACL,

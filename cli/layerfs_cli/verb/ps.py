@@ -37,6 +37,8 @@ def command(
 ) -> None:
     """List containers, mounted or not, the newest first.
 
+    A container is dead whose FUSE process was killed: umount it, or mount it again.
+
     Fields of templates: .ID .Name .Image .ImageID .CreatedAt .CreatedSince .Status .Target .Size
     """
     with settings_of(context).open_store() as store:
@@ -58,7 +60,7 @@ def command(
                 "ImageID": image_id,
                 "CreatedAt": rfc3339(container.created) or "",
                 "CreatedSince": human_age(container.created),
-                "Status": "unmounted" if container.target is None else "mounted",
+                "Status": "dead" if container.dead else "unmounted" if container.target is None else "mounted",
                 "Target": container.target or "",
                 "Size": "" if size is None else human_size(size),
             }
@@ -71,6 +73,7 @@ def command(
                 "ImageID": str(container.image_id),
                 "Created": rfc3339(container.created),
                 "mountpoint": container.target,
+                "dead": container.dead,
                 "Size": size,
             }
         )

@@ -30,6 +30,7 @@ from zlib import adler32
 from layerfs.errors import FormatError, quoted
 
 __all__ = [
+    "ADLER_MODULUS",
     "BLOCK",
     "HEADER",
     "NUL_BLOCK",
@@ -46,7 +47,7 @@ HEADER = struct.Struct("100s8s8s8s12s12s8s1s100s8s32s32s8s8s155s12x")
 NUL_BLOCK = bytes(BLOCK)
 
 #: The modulus of Adler-32, whose low half is 1 + the sum of the bytes, modulo this.
-_ADLER_MODULUS = 65521
+ADLER_MODULUS = 65521
 
 _OCTAL = b"01234567"
 
@@ -63,7 +64,7 @@ def checksum_matches(block: bytes) -> bool:
     except FormatError:
         return False
     total = (adler32(block) & 0xFFFF) - (adler32(field) & 0xFFFF) + 8 * 0x20
-    if (stored - total) % _ADLER_MODULUS == 0:
+    if (stored - total) % ADLER_MODULUS == 0:
         return True
     blanked = block[:148] + b" " * 8 + block[156:BLOCK]
     signed: int = sum(struct.unpack("512b", blanked))

@@ -17,6 +17,7 @@ from layerfs.errors import FormatError, LimitExceeded, UnsupportedFormat, quoted
 from layerfs.formats.tar.header import BLOCK, HEADER, NUL_BLOCK, checksum_matches, parse_number
 from layerfs.formats.tar.member import MAX_ID, Member
 from layerfs.formats.tar.pax import parse_records, parse_time
+from layerfs.formats.tar.plain import PlainHeaders
 from layerfs.formats.tar.sparse import MAX_PIECES, check_map, map_from_records, pieces_of_block, text_map
 
 __all__ = ["MAX_EXTENSION", "MAX_MEMBERS", "TarReader"]
@@ -37,9 +38,6 @@ _NEVER_GLOBAL = (b"path", b"linkpath", b"size", b"GNU.sparse.")
 
 #: Linux device numbers: 12 bits of major, 20 of minor (include/linux/kdev_t.h).
 _MAX_MAJOR, _MAX_MINOR = (1 << 12) - 1, (1 << 20) - 1
-
-#: How many distinct header fields are remembered; owners, modes and times repeat from member to member.
-_NUMBER_CACHE = 4096
 
 _HEADER_ONLY = frozenset((b"1", b"2", b"3", b"4", b"5", b"6"))
 _REGULAR = {b"7": b"0", b"S": b"0"}
@@ -75,7 +73,7 @@ class TarReader:
         self._pending: Member | None = None  # an old GNU sparse member that wants extension blocks
         self._sparse_pieces: list[tuple[int, int]] = []
         self._sparse_text: Member | None = None
-        self._numbers: dict[bytes, int] = {}
+        self._plain = PlainHeaders()
 
     def feed(self, chunk: bytes) -> list[Member]:
         """Take the next piece of the archive and return the members whose headers are now complete, in order.
@@ -134,6 +132,11 @@ class TarReader:
         if self._pending is not None:
             self._sparse_extension(self._pending, block, members)
             return
+        if self._start < 0 and not self._closing:
+            member = self._plain.parse(block, self._next)
+            if member is not None:
+                self._append(member, members)
+                return
         (name, mode, uid, gid, size, mtime, _, kind, link, magic, _, _, major, minor, prefix) = HEADER.unpack(block)
         if not name[0] and block == NUL_BLOCK:
             if self._start >= 0:
@@ -147,22 +150,17 @@ class TarReader:
             raise FormatError("header checksum is wrong: not a tar archive, or a damaged one")
         if self._start < 0:
             self._start = self._next
-        numbers = self._numbers
         if kind in b"xgLKX":
             self._begin_extension(kind, parse_number(size))
             return
         name = name.partition(b"\0")[0]
         if prefix[0] and magic[:6] == b"ustar\0":
             name = prefix.partition(b"\0")[0] + b"/" + name
-        if len(numbers) >= _NUMBER_CACHE:
-            numbers.clear()
-        for field in (size, mode, uid, gid, mtime):
-            if field not in numbers:
-                numbers[field] = parse_number(field)
+        length = parse_number(size)
         self._next += BLOCK
         member = Member(
-            name, _REGULAR.get(kind, kind), numbers[mode] & 0o7777, numbers[uid], numbers[gid], numbers[mtime], 0,
-            numbers[size], link.partition(b"\0")[0], 0, 0, None, self._start, self._next, numbers[size], None,
+            name, _REGULAR.get(kind, kind), parse_number(mode) & 0o7777, parse_number(uid), parse_number(gid),
+            parse_number(mtime), 0, length, link.partition(b"\0")[0], 0, 0, None, self._start, self._next, length, None,
         )  # fmt: skip
         if kind in b"34":
             member.major, member.minor = parse_number(major), parse_number(minor)
@@ -298,6 +296,10 @@ class TarReader:
             )
         if not -_MAX_SIZE <= member.mtime <= _MAX_SIZE:
             raise FormatError(f"{quoted(member.name)} has the impossible time {member.mtime}")
+        self._append(member, members)
+
+    def _append(self, member: Member, members: list[Member]) -> None:
+        """Hand a member out that is complete and checked; the next header lies behind its data."""
         self._members += 1
         if self._members > MAX_MEMBERS:
             raise LimitExceeded(f"archive has more than {MAX_MEMBERS} members")

@@ -6,7 +6,6 @@ import contextlib
 import errno
 import json
 import os
-import select
 import subprocess
 import sys
 from dataclasses import replace
@@ -17,7 +16,7 @@ from layerfs.linux.mountinfo import read_mounts
 from layerfs.mount.choose import fuse_status
 from layerfs.mount.fuse.specification import FuseSpecification
 
-__all__ = ["clear_dead", "is_dead", "start_fuse", "unmount_by_helper", "wait_for_end"]
+__all__ = ["clear_dead", "is_dead", "start_fuse", "unmount_by_helper"]
 
 _BACKEND = "fuse"
 #: The type that mounts of layerfs have in the mount table.
@@ -133,27 +132,3 @@ def unmount_by_helper(path: str, *, lazy: bool) -> None:
         said = done.stderr.strip().removeprefix("fusermount3: ") or "fusermount3 failed"
         number = errno.EBUSY if "busy" in said.lower() else errno.EPERM
         raise MountError(f"cannot unmount {path}: {said}", errno=number)
-
-
-def wait_for_end(pid: int, seconds: float) -> bool:
-    """Wait until the process of a mount has closed everything.
-
-    Args:
-        pid: the process; it is no child of this one.
-        seconds: how long at most.
-
-    Returns:
-        Whether it has ended.
-    """
-    try:
-        fd = os.pidfd_open(pid)
-    except ProcessLookupError:
-        return True
-    except OSError:
-        return False
-    try:
-        waiter = select.poll()
-        waiter.register(fd, select.POLLIN)
-        return bool(waiter.poll(int(seconds * 1000)))
-    finally:
-        os.close(fd)

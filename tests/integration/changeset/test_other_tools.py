@@ -28,14 +28,6 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay]
 _REF_NAME = "org.opencontainers.image.ref.name"
 
 
-@pytest.fixture(autouse=True)
-def _size(request: pytest.FixtureRequest) -> None:
-    """Umoci, skopeo and podman take ten minutes for the large image here, and demo has every kind of entry."""
-    parameter = getattr(getattr(request.node, "callspec", None), "params", {}).get("real_image")
-    if parameter == "python-app" and not request.config.getoption("--large"):
-        pytest.skip("takes minutes: with --large")
-
-
 @pytest.fixture
 def store(tmp_path: Path) -> Iterator[Store]:
     with Store.open(tmp_path / "store", runroot=tmp_path / "run", sync=False) as opened:

@@ -21,8 +21,9 @@ import pytest
 from layerfs.errors import MountError
 from layerfs.linux.mount_api import umount
 from layerfs.linux.mountinfo import find_mount, read_mounts
+from layerfs.linux.process import wait_for_end
 from layerfs.mount.fuse.specification import FuseSpecification
-from layerfs.mount.fuse.start import clear_dead, is_dead, start_fuse, wait_for_end
+from layerfs.mount.fuse.start import clear_dead, is_dead, start_fuse
 from layerfs.mount.option import MountOptions
 from layerfs.mount.overlay import mount_directories
 from layerfs.union.owner import OwnerMap, Range
