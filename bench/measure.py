@@ -199,7 +199,9 @@ def interleave(
     return {name: found for name, found in samples.items() if name not in failed}, failed
 
 
-def turns(names: Iterable[str], failed: Collection[str], rounds: int, *, seed: int = 1) -> Iterator[tuple[int, str]]:
+def turns(
+    names: Iterable[Variant], failed: Collection[Variant], rounds: int, *, seed: int = 1
+) -> Iterator[tuple[int, Variant]]:
     """Yield whose turn it is, with the number of the round: everyone once per round, each in an order of its own.
 
     Whoever is in ``failed`` by the beginning of a round takes no part in it any more.

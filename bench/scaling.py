@@ -2,7 +2,8 @@
 
 All images are made up, so that one thing grows at a time: bytes, entries, layers, changed files; then the images of one
 store. Everything through the library, in one process, and durable but for the store of many images, which takes long
-enough without; peers have their figures in the other scenarios.
+enough without; peers have their figures in the other scenarios. Rounds go through the sizes in shuffled order, but for
+the store, which can only grow.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ from functools import partial
 from pathlib import Path
 from typing import TypeVar
 
-from bench.measure import Report, Sample, bytes_written, chosen, common_options, fresh_filesystem, settle
+from bench.measure import Report, Sample, bytes_written, chosen, common_options, fresh_filesystem, settle, turns
 from bench.synthetic import compressible, files_layer, write_image, write_images
 from layerfs.api import Image, Store
 
@@ -57,19 +58,23 @@ def _loads(
 ) -> Lines:
     """Load each layout into new stores; ``more`` measures what else there is to do with the image."""
     lines: Lines = {}
-    for size, layout in layouts:
-        for _ in range(rounds):
-            with fresh_filesystem() as root, Store.open(root / "store") as store:
-                settle()
-                before = bytes_written(root)
-                sample, (found,) = _timed(partial(store.load, layout))
-                settle()
-                sample = replace(sample, extra={"MB written": (bytes_written(root) - before) / 1e6})
-                again, _ = _timed(partial(store.load, layout))
-                measured = {"layerfs load": sample, "layerfs load again": again, **more(store, found, root)}
-                for name, each in measured.items():
-                    lines.setdefault(name, {}).setdefault(size, []).append(each)
-    return lines
+    made = dict(layouts)
+    for _, size in turns(made, (), rounds):
+        with fresh_filesystem() as root, Store.open(root / "store") as store:
+            settle()
+            before = bytes_written(root)
+            sample, (found,) = _timed(partial(store.load, made[size]))
+            settle()
+            sample = replace(sample, extra={"MB written": (bytes_written(root) - before) / 1e6})
+            again, _ = _timed(partial(store.load, made[size]))
+            measured = {"layerfs load": sample, "layerfs load again": again, **more(store, found, root)}
+            for name, each in measured.items():
+                lines.setdefault(name, {}).setdefault(size, []).append(each)
+    return _by_size(lines)
+
+
+def _by_size(lines: Lines) -> Lines:
+    return {name: dict(sorted(samples.items())) for name, samples in lines.items()}
 
 
 def _nothing(_store: Store, _found: Image, _root: Path) -> dict[str, Sample]:
@@ -133,26 +138,25 @@ def _changes(scratch: Path, sizes: Sequence[int], rounds: int) -> Lines:
         (found,) = store.load(layout)
         target = root / "mnt"
         target.mkdir()
-        for size in sizes:
-            for number in range(rounds):
-                box = store.mount(found, target, name=f"box-{size}-{number}").container
-                assert box is not None
-                for n in range(size):
-                    (target / f"d{n % 256:03}" / f"f{n:07}").write_text(f"{number} {n}\n")
-                store.umount(box)
-                settle()
-                diff, _ = _timed(partial(_all, store.diff, box))
-                commit, made = _timed(partial(store.commit, box))
-                _all(store.steps, found, made)  # makes its tree
-                steps, _ = _timed(partial(_all, store.steps, found, made))
-                for name, sample in (
-                    ("layerfs diff of a container", diff), ("layerfs commit", commit),
-                    ("layerfs diff of two images", steps),
-                ):  # fmt: skip
-                    lines.setdefault(name, {}).setdefault(size, []).append(sample)
-                store.remove_container(box)
-                store.remove_image(str(made.id), force=True)
-    return lines
+        for number, size in turns(sizes, (), rounds):
+            box = store.mount(found, target, name=f"box-{size}-{number}").container
+            assert box is not None
+            for n in range(size):
+                (target / f"d{n % 256:03}" / f"f{n:07}").write_text(f"{number} {n}\n")
+            store.umount(box)
+            settle()
+            diff, _ = _timed(partial(_all, store.diff, box))
+            commit, made = _timed(partial(store.commit, box))
+            _all(store.steps, found, made)  # makes its tree
+            steps, _ = _timed(partial(_all, store.steps, found, made))
+            for name, sample in (
+                ("layerfs diff of a container", diff), ("layerfs commit", commit),
+                ("layerfs diff of two images", steps),
+            ):  # fmt: skip
+                lines.setdefault(name, {}).setdefault(size, []).append(sample)
+            store.remove_container(box)
+            store.remove_image(str(made.id), force=True)
+    return _by_size(lines)
 
 
 def _database(store: Path) -> int:
