@@ -11,6 +11,7 @@ import io
 import json
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
+from functools import cached_property
 from pathlib import Path
 from typing import Any, BinaryIO, cast
 
@@ -136,7 +137,7 @@ class TestImage:
     architecture: str = "amd64"
     extra: Mapping[str, Any] = field(default_factory=dict)
 
-    @property
+    @cached_property
     def diff_ids(self) -> list[str]:
         return [digest(tar, self.algorithm) for tar in self.layers]
 
@@ -153,11 +154,11 @@ class TestImage:
     def id(self) -> str:
         return digest(self.config, self.algorithm)
 
-    @property
+    @cached_property
     def blobs(self) -> list[bytes]:
         return [compress(tar, self.codec) for tar in self.layers]
 
-    @property
+    @cached_property
     def manifest(self) -> bytes:
         document = {
             "schemaVersion": 2, "mediaType": MANIFEST_TYPE,
