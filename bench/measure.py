@@ -57,6 +57,10 @@ __all__ = [
 #: What a variant may fail with: its row says so, and the others go on.
 _FAILURES = (OSError, RuntimeError, ValueError, subprocess.SubprocessError, LayerfsError)
 
+#: Runs a command and writes the peak of its memory, in KiB, to a file. A child of this process would be
+#: said to have had all that this one has in memory, which it shares until its exec.
+_PEAK_TO = ("/usr/bin/time", "--quiet", "--format=%M", "--output")
+
 #: The signals that asked this program to end.
 _ended_by: list[int] = []
 
@@ -124,10 +128,16 @@ def chosen(variants: Mapping[str, Variant], on: str | None) -> dict[str, Variant
 def command(words: Sequence[str | Path], *, env: Mapping[str, str] | None = None, cwd: Path | None = None) -> Sample:
     """Run a command and measure it with its waited-for children; raise with what it printed when it fails."""
     argv = [os.fspath(word) for word in words]
-    with tempfile.TemporaryFile() as printed:
+    with tempfile.TemporaryFile() as printed, tempfile.NamedTemporaryFile() as peak:
         start = time.perf_counter()
         child = subprocess.Popen(
-            argv, stdin=subprocess.DEVNULL, stdout=printed, stderr=subprocess.STDOUT, env=env, cwd=cwd, process_group=0
+            [*_PEAK_TO, peak.name, *argv],
+            stdin=subprocess.DEVNULL,
+            stdout=printed,
+            stderr=subprocess.STDOUT,
+            env=env,
+            cwd=cwd,
+            process_group=0,
         )
         try:
             _, status, usage = os.wait4(child.pid, 0)
@@ -142,7 +152,7 @@ def command(words: Sequence[str | Path], *, env: Mapping[str, str] | None = None
             printed.seek(0)
             text = printed.read().decode(errors="replace")[-2000:]
             raise RuntimeError(f"{' '.join(argv)} exited with {child.returncode}\n{text}")
-    return Sample(wall, usage.ru_utime + usage.ru_stime, usage.ru_maxrss * 1024)
+        return Sample(wall, usage.ru_utime + usage.ru_stime, int(peak.read()) * 1024)
 
 
 def shell(script: str, *, env: Mapping[str, str] | None = None) -> Sample:

@@ -10,7 +10,7 @@ from __future__ import annotations
 import stat
 
 from layerfs.errors import FormatError, LimitExceeded, UnsafePath, quoted
-from layerfs.formats.tar.member import Member, split_path
+from layerfs.formats.tar.member import MAX_NAME, Member, split_path
 from layerfs.formats.whiteout import (
     AUFS_PREFIX,
     IMPLICIT_XATTR,
@@ -181,7 +181,7 @@ class LayerTree:
             return None
         prefix, _, leaf = name.rpartition(b"/")
         parent = self._parents.get(prefix)
-        if parent is None or not leaf or leaf in (b".", b"..") or len(leaf) > 255 or b"\0" in leaf:
+        if parent is None or not _is_plain(leaf):
             parts = split_path(name)
             if not parts:
                 raise UnsafePath(f"the root of the layer is a {_kind_name(kind)}, not a directory")
@@ -254,33 +254,41 @@ class LayerTree:
         return node
 
     def _add_directory(self, member: Member) -> None:
-        parts = split_path(member.name)
         xattrs = self._accepted(member.xattrs, member.name) if member.xattrs else None
-        if parts:
+        path = member.name.rstrip(b"/")
+        prefix, _, leaf = path.rpartition(b"/")
+        parent = self._parents.get(prefix)
+        plain = _is_plain(leaf)
+        if parent is None or not plain:
+            parts = split_path(member.name)
             if _is_bookkeeping(parts):
                 return
-            leaf = parts.pop()
-            hidden = hidden_name(leaf)
-            if hidden == leaf:
-                return
-            if hidden is not None:
-                raise UnsafePath(f"directory {quoted(member.name)} has the name of a whiteout")
-            prefix, _, written = member.name.rstrip(b"/").rpartition(b"/")
-            parent = self._parent(prefix if written == leaf else None, parts)
-            assert parent.children is not None
-            node = parent.children.get(leaf)
-            if node is None or node.children is None:
-                replaced = node is not None
-                node = parent.children[leaf] = directory(implicit=False)
-                if replaced:
-                    # What was no directory has already put an end to the directory below, if there is one.
-                    self._parents.clear()
-                    self._hidden.append((node, b""))
-        else:
-            node = self.root
+            leaf = parts.pop() if parts else b""
+            parent = self._parent(prefix if plain else None, parts)
+        hidden = hidden_name(leaf)
+        if hidden == leaf:
+            return
+        if hidden is not None:
+            raise UnsafePath(f"directory {quoted(member.name)} has the name of a whiteout")
+        node = self._directory(parent, leaf) if leaf else self.root
+        if plain:
+            self._remember(path, node)
         node.mode = stat.S_IFDIR | member.mode
         node.uid, node.gid, node.mtime, node.mtime_ns = member.uid, member.gid, member.mtime, member.mtime_ns
         node.xattrs = xattrs
+
+    def _directory(self, parent: Node, name: bytes) -> Node:
+        """Return the directory of that name, made if there is none."""
+        assert parent.children is not None
+        node = parent.children.get(name)
+        if node is not None and node.children is not None:
+            return node
+        made = parent.children[name] = directory(implicit=False)
+        if node is not None:
+            # What was no directory has already put an end to the directory below, if there is one.
+            self._parents.clear()
+            self._hidden.append((made, b""))
+        return made
 
     def _accepted(self, xattrs: dict[bytes, bytes], name: bytes) -> dict[bytes, bytes] | None:
         """Return the xattrs of a member that a tree may have; those that were there before share their memory."""
@@ -311,11 +319,16 @@ class LayerTree:
         if found is None:
             found, _ = self._walk(parts, make=True)
             assert found is not None
-            if prefix is not None and len(prefix) <= _MAX_PARENT_PATH:
-                if len(self._parents) >= _MAX_PARENTS:
-                    self._parents.clear()
-                self._parents[prefix] = found
+            if prefix is not None:
+                self._remember(prefix, found)
         return found
+
+    def _remember(self, path: bytes, found: Node) -> None:
+        """Keep what directory a path of the archive means, as it is spelt there."""
+        if len(path) <= _MAX_PARENT_PATH:
+            if len(self._parents) >= _MAX_PARENTS:
+                self._parents.clear()
+            self._parents[path] = found
 
     def _walk(self, parts: list[bytes], *, make: bool) -> tuple[Node | None, list[bytes]]:
         """Resolve components to a directory within this tree; None if it is not there and may not be made.
@@ -380,6 +393,11 @@ class LayerTree:
 def _makedev(major: int, minor: int) -> int:
     """Return ``os.makedev`` of glibc without importing os: the split halves of major and minor."""
     return (minor & 0xFF) | (major & 0xFFF) << 8 | (minor & ~0xFF) << 12 | (major & ~0xFFF) << 32
+
+
+def _is_plain(name: bytes) -> bool:
+    """Return whether text behind the last slash of a path is a name that can stand for itself."""
+    return 0 < len(name) <= MAX_NAME and name not in {b".", b".."} and b"\0" not in name
 
 
 def _is_bookkeeping(parts: list[bytes]) -> bool:

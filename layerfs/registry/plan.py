@@ -43,6 +43,9 @@ _MAX_IMAGES = 1000
 #: The documents that say what an archive is.
 TOP_DOCUMENTS = ("oci-layout", "index.json", "manifest.json")
 
+#: How the file ``version`` begins in what skopeo's ``dir:`` writes, where ``manifest.json`` is another document.
+_DIRECTORY_VERSION = b"Directory Transport Version:"
+
 _CONFIG_NAME = re.compile(r"(?:blobs/(sha256|sha512)/)?([0-9a-f]{64}|[0-9a-f]{128})(?:\.json)?")
 
 #: Reads a document of the archive by name; None when there is none.
@@ -130,6 +133,10 @@ def plan_images(read: ReadDocument, selection: Selection) -> list[ImagePlan]:
         # docker save writes both documents, and only the second has whole names.
         if manifest is not None:
             images = _add_tags(images, parse_archive_manifest(manifest), read)
+    elif (read("version") or b"").startswith(_DIRECTORY_VERSION):
+        raise FormatError(
+            "no image archive: a directory of the dir: transport", hint="Try: layerfs copy dir:DIRECTORY store:NAME"
+        )
     elif manifest is not None:
         images = [_archive_image(image, read) for image in parse_archive_manifest(manifest)]
     else:

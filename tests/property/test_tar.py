@@ -12,6 +12,7 @@ from hypothesis import example, given
 from hypothesis import strategies as st
 
 from layerfs.errors import FormatError
+from layerfs.formats.erofs.writer import Device, write_tree
 from layerfs.formats.tar import BLOCK, Member, TarReader
 from layerfs.formats.tar.plain import PlainHeaders
 from layerfs.formats.tree import LayerTree
@@ -286,3 +287,35 @@ headers = st.builds(
 def test_quick_way_reads_headers_as_the_whole_one(blocks: list[bytes]) -> None:
     """Also a second time, when their fields are known."""
     assert outcome(blocks * 2, quick=True) == outcome(blocks * 2, quick=False)
+
+
+def layer_bytes(blocks: list[bytes], *, remember: bool) -> object:
+    """Return the image of the tree of these members, or the error; with or without remembering directories."""
+    with pytest.MonkeyPatch.context() as patch:
+        if not remember:
+            patch.setattr(LayerTree, "_remember", lambda *_: None)
+        tree, reader = LayerTree("layer"), TarReader()
+        try:
+            for member in reader.feed(b"".join(blocks) + END):
+                tree.add(member)
+            return write_tree(tree.finish(), [Device("layer", b"", 1 << 20)], bytes(16))
+        except FormatError as error:
+            return type(error), str(error)
+
+
+@given(
+    st.lists(
+        st.builds(
+            header,
+            st.sampled_from(
+                [*NAMES, b"a/b/", b"./a/", b"a//b", b"a/b/c/", b"a/.wh..wh.x/y", b"s", b"s/b", b"s/b/", b"s/c/x"]
+            ),
+            st.sampled_from([b"0", b"2", b"5", b"5"]),
+            link=st.sampled_from([b"a", b"b", b"../a", b"a/b", b"/b"]),
+            mode=st.integers(0, 0o777),
+        ),
+        max_size=14,
+    )
+)
+def test_remembered_directories_are_those_that_paths_lead_to(blocks: list[bytes]) -> None:
+    assert layer_bytes(blocks, remember=True) == layer_bytes(blocks, remember=False)

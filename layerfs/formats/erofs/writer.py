@@ -63,6 +63,7 @@ _CHUNK = 1 << MAX_CHUNK_BITS
 #: An inode without xattrs and the one chunk index behind it, which stands at a multiple of 8 there.
 _FILE = struct.Struct(INODE.format + CHUNK_INDEX.format.lstrip("<"))
 _FILE_FORMAT = 1 | LAYOUT_CHUNKED << 1
+_FILE_SIZE = -(-_FILE.size // SLOT) * SLOT
 
 
 @dataclass(frozen=True, slots=True)
@@ -96,14 +97,15 @@ def write_tree(root: Node, devices: Sequence[Device], uuid: bytes) -> bytes:
     return _Writer(devices).write(root, uuid)
 
 
-@dataclass(slots=True)
 class _Directory:
-    """A directory under way: its entries in order and the blocks they fill."""
+    """A directory under way: its entries in order, by columns, and the blocks they fill."""
 
-    node: Node
-    entries: list[tuple[bytes, Node]]
-    blocks: list[int]  # index of the first entry of each block
-    size: int
+    __slots__ = ("blocks", "names", "nodes", "size")
+
+    def __init__(self, names: list[bytes], nodes: list[Node]) -> None:
+        self.names = names
+        self.nodes = nodes
+        self.blocks, self.size = _pack(names)  # index of the first entry of each block; bytes
 
 
 class _Writer:
@@ -151,9 +153,11 @@ class _Writer:
         root.links = 2
         queue = [(root, root)]
         for node, parent in queue:
-            assert node.children is not None
-            entries = sorted(node.children.items())
-            for _, child in entries:
+            children = node.children
+            assert children is not None
+            names = sorted(children)
+            entries = [children[name] for name in names]
+            for child in entries:
                 if child.children is not None:
                     child.seen = token
                     child.links = 2
@@ -166,10 +170,11 @@ class _Writer:
                     child.seen = token
                     child.links = 1
                     nodes.append(child)
-            # Names differ, so nodes are never compared.
-            for entry in ((b".", node), (b"..", parent)):
-                entries.insert(bisect_left(entries, entry[:1]), entry)
-            self._directories[id(node)] = _pack(node, entries)
+            for name, target in ((b".", node), (b"..", parent)):
+                at = bisect_left(names, name)
+                names.insert(at, name)
+                entries.insert(at, target)
+            self._directories[id(node)] = _Directory(names, entries)
 
     def _share_xattrs(self) -> bytes:
         """Encode the xattrs of all nodes; those that several inodes carry go into the shared area, returned."""
@@ -204,13 +209,17 @@ class _Writer:
         """Give every inode its position; return the end of the last."""
         directories, xattrs = self._directories, self._xattrs
         for node in self._nodes:
-            size = _INODE_SIZE
-            if node.xattrs is not None:
-                size += len(xattrs[id(node)])
             # An inode does not cross a block. Nor does the content of a directory or symlink that stands inline, with
             # the xattrs before it: kernels before 6.9 refuse symlinks whose xattrs cross one.
             if position & (BLOCK - 1) > BLOCK - _INODE_SIZE:
                 position = _align(position, BLOCK)
+            if node.xattrs is None and 0 < node.size <= _CHUNK and node.children is None and node.target is None:
+                node.position = position
+                position += _FILE_SIZE
+                continue
+            size = _INODE_SIZE
+            if node.xattrs is not None:
+                size += len(xattrs[id(node)])
             if node.children is not None:
                 tail = directories[id(node)].size
                 position, inline = _fit(position, size, tail)
@@ -322,35 +331,49 @@ def _fit(position: int, size: int, content: int) -> tuple[int, bool]:
     return position, False
 
 
-def _pack(node: Node, entries: list[tuple[bytes, Node]]) -> _Directory:
-    """Divide sorted entries into blocks: a block holds 12 bytes and the name of each."""
+def _pack(names: list[bytes]) -> tuple[list[int], int]:
+    """Divide sorted names into blocks, of which each holds 12 bytes and the name of every entry.
+
+    Returns:
+        The index of the first name of each block, and the bytes of them all.
+    """
+    lengths = [*map(len, names)]
+    if not 0 < min(lengths) <= max(lengths) <= 255:
+        raise FormatError(f"a name of {max(lengths) if min(lengths) else 0} bytes cannot be written")
     starts = [0]
-    used = 0
-    for index, (name, _) in enumerate(entries):
-        needed = 12 + len(name)
-        if not name or len(name) > 255:
-            raise FormatError(f"a name of {len(name)} bytes cannot be written")
-        if used + needed > BLOCK:
-            starts.append(index)
-            used = 0
-        used += needed
-    return _Directory(node, entries, starts, (len(starts) - 1) * BLOCK + used)
+    used = sum(lengths) + 12 * len(lengths)
+    if used > BLOCK:
+        used = 0
+        for index, length in enumerate(lengths):
+            needed = 12 + length
+            if used + needed > BLOCK:
+                starts.append(index)
+                used = 0
+            used += needed
+    return starts, (len(starts) - 1) * BLOCK + used
 
 
 def _encode(found: _Directory, meta: int) -> bytes:
     """Return a directory's data; every block but the last is padded with zeros."""
-    blocks = []
-    stops = [*found.blocks[1:], len(found.entries)]
-    for start, stop in zip(found.blocks, stops, strict=True):
-        names = [name for name, _ in found.entries[start:stop]]
-        nodes = [node for _, node in found.entries[start:stop]]
-        fields = [0] * (3 * len(names))
-        fields[::3] = [(node.position - meta) // SLOT for node in nodes]
-        fields[1::3] = [*accumulate(map(len, names[:-1]), initial=12 * len(names))]
-        fields[2::3] = [FILE_TYPES[node.mode >> 12] for node in nodes]
-        blocks.append(dirents(len(names)).pack(*fields) + b"".join(names))
+    if len(found.blocks) == 1:
+        return _encode_block(found.names, found.nodes, meta)
+    stops = [*found.blocks[1:], len(found.names)]
+    blocks = [
+        _encode_block(found.names[start:stop], found.nodes[start:stop], meta)
+        for start, stop in zip(found.blocks, stops, strict=True)
+    ]
     last = blocks.pop()
     return b"".join([*(block.ljust(BLOCK, b"\0") for block in blocks), last])
+
+
+def _encode_block(names: list[bytes], nodes: list[Node], meta: int) -> bytes:
+    count = len(names)
+    fields = [0] * (3 * count)
+    fields[::3] = [(node.position - meta) // SLOT for node in nodes]
+    # The end of the last name is one too many.
+    fields[1::3] = [*accumulate(map(len, names), initial=12 * count)][:count]
+    fields[2::3] = [FILE_TYPES[node.mode >> 12] for node in nodes]
+    return dirents(count).pack(*fields) + b"".join(names)
 
 
 def _xattr_entry(name: bytes, value: bytes) -> bytes:
