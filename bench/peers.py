@@ -122,7 +122,7 @@ def _mkfs_erofs(image: CorpusImage, work: Path) -> Sample:
     """One EROFS image with data for each layer; nothing is checked, stacked or shared."""
     known = subprocess.run(["mkfs.erofs", "--help"], check=False, capture_output=True, text=True)
     if "--tar" not in known.stdout + known.stderr:
-        raise RuntimeError("this mkfs.erofs is too old to read a tar (1.7)")
+        raise RuntimeError("this mkfs.erofs is too old: reading a tar came with 1.7")
     lines = [
         f"gzip -dc < {shlex.quote(str(layer))} | mkfs.erofs --quiet --tar=f {work}/{number}.erofs"
         for number, layer in enumerate(image.layers())

@@ -48,6 +48,9 @@ def test_a_chain_keeps_every_byte(registry: Registry, layout: Path, tmp_path: Pa
     # And what skopeo lays down is read.
     skopeo("copy", "--quiet", places[1], f"dir:{tmp_path}/theirs")
     assert str(copy(f"dir:{tmp_path}/theirs", f"oci:{tmp_path}/layout3", access=PLAIN)) == digest
+    with pytest.raises(FormatError, match="dir: transport") as caught, Store.open(tmp_path / "other") as store:
+        store.load(tmp_path / "theirs")
+    assert "layerfs copy" in (caught.value.hint or "")
 
 
 def test_large_layers_go_from_one_registry_to_another(registry: Registry, tmp_path: Path) -> None:
