@@ -39,7 +39,8 @@ OTHERS = ("report", "compare", "check", "profile")
 def _all(options: list[str]) -> int:
     """Measure every scenario in a process of its own, so that none starts with the memory of another."""
     failed = []
-    for name, words in ((name, words) for name in SCENARIOS for words in SMALLER.get(name, [""])):
+    runs = [(name, words) for name in SCENARIOS for words in SMALLER.get(name, [""])]
+    for name, words in runs:
         print(f"\n## {name} {words}".rstrip(), flush=True)
         child = subprocess.Popen([sys.executable, "-m", "bench", "run", name, *words.split(), *options])
         try:

@@ -12,6 +12,7 @@ from collections import OrderedDict, deque
 from errno import ENAMETOOLONG, ENOENT, EROFS
 from typing import Protocol
 
+from layerfs.linux.memory import return_memory
 from layerfs.union.attribute import Attributes
 from layerfs.union.copy_up import copy_inode
 from layerfs.union.limit import descriptor_share
@@ -82,6 +83,8 @@ class UnionPart:
         #: Lower directories that were listed, each with what its listing takes, in this order; and all that together.
         self._listings: deque[tuple[Node, int]] = deque()
         self._listed = 0
+        #: The most inodes that lived at a time since memory was last given back.
+        self._most = 0
         #: Files whose bytes have a descriptor of their own, in the order in which they were opened.
         self._open: OrderedDict[Node, None] = OrderedDict()
         #: How many of them are kept; opening one again costs two system calls.
@@ -107,6 +110,17 @@ class UnionPart:
         self._lower.close_directories()
         if self._upper is not None:
             self._upper.close_directories()
+
+    def _let_go(self) -> None:
+        """Give back what is only kept to be found sooner, now that the kernel has forgotten most inodes."""
+        self._most = len(self._nodes)
+        while self._listings:
+            node, _ = self._listings.popleft()
+            if not node.upper:  # the listing of an upper directory alone knows the places in it
+                node.listing = None
+        self._listed = 0
+        self._lower.forget_directories()
+        return_memory()
 
     @property
     def living(self) -> int:

@@ -54,6 +54,13 @@ class ImageLower:
     def close_directories(self) -> None:
         """Do nothing: only layer tars are open, one descriptor each."""
 
+    def forget_directories(self) -> None:
+        """Drop decoded directories, and where files lie."""
+        while self._recent:
+            self._tree.drop_names(self._recent.popitem()[0])
+        self._kept = 0
+        self._places.clear()
+
     def lookup(self, directory: int, name: bytes) -> int | None:
         """Return the inode number of a name, or None."""
         entry = (self._recent.get(directory) or self._names(directory)).get(name)

@@ -79,5 +79,8 @@ class Lower(Protocol):
     def close_directories(self) -> None:
         """Close what is open only to be at hand."""
 
+    def forget_directories(self) -> None:
+        """Drop what is in memory only to be found sooner."""
+
     def close(self) -> None:
         """Give the descriptors back."""

@@ -307,6 +307,10 @@ class StackLower:
         while self._fds:
             os.close(self._fds.popitem()[1])
 
+    def forget_directories(self) -> None:
+        """Drop the listings of merged directories."""
+        self._listings.clear()
+
     def _number(self, status: os.stat_result) -> int:
         """Return the inode number in the union."""
         if self._plain:

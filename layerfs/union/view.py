@@ -15,6 +15,8 @@ from layerfs.union.node import Node
 __all__ = ["ViewPart"]
 
 _ESCAPE = b"overlay."
+#: So many inodes have to have lived before it pays to give memory back when most are forgotten.
+_MANY = 4096
 _KINDS = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
 
 
@@ -45,8 +47,11 @@ class ViewPart(UnionPart):
 
     def forget(self, forgotten: Iterable[tuple[int, int]]) -> None:
         """Take back lookups: pairs of number and count."""
+        self._most = max(self._most, len(self._nodes))
         for ino, count in forgotten:
             self._nodes.forget(ino, count)
+        if self._most > _MANY and len(self._nodes) < self._most // 8:
+            self._let_go()
 
     def getattr(self, ino: int) -> Attributes:
         """Return the attributes of an inode. Raises ESTALE."""

@@ -583,3 +583,26 @@ def test_what_listings_take_is_bounded(work: Work, monkeypatch: pytest.MonkeyPat
     for number in range(30):
         work.union.rmdir(ROOT, b"d%d" % number)
     assert len(work.union._listings) <= 5
+
+
+def test_what_was_only_at_hand_goes_when_most_is_forgotten(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("layerfs.union.view._MANY", 10)
+    for number in range(30):
+        work.create("a", f"new{number}")
+    union = work.union
+
+    def shown() -> dict[str, list[tuple[str, int]]]:
+        return {
+            path: sorted((name, found.ino) for name, found in work.entries(path))
+            for path in ("/", "a", "a/b", "opaque")
+        }
+
+    before = shown()
+    numbers = [node.ino for node in union._nodes._nodes.values()]
+    for _ in range(3):  # directories die after what is in them
+        union.forget([(number, 1000) for number in numbers])
+    assert union.living == 1
+    kept = union._listings, getattr(union._lower, "_recent", ()), getattr(union._lower, "_listings", ())
+    assert not any(kept)
+    assert shown() == before
+    assert work.read("a/f") == FILES["a/f"]
