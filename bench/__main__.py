@@ -52,7 +52,7 @@ def _all(options: list[str]) -> int:
             raise
     importlib.import_module("bench.report").main([])
     if failed:
-        print(f"bench: without a result: {', '.join(failed)}", file=sys.stderr)
+        print(f"bench: failed: {', '.join(failed)}", file=sys.stderr)
     return 1 if failed else 0
 
 

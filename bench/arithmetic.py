@@ -66,8 +66,8 @@ def extrapolations(runs: Sequence[Run]) -> Iterator[str]:
     ):
         slope = _slope(curves, title, variant)
         if slope is not None:
-            thousand = _seconds(1000 * slope)
-            yield f"A node with 1,000 images of ten layers: 1,000 x {_seconds(slope)} = {thousand} {what}."
+            product = f"1,000 x {_seconds(slope)} = {_seconds(1000 * slope)}" if slope else "nothing measurable"
+            yield f"A node with 1,000 images of ten layers: {product} {what}."
     database = _slope(curves, "bytes of a store", "layerfs database")
     row = _slope(curves, "bytes of a database by large files", "layerfs database")
     if database is not None and row is not None:

@@ -2,13 +2,15 @@
 
 A change counts when the interval of the ratio of medians, by resampling both runs, lies on one side of 1 and the change
 is larger than the noise allowed. The interval is as wide as it takes to be wrong about any row of the two files in one
-comparison of twenty, and below four samples no verdict is given: so few cannot tell. Where a table's base is not ours,
-what is compared is the ratio to it, since a machine that is slower today is slower for both.
+comparison of twenty. So few samples that all of one run exceed all of the other by chance more often than that get no
+verdict: five and five tell of six rows, seven and seven of 85. Where a table's base is not ours, the ratio to it
+is compared, since a machine that is slower today is slower for both; elsewhere that is for the reader to see.
 """
 
 from __future__ import annotations
 
 import argparse
+import math
 import random
 import statistics
 from collections.abc import Iterator, Sequence
@@ -21,8 +23,6 @@ __all__ = ["main", "ratio_interval"]
 _RESAMPLES = 4000
 #: Of all rows together.
 _ERROR = 0.05
-#: Samples on each side below which medians of samples drawn again say nothing.
-_ENOUGH = 4
 #: Settings that change nothing of what a variant does.
 _HARMLESS = frozenset({"rounds", "on", "rows", "only", "peers", "versions"})
 
@@ -51,6 +51,12 @@ def ratio_interval(
     ratios = sorted(ratio(True) for _ in range(_RESAMPLES))
     edge = min(int(_RESAMPLES * error / 2), _RESAMPLES // 2 - 1)
     return ratio(False), ratios[edge], ratios[-1 - edge]
+
+
+def _enough(before: Row, after: Row, error: float) -> bool:
+    """Whether chance alone puts all samples of one run above all of the other less often than the error allowed."""
+    ours, theirs = len(before.samples), len(after.samples)
+    return 2 / math.comb(ours + theirs, ours) <= error
 
 
 def _verdict(ratio: float, low: float, high: float, noise: float) -> str:
@@ -113,13 +119,14 @@ def main(arguments: Sequence[str]) -> int:
 
 def _print_row(before: Row, after: Row, tables: tuple[Table, Table], noise: float, error: float) -> bool:
     medians = f"{before.median:.4g} | {after.median:.4g}"
-    if min(len(before.samples), len(after.samples)) < _ENOUGH:
+    if not _enough(before, after, error):
         print(f"| {before.variant} | {medians} | {after.median / before.median:.2f} | | too few samples |")
         return False
     bases = [table.find(table.base) for table in tables]
     base = None
-    if all(found is not None and not found.is_ours and len(found.samples) >= _ENOUGH for found in bases):
-        base = (bases[0].walls, bases[1].walls)  # type: ignore[union-attr] # both are there
+    one, other = bases
+    if one is not None and other is not None and not one.is_ours and _enough(one, other, error):
+        base = (one.walls, other.walls)
     if before.variant == tables[0].base:
         base = None
     ratio, low, high = ratio_interval(before.walls, after.walls, base, error=error)

@@ -384,7 +384,7 @@ class Report:
         """Write ``bench/results/SCENARIO-TIME.json`` and return its path.
 
         Raises:
-            SystemExit: nothing was measured.
+            SystemExit: nothing was measured, or something of layerfs failed; the file is written then.
         """
         if not self._tables and not self._curves:
             raise SystemExit(f"bench: nothing of {self.scenario} was measured: no variant is meant by --on {self.on}")
@@ -423,9 +423,15 @@ class Report:
                 for curve in self._curves
             ],
         }
-        path.write_text(json.dumps(document, indent=1))
+        whole = path.with_suffix(".part")
+        whole.write_text(json.dumps(document, indent=1))
+        whole.replace(path)
         if _left:
             left = f"{median(_left):.0f} MB of files were left, at most {max(_left):.0f}"
             print(f"\n(caches dropped {len(_left)} times: {left})")
         print(f"\n(written to {path} after {time.perf_counter() - self._clock:.0f} s)")
+        notes = [made.failed for made in self._tables] + [made.failed for made in self._curves]
+        failed = {name for note in notes for name in note if name.startswith("layerfs")}
+        if failed:
+            raise SystemExit(f"bench: failed: {', '.join(sorted(failed))}")
         return path

@@ -215,6 +215,11 @@ class Run:
     curves: tuple[Curve, ...] = ()
 
     @property
+    def is_partial(self) -> bool:
+        """Whether some variants were left out, or files lay in a place that was chosen."""
+        return bool(self.settings.get("on") or self.settings.get("scratch"))
+
+    @property
     def date(self) -> str:
         """The day of the run."""
         stamp = self.path.stem.rpartition("-")[2]
@@ -262,17 +267,28 @@ def newest_runs(directory: Path = RESULTS) -> list[Run]:
     """Return the runs with the newest measurement of every table and curve, by scenario, newest first.
 
     What a newer run has measured again is left out of an older one, so that measuring a part replaces that part alone.
+    A run of some variants, or in a place of its own, only stands in for what no whole run has.
+
+    Raises:
+        SystemExit: a file is damaged; the message names it.
     """
     runs: list[Run] = []
     seen: set[tuple[str, str]] = set()
     newest_first = sorted(directory.glob("*-*.json"), key=lambda path: path.stem.rpartition("-")[2], reverse=True)
-    for run in map(read_run, newest_first):
+    for run in sorted(map(_read_named, newest_first), key=lambda run: run.is_partial):
         tables = tuple(table for table in run.tables if (run.scenario, table.title) not in seen)
         curves = tuple(curve for curve in run.curves if (run.scenario, curve.title) not in seen)
         seen |= {(run.scenario, table.title) for table in tables} | {(run.scenario, curve.title) for curve in curves}
         if tables or curves:
             runs.append(replace(run, tables=tables, curves=curves))
     return sorted(runs, key=lambda run: run.scenario)
+
+
+def _read_named(path: Path) -> Run:
+    try:
+        return read_run(path)
+    except (ValueError, KeyError, TypeError) as error:
+        raise SystemExit(f"bench: {path} is damaged, remove it: {error}") from error
 
 
 def _times(row: Row, other: Row | None) -> str:

@@ -107,6 +107,16 @@ def test_nothing_measured_is_no_result(monkeypatch: pytest.MonkeyPatch, tmp_path
     assert os.listdir(tmp_path) == []
 
 
+def test_what_fails_of_ours_fails_the_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    monkeypatch.setattr(measure, "RESULTS", tmp_path)
+    for name, fails in (("podman load", False), ("layerfs load", True)):
+        report = Report("load", {})
+        report.table("a table", {"gzip": [Sample(1.0)]}, base="gzip", failed={name: "broken"})
+        with pytest.raises(SystemExit, match=name) if fails else contextlib.nullcontext():
+            report.write()
+        assert [path.unlink() for path in tmp_path.iterdir()] == [None]  # written all the same
+
+
 def test_files_are_warmed_without_being_written_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(bytes(3 << 20))
     warm(tmp_path / "a")

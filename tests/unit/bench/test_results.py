@@ -64,6 +64,20 @@ def test_three_samples_are_too_few(tmp_path: Path, capsys: pytest.CaptureFixture
     assert "too few samples" in capsys.readouterr().out
 
 
+def test_many_rows_take_more_samples(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
+    """Of 50 rows of five samples, chance alone puts one in order in a third of all comparisons."""
+    many = {f"layerfs load {number}": [1.0] * 5 for number in range(50)}
+    before = write(tmp_path, "20260101T000000", many)
+    after = write(tmp_path, "20260102T000000", {**many, "layerfs load 7": [9.0] * 5})
+    assert compare.main([str(before), str(after)]) == 0
+    assert "too few samples" in capsys.readouterr().out
+    before = write(tmp_path, "20260103T000000", {name: walls + walls for name, walls in many.items()})
+    after = write(
+        tmp_path, "20260104T000000", {**{name: walls * 2 for name, walls in many.items()}, "layerfs load 7": [9.0] * 10}
+    )
+    assert compare.main([str(before), str(after)]) == 1
+
+
 def test_a_slower_machine_is_slower_for_all(tmp_path: Path, capsys: pytest.CaptureFixture[str]) -> None:
     before = write(tmp_path, "20260101T000000", BEFORE)
     after = write(tmp_path, "20260102T000000", {name: [2 * wall for wall in walls] for name, walls in BEFORE.items()})
@@ -95,6 +109,21 @@ def test_a_part_that_was_measured_again_replaces_that_part_alone(tmp_path: Path)
     write(tmp_path, "20260103T000000", BEFORE, title="another table")
     found = [(run.date, [table.title for table in run.tables]) for run in newest_runs(tmp_path)]
     assert found == [("2026-01-03", ["another table"]), ("2026-01-01", ["an image: load <new>"])]
+
+
+def test_a_run_of_some_variants_hides_no_whole_one(tmp_path: Path) -> None:
+    write(tmp_path, "20260101T000000", BEFORE)
+    write(tmp_path, "20260102T000000", {"layerfs load": [9.0]}, settings={"on": "layerfs"})
+    write(tmp_path, "20260103T000000", {"layerfs load": [9.0]}, settings={"scratch": "/mnt"})
+    write(tmp_path, "20260104T000000", BEFORE, title="another table", settings={"on": "layerfs,podman"})
+    found = [(run.date, [table.title for table in run.tables]) for run in newest_runs(tmp_path)]
+    assert sorted(found) == [("2026-01-01", ["an image: load <new>"]), ("2026-01-04", ["another table"])]
+
+
+def test_a_damaged_result_is_named(tmp_path: Path) -> None:
+    write(tmp_path, "20260101T000000", BEFORE).write_text("{")
+    with pytest.raises(SystemExit, match=r"load-20260101T000000\.json is damaged, remove it"):
+        newest_runs(tmp_path)
 
 
 def test_the_newest_run_is_shown_with_its_shortfalls(tmp_path: Path) -> None:
