@@ -16,7 +16,7 @@ import importlib
 import subprocess
 import sys
 
-from bench.measure import end_on_signals
+from bench.measure import common_options, end_on_signals
 
 SCENARIOS = (
     "load", "pull", "mount", "resolve", "lookup", "storm", "read", "fuse", "changes", "upkeep", "start", "memory",
@@ -38,6 +38,9 @@ OTHERS = ("report", "compare", "check", "profile")
 
 def _all(options: list[str]) -> int:
     """Measure every scenario in a process of its own, so that none starts with the memory of another."""
+    parser = common_options("all", "measure every scenario, and make the report", rounds=5)
+    parser.prog = "python -m bench all"
+    parser.parse_args(options)  # what is wrong is said before anything is measured
     failed = []
     runs = [(name, words) for name in SCENARIOS for words in SMALLER.get(name, [""])]
     for name, words in runs:
