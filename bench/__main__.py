@@ -31,7 +31,6 @@ SMALLER = {
     "fuse": ["--image demo --on layerfs,fuse-overlayfs,kernel"],
     "memory": ["--walked demo --rounds 1"],  # bytes, which chance does not change
     "upkeep": ["--image demo --image deep-101"],
-    "scaling": ["--rounds 3"],
 }
 OTHERS = ("report", "compare", "check", "profile")
 

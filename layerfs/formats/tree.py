@@ -179,17 +179,12 @@ class LayerTree:
         if kind == b"5":
             self._add_directory(member)
             return None
-        prefix, _, leaf = name.rpartition(b"/")
-        parent = self._parents.get(prefix)
-        if parent is None or not _is_plain(leaf):
-            parts = split_path(name)
-            if not parts:
-                raise UnsafePath(f"the root of the layer is a {_kind_name(kind)}, not a directory")
-            if _is_bookkeeping(parts):
-                return None
-            written, leaf = leaf, parts.pop()
-            # "a/" and "a/." name a, but what stands before their slash is no parent of it.
-            parent = self._parent(prefix if written == leaf else None, parts)
+        found = self._parent_of(name)
+        if found is None:
+            return None
+        parent, leaf = found
+        if not leaf:
+            raise UnsafePath(f"the root of the layer is a {_kind_name(kind)}, not a directory")
         assert parent.children is not None
         if leaf.startswith(b".wh."):
             hidden = hidden_name(leaf)
@@ -255,24 +250,18 @@ class LayerTree:
 
     def _add_directory(self, member: Member) -> None:
         xattrs = self._accepted(member.xattrs, member.name) if member.xattrs else None
-        path = member.name.rstrip(b"/")
-        prefix, _, leaf = path.rpartition(b"/")
-        parent = self._parents.get(prefix)
-        plain = _is_plain(leaf)
-        if parent is None or not plain:
-            parts = split_path(member.name)
-            if _is_bookkeeping(parts):
-                return
-            leaf = parts.pop() if parts else b""
-            parent = self._parent(prefix if plain else None, parts)
+        path = member.name.rstrip(b"/") or member.name
+        found = self._parent_of(path)
+        if found is None:
+            return
+        parent, leaf = found
         hidden = hidden_name(leaf)
         if hidden == leaf:
             return
         if hidden is not None:
             raise UnsafePath(f"directory {quoted(member.name)} has the name of a whiteout")
         node = self._directory(parent, leaf) if leaf else self.root
-        if plain:
-            self._remember(path, node)
+        self._remember(path, node)
         node.mode = stat.S_IFDIR | member.mode
         node.uid, node.gid, node.mtime, node.mtime_ns = member.uid, member.gid, member.mtime, member.mtime_ns
         node.xattrs = xattrs
@@ -307,6 +296,19 @@ class LayerTree:
         self.text += size
         if self.text > MAX_TEXT:
             raise LimitExceeded(f"link targets and xattrs of more than {MAX_TEXT >> 20} MiB")
+
+    def _parent_of(self, path: bytes) -> tuple[Node, bytes] | None:
+        """Return the directory of a path's last name, and that name, empty for the root; None for AUFS's own files."""
+        prefix, _, leaf = path.rpartition(b"/")
+        parent = self._parents.get(prefix)
+        if parent is not None and _is_plain(leaf):
+            return parent, leaf
+        parts = split_path(path)
+        if _is_bookkeeping(parts):
+            return None
+        name = parts.pop() if parts else b""
+        # "a/" and "a/." name a, but what stands before their slash is no parent of it.
+        return self._parent(prefix if name == leaf else None, parts), name
 
     def _parent(self, prefix: bytes | None, parts: list[bytes]) -> Node:
         """Return the directory of these components, made where missing; symlinks of this layer are followed.
