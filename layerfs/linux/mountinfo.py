@@ -12,7 +12,7 @@ import contextlib
 import errno
 import os
 import re
-from collections.abc import Iterator
+from collections.abc import Container, Iterator
 from dataclasses import dataclass
 
 __all__ = [
@@ -27,6 +27,8 @@ __all__ = [
 ]
 
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
+#: What the kernel escapes in paths of the table (show_mountinfo of fs/proc_namespace.c).
+_SPECIAL = re.compile(r"[ \t\n\\]")
 
 
 @dataclass(frozen=True, slots=True)
@@ -89,12 +91,15 @@ class Holder:
         return f"{self.command} ({self.pid}, {self.use})"
 
 
-def read_mounts(pid: int | str = "self", *, fstype: str | None = None) -> list[MountEntry]:
-    """Return all mounts that a process sees.
+def read_mounts(
+    pid: int | str = "self", *, fstype: str | None = None, numbers: Container[int] | None = None
+) -> list[MountEntry]:
+    """Return the mounts that a process sees.
 
     Args:
         pid: the process, or "self".
-        fstype: only mounts of this type; cheaper where there are thousands.
+        fstype: only mounts of this type; cheaper where there are thousands, as are ``numbers``.
+        numbers: only mounts with these numbers.
 
     Returns:
         Entries in the kernel's order: a mount comes after the mount that it covers.
@@ -102,11 +107,11 @@ def read_mounts(pid: int | str = "self", *, fstype: str | None = None) -> list[M
     Raises:
         OSError: ENOENT or ESRCH if there is no such process, EACCES.
     """
-    with open(f"/proc/{pid}/mountinfo", "rb") as file:
-        text = os.fsdecode(file.read())
     # Fields have their spaces escaped, so nothing but the type can look like this.
-    needle = "" if fstype is None else f" - {fstype} "
-    return [_parse(line) for line in text.split("\n") if line and needle in line]
+    lines = _read_lines(pid, "" if fstype is None else f" - {fstype} ")
+    if numbers is not None:
+        lines = [line for line in lines if int(line.partition(" ")[0]) in numbers]
+    return [_parse(line) for line in lines]
 
 
 def find_mount(target: str | os.PathLike[str]) -> MountEntry | None:
@@ -119,11 +124,9 @@ def find_mount(target: str | os.PathLike[str]) -> MountEntry | None:
         OSError: EACCES while resolving.
     """
     path = os.path.realpath(target)
-    found = None
-    for entry in read_mounts():
-        if entry.target == path:
-            found = entry
-    return found
+    # The same text may be the root of another mount, or a type.
+    found = [_parse(line) for line in _read_lines("self", f" {_escape(path)} ")]
+    return next((entry for entry in reversed(found) if entry.target == path), None)
 
 
 def find_upper_mount(upper: str | os.PathLike[str]) -> MountEntry | None:
@@ -217,6 +220,13 @@ def find_holders(mount: int) -> Iterator[Holder]:
             yield Holder(pid, command, use)
 
 
+def _read_lines(pid: int | str, needle: str) -> list[str]:
+    """Return the lines of a mount table in which a text occurs."""
+    with open(f"/proc/{pid}/mountinfo", "rb") as file:
+        text = os.fsdecode(file.read())
+    return [line for line in text.split("\n") if line and needle in line]
+
+
 def _parse(line: str) -> MountEntry:
     """Parse one line; optional fields end at a lone hyphen."""
     front, _, back = line.partition(" - ")
@@ -241,6 +251,11 @@ def _unescape(text: str) -> str:
         return text
     raw = os.fsencode(text)
     return os.fsdecode(_ESCAPE.sub(lambda match: bytes([int(match[1], 8) & 0xFF]), raw))
+
+
+def _escape(text: str) -> str:
+    r"""Write a path as the kernel does: the opposite of :func:`_unescape`."""
+    return _SPECIAL.sub(lambda match: f"\\{ord(match[0]):03o}", text)
 
 
 def _field(fdinfo: bytes) -> int | None:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
@@ -99,10 +100,10 @@ def mount_image(
             )
         elif status.lower == "erofs":
             devices = device_paths(handle, tree)
-            _check_devices(tree, devices)
             mount_id = mount_merged(
                 handle.layout.merged_tree(image.chain_id), devices, place,
                 upper=upper, work=work, read_only=read_only, options=chosen,
+                check=functools.partial(_check_devices, tree, devices),
             )  # fmt: skip
         else:
             lowers = _unpacked(handle, image, tree, check)
@@ -254,13 +255,15 @@ def _dress_root(upper: str, tree: Tree) -> None:
 
 def _check_devices(tree: Tree, devices: Sequence[str]) -> None:
     """Refuse to mount over a layer that is gone or cut short: reads would fail, or return nothing, much later."""
-    for slot, path in zip(tree.devices, devices, strict=True):
-        try:
-            size = os.stat(path).st_size
-        except FileNotFoundError as error:
-            raise IntegrityError(f"layer file {path} is missing", hint="Load the image again.") from error
-        if -(-size // 512) < slot.blocks:
-            raise IntegrityError(f"layer file {path} is cut short at {size} bytes", hint="Load the image again.")
+    look = os.stat
+    path = ""
+    try:
+        for slot, path in zip(tree.devices, devices, strict=True):
+            size = look(path).st_size
+            if size + 511 < slot[1] * 512:
+                raise IntegrityError(f"layer file {path} is cut short at {size} bytes", hint="Load the image again.")
+    except FileNotFoundError as error:
+        raise IntegrityError(f"layer file {path} is missing", hint="Load the image again.") from error
 
 
 def _unpacked(handle: StoreHandle, image: ImageRecord, tree: Tree, check: Callable[[], None] | None) -> list[str]:

@@ -52,6 +52,7 @@ def mount_merged(
     work: StrPath | None = None,
     read_only: bool = False,
     options: MountOptions = _DEFAULT,
+    check: Callable[[], None] | None = None,
 ) -> int:
     """Mount an EROFS image, alone or below a writable directory.
 
@@ -63,6 +64,8 @@ def mount_merged(
         work: directory for overlayfs's own use, on the file system of ``upper``; given exactly when ``upper`` is.
         read_only: whether nothing may be written through the mount.
         options: see :class:`MountOptions`.
+        check: looks at the files while the kernel opens them, perhaps in another thread; what it raises is raised here,
+            and nothing is mounted.
 
     Returns:
         The kernel's number of the mount, as :func:`layerfs.linux.mountinfo.read_mounts` shows it.
@@ -77,7 +80,7 @@ def mount_merged(
     Atomicity: the target is covered in one step at the end; a failure or a killed process leaves no mount.
     """
     _check_upper(upper, work, read_only=read_only)
-    image = ErofsImage(os.path.abspath(tree), tuple(map(_absolute, devices)))
+    image = ErofsImage(os.path.abspath(tree), tuple(map(_absolute, devices)), check)
     attributes = options.attributes(read_only=read_only)
     if upper is None or work is None:
         with _target(target) as place:
@@ -297,12 +300,11 @@ def _refused_upper(upper: str, work: str, err: OSError) -> str | None:
         return f"upper directory {upper} and work directory {work} are not on one mount"
     if os.path.commonpath((upper, work)) in {upper, work}:
         return f"of upper directory {upper} and work directory {work} one lies in the other"
-    for entry in read_mounts():
-        if entry.mount_id == numbers[0]:
-            if "ro" in entry.options:
-                return f"upper directory {upper} lies on {entry.target}, which is read-only"
-            if entry.fstype in _NEVER_UPPER:
-                return f"upper directory {upper} lies on {entry.fstype}, which overlayfs cannot use for it"
+    for entry in read_mounts(numbers=numbers[:1]):
+        if "ro" in entry.options:
+            return f"upper directory {upper} lies on {entry.target}, which is read-only"
+        if entry.fstype in _NEVER_UPPER:
+            return f"upper directory {upper} lies on {entry.fstype}, which overlayfs cannot use for it"
     return None
 
 

@@ -116,7 +116,7 @@ class MountRecords:
             MountError: ENOENT if there is no such mount (any more).
             OSError: ENOSPC, EACCES, EROFS for the run root; no file is left then.
         """
-        entry = next((entry for entry in read_mounts() if entry.mount_id == mount_id), None)
+        entry = next(iter(read_mounts(numbers=(mount_id,))), None)
         if entry is None:
             raise MountError(f"the mount at {os.fspath(target)} is gone", errno=errno.ENOENT, backend=backend)
         record = MountRecord(
@@ -153,7 +153,7 @@ class MountRecords:
         known = self._known()
         if not known:
             return []
-        mounts = {entry.mount_id: entry for entry in read_mounts()}
+        mounts = {entry.mount_id: entry for entry in read_mounts(numbers={record.mount_id for record in known})}
         found: list[MountRecord] = []
         for record in known:
             current = record if record.detached and self._holders(record) else _current(record, mounts)
@@ -227,7 +227,7 @@ class MountRecords:
 
     def _write(self, record: MountRecord) -> None:
         os.makedirs(self.directory, mode=0o700, exist_ok=True)
-        data = json.dumps(dataclasses.asdict(record), indent=1).encode() + b"\n"
+        data = json.dumps(dataclasses.asdict(record)).encode() + b"\n"
         write_document(self._path(record.id), data, sync=False)
 
     def _known(self) -> list[MountRecord]:
@@ -247,7 +247,7 @@ class MountRecords:
 
     def _holders(self, record: MountRecord) -> list[Holder]:
         """Return who uses a detached mount; nobody after a reboot, or when its number stands for another mount."""
-        if record.boot_id != _boot_id() or any(entry.mount_id == record.mount_id for entry in read_mounts()):
+        if record.boot_id != _boot_id() or read_mounts(numbers=(record.mount_id,)):
             return []
         holders = list(find_holders(record.mount_id))
         # The process that serves it ends with its last user, also with one that cannot be seen from here.

@@ -233,3 +233,23 @@ def test_the_tables_of_the_kernel_are_no_target(shell: Shell, image: Built) -> N
         assert (ran.returncode, ran.stdout) == (8, "")
         assert "which mounting itself needs" in ran.stderr
     assert shell.json("ps", "--format", "json") == []
+
+
+@pytest.mark.parametrize("backend", ["overlay", "fuse"])
+def test_a_damaged_layer_is_not_mounted(shell: Shell, image: Built, target: Path, backend: str) -> None:
+    tars = sorted((shell.directory / "store/layers/sha256").glob("*/layer.tar"))
+    tar = max(tars, key=lambda path: path.stat().st_size)
+    whole = tar.read_bytes()
+    for what in ("cut short at 512 bytes", "missing"):
+        if what == "missing":
+            tar.unlink()
+        else:
+            os.truncate(tar, 512)
+        said = shell.fails(4, "mount", "--backend", backend, image.name, str(target))
+        assert what in said
+        assert str(tar) in said
+        assert "Load the image again" in said
+        assert shell.json("mount", "--format", "json") == shell.json("ps", "--format", "json") == []
+    tar.write_bytes(whole)
+    shell("mount", "--backend", backend, "--name", "healed", image.name, str(target))
+    shell("umount", "healed")

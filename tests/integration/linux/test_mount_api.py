@@ -60,6 +60,19 @@ def test_a_detached_mount_is_usable_and_invisible(tmp_path: Path) -> None:
     assert find_mount(tmp_path) is None
 
 
+def test_a_mount_is_found_by_a_name_that_the_kernel_escapes(tmp_path: Path) -> None:
+    place = tmp_path / "a b\\\t"
+    place.mkdir()
+    mount = _tmpfs()
+    _attach(mount, place)
+    entry = find_mount(place)
+    assert entry is not None
+    assert (entry.mount_id, entry.target) == (mount_id(mount), str(place))
+    os.close(mount)
+    mount_api.umount(place)
+    assert find_mount(place) is None
+
+
 def test_attributes_are_set_and_changed(tmp_path: Path) -> None:
     mount = _tmpfs(MountAttribute.NOSUID | MountAttribute.NODEV)
     _attach(mount, tmp_path)

@@ -12,7 +12,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.errors import BackendUnavailable, Conflict, MountError
+from layerfs.errors import BackendUnavailable, Conflict, IntegrityError, MountError
 from layerfs.linux import mount_api, probe
 from layerfs.linux.mountinfo import MountEntry, find_upper_mount, read_mounts
 from layerfs.mount import detached, overlay
@@ -173,6 +173,25 @@ def test_any_path_can_be_mounted(image: Image, tmp_path: Path, name: str) -> Non
         assert find_upper_mount(base / "upper") is not None
     finally:
         unmount(base / "target")
+
+
+@needs_erofs
+@pytest.mark.parametrize("many", [1, 1000], ids=["beside", "before"])
+def test_a_check_that_fails_ends_the_mount(
+    image: Image, target: Path, many: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(detached, "_MANY", many)
+    mounts, calls = len(read_mounts()), []
+
+    def refuse() -> None:
+        calls.append(1)
+        raise IntegrityError("a layer is too short")
+
+    with pytest.raises(IntegrityError, match="a layer is too short"):
+        mount_merged(image.tree, image.devices, target, read_only=True, check=refuse)
+    assert (len(calls), len(read_mounts())) == (1, mounts)
+    mount_merged(image.tree, image.devices, target, read_only=True, check=lambda: calls.append(2))
+    assert (calls, len(read_mounts())) == ([1, 2], mounts + 1)
 
 
 @needs_erofs

@@ -37,6 +37,12 @@ def test_unescape(text: str, plain: str) -> None:
     assert mountinfo._unescape(text) == plain
 
 
+def test_a_path_is_escaped_as_the_kernel_does() -> None:
+    path = "/a b\tc\nd\\e\udcff"
+    assert mountinfo._escape(path) == "/a\\040b\\011c\\012d\\134e\udcff"
+    assert mountinfo._unescape(mountinfo._escape(path)) == path
+
+
 def test_an_empty_source_does_not_shift_the_fields() -> None:
     entry = mountinfo._parse("1 0 0:1 / / rw - tmpfs  rw,size=1k")
     assert (entry.source, entry.option("size")) == ("", "1k")
@@ -50,6 +56,8 @@ def test_this_process_sees_proc() -> None:
     assert entry in read_mounts(fstype="proc")
     assert {one.fstype for one in read_mounts(fstype="proc")} == {"proc"}
     assert read_mounts(os.getpid()) == read_mounts()
+    assert read_mounts(numbers={entry.mount_id}) == [entry]
+    assert read_mounts(numbers=()) == []
     assert find_mount("/proc/self") is None
     fd = os.open("/proc/version", os.O_PATH)
     assert mount_id(fd) == entry.mount_id
