@@ -35,7 +35,11 @@ def main() -> NoReturn:
             signal.signal(number, _terminate)
     sys.setswitchinterval(_SWITCH_INTERVAL)
     gc.set_threshold(_CYCLE_THRESHOLD, 20, 100)
-    program.main(prog_name="layerfs")
+    try:
+        program.main(prog_name="layerfs")
+    finally:
+        # Python looks for cycles once more when it ends, in a process whose memory goes back as a whole.
+        gc.freeze()
     raise SystemExit(0)
 
 

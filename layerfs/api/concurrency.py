@@ -1,7 +1,8 @@
 """Concurrency, written once: trio functions that run the blocking parts of transfers in threads.
 
-:class:`layerfs.api.AsyncStore` awaits them; :class:`layerfs.api.Store` runs them through :func:`run_blocking`. This is
-the one place that starts an event loop, and trio is imported only when there is something to do at the same time.
+:class:`layerfs.api.AsyncStore` awaits them; :class:`layerfs.api.Store` runs them through :func:`run_blocking`, but for
+the pull, which cannot wait for trio to be imported; see :mod:`layerfs.api.together`. This is the one place that starts
+an event loop.
 """
 
 from __future__ import annotations
@@ -14,10 +15,9 @@ from typing import TypeVar
 import trio
 
 from layerfs.api.base import refuse_inside_trio
+from layerfs.api.together import first_failure
 from layerfs.formats.digest import Digest
-from layerfs.registry.download import Download
 from layerfs.registry.http import HttpClient
-from layerfs.registry.plan import LayerPlan
 from layerfs.registry.pull import Pull, Stopped
 from layerfs.registry.push import Push
 from layerfs.store.image import ImageRecord
@@ -26,9 +26,6 @@ __all__ = ["each", "in_thread", "pull_layers", "push_layers", "run_blocking"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-#: Seconds before a layer that another pull is at is looked for again.
-_LOOK_AGAIN = 0.05
 
 #: Seconds between two polls of a caller that waits for its event loop.
 _POLL = 0.1
@@ -45,20 +42,12 @@ async def pull_layers(pull: Pull, http: HttpClient, jobs: int) -> list[ImageReco
     Raises:
         LayerfsError, OSError: the first thing that went wrong; see :meth:`Pull.lay_down`.
     """
-    todo = deque(pull.wanted)
     # Threads beside the receiving ones: one lays down. They must not wait for each other's turn.
     threads = trio.CapacityLimiter(jobs + 1)
     records: list[ImageRecord] = []
 
     async def receive() -> None:
-        while todo:
-            layer: LayerPlan = todo.popleft()
-            claim = await trio.to_thread.run_sync(pull.claim, layer, limiter=threads)
-            if isinstance(claim, Download):
-                await trio.to_thread.run_sync(pull.receive, layer, claim, limiter=threads)
-            elif not claim:
-                todo.append(layer)
-                await trio.sleep(_LOOK_AGAIN)
+        await trio.to_thread.run_sync(pull.receive, limiter=threads)
 
     async def lay_down() -> None:
         records.extend(await trio.to_thread.run_sync(pull.lay_down, limiter=threads))
@@ -67,7 +56,7 @@ async def pull_layers(pull: Pull, http: HttpClient, jobs: int) -> list[ImageReco
         pull.stop()
         http.abort()
 
-    await _together([lay_down, *[receive] * min(jobs, len(todo))], stop)
+    await _together([lay_down, *[receive] * min(jobs, len(pull.wanted))], stop)
     return records
 
 
@@ -153,11 +142,7 @@ async def _together(tasks: Sequence[Callable[[], Awaitable[None]]], stop: Callab
         done = True
         nursery.cancel_scope.cancel()
     if failures:
-        first = failures[0]
-        for other in failures[1:]:
-            if str(other) != str(first):
-                first.add_note(f"also: {other}")
-        raise first
+        raise first_failure(failures)
 
 
 def run_blocking(function: Callable[[], Awaitable[T]], check: Callable[[], None] | None = None) -> T:

@@ -153,9 +153,20 @@ class TransferPart(StorePart):
                 with Pull(self._handle, remote, access, keep_blobs=keep_blobs, progress=progress, check=check) as pull:
                     if not pull.wanted:
                         return self._images(pull.lay_down())
-                    from layerfs.api.concurrency import pull_layers, run_blocking
+                    from layerfs.api.together import run_together
 
-                    return self._images(run_blocking(lambda: pull_layers(pull, registries.http, access.jobs), check))
+                    records: list[catalog.ImageRecord] = []
+
+                    def lay_down() -> None:
+                        records.extend(pull.lay_down())
+
+                    def stop() -> None:
+                        pull.stop()
+                        registries.http.abort()
+
+                    receivers = [pull.receive] * min(access.jobs, len(pull.wanted))
+                    run_together([lay_down, *receivers], stop, check)
+                    return self._images(records)
 
     def push(
         self,

@@ -11,7 +11,7 @@ import contextlib
 import queue
 import threading
 from collections import deque
-from collections.abc import Callable, Generator, Iterable, Iterator
+from collections.abc import Callable, Generator, Iterable
 from dataclasses import dataclass
 from typing import TYPE_CHECKING, TypeVar
 
@@ -223,7 +223,9 @@ class _Stopped(Exception):
     """The consumer went away."""
 
 
-def prefetch(events: Iterable[T], idle: Callable[[], bool] = lambda: False, *, depth: int = _DEPTH) -> Iterator[T]:
+def prefetch(
+    events: Iterable[T], idle: Callable[[], bool] = lambda: False, *, depth: int = _DEPTH
+) -> Generator[T, None, None]:
     """Run a generator in a thread of its own and yield what it yields, at most a bounded number of items ahead.
 
     An exception of the generator is raised here. When the consumer stops early, so does the thread, at its next item.

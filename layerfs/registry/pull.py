@@ -15,7 +15,9 @@ import contextlib
 import queue
 import threading
 import time
+from collections import deque
 from collections.abc import Callable, Iterator
+from dataclasses import dataclass
 from typing import Self
 
 from layerfs.errors import DigestMismatch, FormatError, IntegrityError, LayerfsError
@@ -42,6 +44,9 @@ __all__ = ["Pull", "Stopped"]
 
 #: Seconds between two reports about one layer.
 _TELL_EVERY = 0.1
+
+#: Seconds before a layer that another pull is at is looked for again.
+_LOOK_AGAIN = 0.05
 
 #: Seconds between two polls of the laying thread while nothing has been claimed.
 _POLL = 0.2
@@ -89,6 +94,7 @@ class Pull:
         plans = {layer.member: layer for image in remote.images for layer in image.layers}
         self._plans = plans
         self.wanted = [layer for layer in plans.values() if not self._has(layer)]
+        self._todo = deque(self.wanted)
         lacking = {layer.member for layer in self.wanted}
         for layer in plans.values():
             self._tell(layer, "Waiting" if layer.member in lacking else "Already exists", 0, None)
@@ -118,14 +124,31 @@ class Pull:
         if self._user_check is not None:
             self._user_check()
 
-    def claim(self, layer: LayerPlan) -> Download | bool:
+    def receive(self) -> None:
+        """Receive wanted layers until none is left; for threads of its own, one for every layer at a time.
+
+        Raises:
+            RegistryError, NotFound, IntegrityError: as :meth:`Download.run`.
+            OSError: ENOSPC, EIO.
+        """
+        while True:
+            try:
+                layer = self._todo.popleft()
+            except IndexError:
+                return
+            self.check()
+            claim = self._claim(layer)
+            if isinstance(claim, Download):
+                self._receive(layer, claim)
+            elif not claim:
+                self._todo.append(layer)
+                time.sleep(_LOOK_AGAIN)
+
+    def _claim(self, layer: LayerPlan) -> Download | bool:
         """Try to take a layer on.
 
         Returns:
             The download to run, True if the store has the layer by now, False if another pull is at it.
-
-        Raises:
-            OSError: ENOSPC, EIO.
         """
         assert layer.blob is not None
         if self._has(layer):
@@ -147,8 +170,7 @@ class Pull:
         self._claimed.put((layer, download))
         return download
 
-    def receive(self, layer: LayerPlan, download: Download) -> None:
-        """Receive a layer; for a thread of its own. Raises as :meth:`Download.run`."""
+    def _receive(self, layer: LayerPlan, download: Download) -> None:
         assert layer.blob is not None
         self._tell(layer, "Downloading", download.part.size, layer.blob.size)
         download.run()
@@ -172,12 +194,7 @@ class Pull:
                 there = {member: layer for member, layer in self._plans.items() if member not in lacking}
                 held = ingest.find_layers([layer.diff_id for layer in there.values()])
                 layers = {member: held[layer.diff_id] for member, layer in there.items() if layer.diff_id in held}
-                for _ in self.wanted:
-                    layer, download = self._next_claimed()
-                    if download is None:
-                        self._tell(layer, "Already exists", 0, None)
-                    else:
-                        layers[layer.member] = self._lay_one(ingest, layer, download)
+                layers |= self._lay_all(ingest)
                 images = [self._image(ingest, plan, layers) for plan in self._remote.images]
                 records = commit_images(ingest, images)
             if self._keep:
@@ -186,6 +203,35 @@ class Pull:
         finally:
             with contextlib.suppress(OSError, LayerfsError):
                 collect(self._handle)
+
+    def _lay_all(self, ingest: Ingest) -> dict[str, IngestedLayer]:
+        """Lay down what arrives, and return it by the member's name.
+
+        One thread reads all layers: so it goes on with the next one while the tree of the last is made.
+        """
+        layers = {}
+        backlog = DigestBacklog()
+        with contextlib.closing(prefetch(self._arrivals(backlog), backlog.work)) as events:
+            try:
+                for event in events:
+                    assert isinstance(event, _Claimed)
+                    layer, download = event.layer, event.download
+                    if download is None:
+                        self._tell(layer, "Already exists", 0, None)
+                    else:
+                        layers[layer.member] = self._lay_one(ingest, layer, download, _one_layer(events))
+            except BaseException:
+                self.stop()  # or the reading thread would wait for more
+                raise
+        return layers
+
+    def _arrivals(self, backlog: DigestBacklog) -> Iterator[_Claimed | LayerEvent]:
+        """Yield the wanted layers as they are claimed, each with its events after it."""
+        for _ in self.wanted:
+            layer, download = self._next_claimed()
+            yield _Claimed(layer, download)
+            if download is not None:
+                yield from _events(layer, download.read, backlog)
 
     def _next_claimed(self) -> tuple[LayerPlan, Download | None]:
         while True:
@@ -207,21 +253,27 @@ class Pull:
         assert plan.manifest is not None
         return NewImage((plan.config.digest, plan.config.raw), plan.manifest, found, plan.names, origin=plan.origin)
 
-    def _lay_one(self, ingest: Ingest, layer: LayerPlan, download: Download) -> IngestedLayer:
+    def _lay_one(
+        self, ingest: Ingest, layer: LayerPlan, download: Download, events: Iterator[LayerEvent]
+    ) -> IngestedLayer:
         try:
-            return self._lay(ingest, layer, download.read)
+            laid = self._lay(ingest, layer, events)
         except (IntegrityError, FormatError) as error:
             if not download.resumed:
                 self._bad.add(layer.member)
                 raise
+            _exhaust(events)
             # What an earlier connection left may be what is wrong: once more, all in one go.
+            backlog = DigestBacklog()
             try:
-                return self._lay(ingest, layer, download.again())
+                return self._lay(ingest, layer, prefetch(_events(layer, download.again(), backlog), backlog.work))
             except (IntegrityError, FormatError) as second:
                 self._bad.add(layer.member)
                 raise second from error
+        _exhaust(events)
+        return laid
 
-    def _lay(self, ingest: Ingest, layer: LayerPlan, read: Callable[[int], bytes]) -> IngestedLayer:
+    def _lay(self, ingest: Ingest, layer: LayerPlan, events: Iterator[LayerEvent]) -> IngestedLayer:
         assert layer.blob is not None
         blob, begun = layer.blob, ingest.begin_layer(layer.diff_id)
         if isinstance(begun, IngestedLayer) and not self._keep:
@@ -229,8 +281,6 @@ class Pull:
             return begun
         pending = begun if isinstance(begun, Pending) else None
         found = None if isinstance(begun, Pending) else begun
-        backlog = DigestBacklog()
-        events = prefetch(_events(layer, read, backlog), backlog.work)
         try:
             for event in events:
                 self.check()
@@ -288,6 +338,29 @@ class Pull:
                 return  # it arrives more slowly than it is laid down
             self._told[key] = (state, now)
             self._progress.update(key, state, done, total)
+
+
+@dataclass(frozen=True, slots=True)
+class _Claimed:
+    """What follows is of this layer, up to its end; without a download the store has it, and nothing follows."""
+
+    layer: LayerPlan
+    download: Download | None
+
+
+def _one_layer(events: Iterator[_Claimed | LayerEvent]) -> Iterator[LayerEvent]:
+    """Yield the events of one layer, and leave those of the next."""
+    for event in events:
+        assert not isinstance(event, _Claimed)
+        yield event
+        if isinstance(event, LayerEnd | LayerFailed):
+            return
+
+
+def _exhaust(events: Iterator[LayerEvent]) -> None:
+    """Read a layer to its end that is not needed, or no longer."""
+    for _ in events:
+        pass
 
 
 def _events(layer: LayerPlan, read: Callable[[int], bytes], backlog: DigestBacklog) -> Iterator[LayerEvent]:

@@ -12,8 +12,10 @@ from pathlib import Path
 from typing import Any
 
 import pytest
+import trio
 
 from layerfs.api import Store
+from layerfs.api.async_store import AsyncStore
 from layerfs.errors import (
     Denied,
     DigestMismatch,
@@ -633,12 +635,28 @@ def test_a_damaged_part_is_found_and_fetched_anew(store: Store, registry: Faulty
     from pathlib import Path
 
     part = Path(store.info().root) / "partial" / f"sha256-{BIG.partition(':')[2]}"
-    for damaged in (bytes(1000), IMAGE.blobs[0][:-1] + b"\0", noise(SIZE, "x"), noise(SIZE + 5, "x")):
+    # The last one is found while its bytes are laid down, and others are still being read.
+    no_tar = gzip.compress(noise(SIZE, "y"), 0)[: SIZE - 100_000]
+    for damaged in (bytes(1000), IMAGE.blobs[0][:-1] + b"\0", noise(SIZE, "x"), noise(SIZE + 5, "x"), no_tar):
         part.write_bytes(damaged)
         pull(store, registry)
         assert_whole(store)
         assert not part.exists()
         store.remove_image(f"{registry.address}/team/app")
+
+
+def test_tasks_get_the_same_errors(store: Store, registry: FaultyRegistry) -> None:
+    registry.fault = cut_at(SIZE // 2, reset=False)
+
+    async def run() -> None:
+        async with await AsyncStore.open(store.info().root) as same:
+            with pytest.raises(Unreachable, match="the connection broke"):
+                await same.pull(f"{registry.address}/team/app", access=QUICK)
+            registry.fault = None
+            await same.pull(f"{registry.address}/team/app", access=QUICK)
+
+    trio.run(run)
+    assert_whole(store)
 
 
 def test_gc_removes_parts(store: Store, registry: FaultyRegistry) -> None:

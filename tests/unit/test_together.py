@@ -1,0 +1,61 @@
+"""Blocking functions side by side."""
+
+from __future__ import annotations
+
+import threading
+
+import pytest
+
+from layerfs.api.together import run_together
+from layerfs.registry.pull import Stopped
+
+
+class Tasks:
+    """Functions that wait for each other, and notice that they are stopped."""
+
+    def __init__(self) -> None:
+        self.stopped = threading.Event()
+        self.ended: list[str] = []
+
+    def waits(self) -> None:
+        assert self.stopped.wait(10)
+        self.ended.append("waits")
+        raise Stopped
+
+    def fails(self) -> None:
+        raise ValueError("first")
+
+    def fails_when_stopped(self) -> None:
+        assert self.stopped.wait(10)
+        raise OSError("second")
+
+
+def test_all_run_at_the_same_time() -> None:
+    barrier, done = threading.Barrier(3, timeout=10), []
+
+    def meet() -> None:
+        barrier.wait()
+        done.append(threading.current_thread().name)
+
+    run_together([meet, meet, meet], lambda: None)
+    assert done == ["layerfs-task"] * 3
+    run_together([], lambda: None)
+
+
+def test_the_first_error_counts_and_stops_the_others() -> None:
+    tasks = Tasks()
+    with pytest.raises(ValueError, match="first") as caught:
+        run_together([tasks.waits, tasks.fails, tasks.fails_when_stopped], tasks.stopped.set)
+    assert tasks.ended == ["waits"]
+    assert caught.value.__notes__ == ["also: second"]
+
+
+def test_what_check_raises_ends_them_all() -> None:
+    tasks = Tasks()
+
+    def check() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run_together([tasks.waits, tasks.waits], tasks.stopped.set, check)
+    assert tasks.ended == ["waits", "waits"]
