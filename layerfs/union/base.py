@@ -75,6 +75,7 @@ class UnionPart:
         self._upper = upper
         self._owners = owners
         self._raw_umask = raw_umask
+        self._umask: int | None = None
         self._sync = sync
         self._static_nlink = static_nlink
         self._prefix = prefix or (upper.prefix if upper is not None else b"trusted.overlay.")
@@ -276,37 +277,50 @@ class UnionPart:
 
     def _copy_one(self, node: Node, upper: Upper, *, data: bool) -> None:
         """Copy one inode up; the directory above it is there."""
+        self._use_umask(0)
         temporary, fd = copy_inode(self._lower, node.lower, upper, data=data)
-        if node.parent is None:
-            # Its name is gone: the copy needs none.
-            try:
-                node.fd = open_inode(temporary, upper.work)
-            except BaseException:
-                if fd >= 0:
-                    os.close(fd)
-                raise
-            finally:
-                (os.rmdir if node.is_directory else os.unlink)(temporary, dir_fd=upper.work)
-            self._copied(node, upper, fd)
-            return
         try:
-            above = upper.directory(node.parent)
-            times = os.fstat(above)
-            os.rename(temporary, node.name, src_dir_fd=upper.work, dst_dir_fd=above)
+            if node.parent is None:
+                # Its name is gone: the copy needs none.
+                try:
+                    node.fd = open_inode(temporary, upper.work)
+                finally:
+                    (os.rmdir if node.is_directory else os.unlink)(temporary, dir_fd=upper.work)
+            else:
+                self._put_in_place(temporary, node.parent, node, upper)
         except BaseException:
             if fd >= 0:
                 os.close(fd)
+            raise
+        self._copied(node, upper, fd)
+
+    def _put_in_place(self, temporary: bytes, parent: Node, node: Node, upper: Upper) -> None:
+        """Rename a copy to where its original shows through."""
+        try:
+            above = upper.directory(parent)
+            times = os.fstat(above)
+            os.rename(temporary, node.name, src_dir_fd=upper.work, dst_dir_fd=above)
+        except BaseException:
             (os.rmdir if node.is_directory else os.unlink)(temporary, dir_fd=upper.work)
             raise
         # Nothing in the directory has changed for those who look through the union.
         os.utime(b".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=above)
-        self._copied(node, upper, fd)
+
+    def _use_umask(self, mask: int) -> None:
+        """Set the umask of this process, which serves one request after the other."""
+        if mask != self._umask:
+            os.umask(mask)
+            self._umask = mask
 
     def _copied(self, node: Node, upper: Upper, fd: int) -> None:
         """Note that an inode lies in the upper now, and go on with its descriptor."""
         reference = node.lower
         node.upper = True
         if node.is_directory:
+            if node.parent is None:
+                os.close(fd)
+            else:
+                upper.hold(node, fd)
             return
         node.lower = None
         status = os.fstat(fd) if fd >= 0 else upper.status(node)

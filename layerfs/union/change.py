@@ -49,8 +49,6 @@ class Changes:
 class ChangePart(ViewPart, FilePart):
     """New files, directories, links and devices; chmod, chown, truncate, utimens; xattrs."""
 
-    _umask: int | None = None
-
     def create(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attributes:
         """Make a regular file, which will be written next.
 
@@ -347,10 +345,7 @@ class ChangePart(ViewPart, FilePart):
 
     def _set_umask(self, caller: Caller) -> None:
         """Let the upper's file system apply the caller's umask, or a default ACL instead of it."""
-        mask = caller.umask if self._raw_umask else 0
-        if mask != self._umask:
-            os.umask(mask)
-            self._umask = mask
+        self._use_umask(caller.umask if self._raw_umask else 0)
 
     def _own(
         self, upper: Upper, parent: Node, fd: int, name: bytes, mode: int, caller: Caller, *, in_place: bool

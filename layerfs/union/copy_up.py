@@ -15,11 +15,13 @@ from layerfs.linux.durable import start_writeback
 from layerfs.linux.sparse import copy_data
 from layerfs.union.attribute import Attributes
 from layerfs.union.lower import Lower, LowerFile, Reference
-from layerfs.union.mark import OVERRIDE_XATTR, descriptor_path
+from layerfs.union.mark import OVERRIDE_XATTR, descriptor_path, open_inode
 from layerfs.union.upper import Upper
 
 __all__ = ["copy_inode"]
 
+_DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_SET_ID = stat.S_ISUID | stat.S_ISGID
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Files up to this size are copied by one read and one write; looking for holes costs more calls than it saves.
 _SMALL = 64 << 10
@@ -28,7 +30,7 @@ _UNKEPT = frozenset({errno.EOPNOTSUPP, errno.EPERM})
 
 
 def copy_inode(lower: Lower, reference: Reference, upper: Upper, *, data: bool = True) -> tuple[bytes, int]:
-    """Copy an inode into the work directory.
+    """Copy an inode into the work directory, in a process without a umask.
 
     Args:
         lower: the tree.
@@ -37,17 +39,20 @@ def copy_inode(lower: Lower, reference: Reference, upper: Upper, *, data: bool =
         data: False leaves a regular file empty, for a caller that truncates it.
 
     Returns:
-        The name in the work directory, for the caller to rename; and a descriptor for reading and writing of a regular
-        file, or -1.
+        The name in the work directory, for the caller to rename; and a descriptor: for reading and writing of a regular
+        file, an O_PATH one of a directory, or -1.
 
     Raises:
         OSError: ENOSPC, EDQUOT, EIO; nothing is left then.
     """
     attributes = lower.attributes(reference)
+    mode = stat.S_IMODE(attributes.mode)
     kind = stat.S_IFMT(attributes.mode)
-    name = upper.temporary()
+    name, work = upper.temporary(), upper.work
+    # What nobody else can reach is made with its mode: that saves a chmod. Set-ID bits would not outlive what follows.
+    first = 0o600 if upper.override else mode & ~_SET_ID
     if kind == stat.S_IFREG:
-        fd = os.open(name, _NEW, 0o600, dir_fd=upper.work)
+        fd = os.open(name, _NEW, first, dir_fd=work)
         try:
             if data and attributes.size:
                 _copy_content(lower.open(reference), fd)
@@ -57,25 +62,28 @@ def copy_inode(lower: Lower, reference: Reference, upper: Upper, *, data: bool =
                 start_writeback(fd)
         except BaseException:
             os.close(fd)
-            os.unlink(name, dir_fd=upper.work)
+            os.unlink(name, dir_fd=work)
             raise
         return name, fd
     if kind == stat.S_IFDIR:
-        os.mkdir(name, 0o700, dir_fd=upper.work)
+        os.mkdir(name, 0o700 if upper.override else first, dir_fd=work)
     elif kind == stat.S_IFLNK:
-        os.symlink(lower.readlink(reference), name, dir_fd=upper.work)
+        os.symlink(lower.readlink(reference), name, dir_fd=work)
     else:
-        os.mknod(name, kind | 0o600, attributes.rdev, dir_fd=upper.work)
+        os.mknod(name, kind | first, attributes.rdev, dir_fd=work)
+    fd = -1
     try:
-        fd = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=upper.work)
-        try:
-            _dress(fd, descriptor_path(fd), attributes, lower.xattrs(reference), upper, name)
-        finally:
-            os.close(fd)
+        fd = os.open(name, _DIRECTORY, dir_fd=work) if kind == stat.S_IFDIR else open_inode(name, work)
+        _dress(fd, descriptor_path(fd), attributes, lower.xattrs(reference), upper, name)
     except BaseException:
-        (os.rmdir if kind == stat.S_IFDIR else os.unlink)(name, dir_fd=upper.work)
+        if fd >= 0:
+            os.close(fd)
+        (os.rmdir if kind == stat.S_IFDIR else os.unlink)(name, dir_fd=work)
         raise
-    return name, -1
+    if kind != stat.S_IFDIR:
+        os.close(fd)
+        fd = -1
+    return name, fd
 
 
 def _copy_content(source: LowerFile, fd: int) -> None:
@@ -106,19 +114,19 @@ def _dress(
     ``path`` is a descriptor where that is enough, which saves the way through /proc; ``name`` is there where it is not.
     """
     mode = attributes.mode
-    link = stat.S_ISLNK(mode)
     if upper.override:
         if stat.S_IFMT(mode) in {stat.S_IFREG, stat.S_IFDIR}:
             os.chmod(path, stat.S_IMODE(mode) & 0o777 | (0o700 if stat.S_ISDIR(mode) else 0o600))
             text = b"%d:%d:%o" % (attributes.uid, attributes.gid, stat.S_IMODE(mode))
             os.setxattr(path, OVERRIDE_XATTR, text)
     else:
-        if name is None:
-            if (attributes.uid, attributes.gid) != upper.owner:
-                os.fchown(fd, attributes.uid, attributes.gid)
+        if (attributes.uid, attributes.gid) == upper.owner:
+            pass
+        elif name is None:
+            os.fchown(fd, attributes.uid, attributes.gid)
         else:
             os.chown(name, attributes.uid, attributes.gid, dir_fd=upper.work, follow_symlinks=False)
-        if not link:
+        if mode & _SET_ID and not stat.S_ISLNK(mode):
             os.chmod(path, stat.S_IMODE(mode))
     for key, value in xattrs.items():
         try:

@@ -81,6 +81,7 @@ class Upper:
             remove_tree(b"work", dir_fd=self._lock, missing_ok=True)
             os.mkdir(b"work", 0o700, dir_fd=self._lock)
             self.work = _opened(stack, os.open(b"work", _DIRECTORY, dir_fd=self._lock))
+            self._disinherit(descriptor_path(self.work))
             self.override = not self._may_give_away()
             self.name_max: int = os.fstatvfs(self.root).f_namemax
             stack.pop_all()
@@ -109,10 +110,14 @@ class Upper:
         if above is None:
             raise OSError(errno.ENOENT, os.strerror(errno.ENOENT))
         fd = open_below(self.root if above.ino == ROOT else self._fds[above], [step.name for step in reversed(missing)])
+        self.hold(node, fd)
+        return fd
+
+    def hold(self, node: Node, fd: int) -> None:
+        """Take over an O_PATH descriptor of a directory, and close one that was not used for long if there are many."""
         self._fds[node] = fd
         if len(self._fds) > self._kept:
             os.close(self._fds.popitem(last=False)[1])
-        return fd
 
     def close_directories(self) -> None:
         """Close what is open only to be at hand."""
@@ -308,6 +313,16 @@ class Upper:
                 os.unlink(text, dir_fd=fd)
         finally:
             os.close(fd)
+
+    def _disinherit(self, work: bytes) -> None:
+        """Take from the work directory what its own parent passed on: copies would get it as well."""
+        for name in ("system.posix_acl_default", "system.posix_acl_access"):
+            try:
+                os.removexattr(work, name)
+            except OSError as error:
+                if error.errno not in {errno.ENODATA, errno.EOPNOTSUPP}:
+                    raise
+        os.chmod(work, 0o700)  # no set-group-ID bit
 
     def _may_give_away(self) -> bool:
         """Whether files can be given to another owner, tried on one."""

@@ -11,7 +11,6 @@ import operator
 import stat
 import struct
 from collections.abc import Iterator
-from dataclasses import dataclass
 from errno import EINVAL, ELOOP, ENOENT, ENOTDIR
 from os import strerror
 from typing import NamedTuple
@@ -60,8 +59,7 @@ class DeviceSlot(NamedTuple):
     blocks: int
 
 
-@dataclass(frozen=True, slots=True)
-class Inode:
+class Inode(NamedTuple):
     """One inode; the fields are those of ``stat``, ``mtime`` in seconds and ``mtime_ns`` the nanoseconds on top."""
 
     nid: int

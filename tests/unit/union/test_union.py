@@ -3,7 +3,9 @@
 from __future__ import annotations
 
 import os
+import shutil
 import stat
+import subprocess
 from errno import (
     EBUSY,
     EEXIST,
@@ -32,7 +34,7 @@ from layerfs.union.node import ROOT
 from layerfs.union.stack import StackLower
 from layerfs.union.union import Union
 from layerfs.union.upper import Upper
-from tests.unit.union.conftest import FILES, Make, Work
+from tests.unit.union.conftest import FILES, Caller, Make, Work
 
 ALL = ["a", "empty", "link", "one", "opaque", "top"]
 
@@ -93,6 +95,35 @@ def test_copy_up_keeps_everything_but_the_place(work: Work) -> None:
     assert work.at("/").mtime_ns == parent.mtime_ns
     assert work.read("top") == FILES["top"]
     assert (work.upper / "top").read_bytes() == FILES["top"]
+
+
+def test_copies_take_nothing_after_the_work_directory_and_no_umask(tmp_path: Path) -> None:
+    lower, upper, work = (tmp_path / name for name in ("lower", "upper", "work"))
+    for path in (lower, upper, work):
+        path.mkdir()
+    modes = {"d": 0o1777, "s": 0o2751, "f": 0o666, "x": 0o4755, "r": 0o444}
+    for name, mode in modes.items():
+        place = lower / name
+        place.mkdir() if name in "ds" else place.write_bytes(b"content")
+        place.chmod(mode)
+    work.chmod(0o2777)
+    acl = shutil.which("setfacl")
+    if acl is not None:
+        subprocess.run([acl, "-d", "-m", "u:1:rwx,m:rwx", str(work)], check=True)
+    union = Union(StackLower([str(lower)], USER_PREFIX), Upper(str(upper), str(work), USER_PREFIX), raw_umask=True)
+    try:
+        # One that makes a file with a umask comes before.
+        union.create(ROOT, b"new", 0o666, Caller(os.geteuid(), os.getegid(), 0o077))
+        for name in modes:
+            found = union.lookup(ROOT, name.encode())
+            assert found is not None
+            union.setattr(found.ino, Changes(mtime_ns=1))
+    finally:
+        union.close()
+    for name, mode in modes.items():
+        assert stat.S_IMODE((upper / name).stat().st_mode) == mode, name
+        assert (upper / name).stat().st_gid == (lower / name).stat().st_gid
+        assert not [key for key in os.listxattr(upper / name) if "acl" in key]
 
 
 def test_numbers_stay_after_everything_was_forgotten(work: Work) -> None:
