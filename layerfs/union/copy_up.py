@@ -7,9 +7,11 @@ done lies in the work directory, which the next mount clears.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
+import threading
 
 from layerfs.linux.durable import start_writeback
 from layerfs.linux.sparse import copy_data
@@ -25,6 +27,8 @@ _SET_ID = stat.S_ISUID | stat.S_ISGID
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Files up to this size are copied by one read and one write; looking for holes costs more calls than it saves.
 _SMALL = 64 << 10
+#: From this size on the queue of the device may be full for as long as the copy itself takes.
+_LARGE = 1 << 20
 #: What a file system answers for xattrs that it does not keep; overlayfs goes on without them too.
 _UNKEPT = frozenset({errno.EOPNOTSUPP, errno.EPERM})
 
@@ -58,8 +62,7 @@ def copy_inode(lower: Lower, reference: Reference, upper: Upper, *, data: bool =
                 _copy_content(lower.open(reference), fd)
             _dress(fd, fd, attributes, lower.xattrs(reference), upper)
             if data and attributes.size > _SMALL:
-                # So that the journal orders the bytes before the name; nobody waits for the disk here.
-                start_writeback(fd)
+                _write_back(fd, attributes.size)
         except BaseException:
             os.close(fd)
             os.unlink(name, dir_fd=work)
@@ -103,6 +106,27 @@ def _copy_content(source: LowerFile, fd: int) -> None:
     finally:
         if source.owned:
             os.close(source.fd)
+
+
+def _write_back(fd: int, size: int) -> None:
+    """Begin to write a copy, so that the journal orders its bytes before its name; nobody waits for the disk here."""
+    if size < _LARGE:
+        start_writeback(fd)
+        return
+    own = os.dup(fd)
+
+    def run() -> None:
+        try:
+            with contextlib.suppress(OSError):  # whoever syncs the file is told
+                start_writeback(own)
+        finally:
+            os.close(own)
+
+    try:
+        threading.Thread(target=run, name="layerfs-writeback", daemon=True).start()
+    except BaseException:
+        os.close(own)
+        raise
 
 
 def _dress(
