@@ -83,6 +83,10 @@ def test_images_are_filtered_and_sorted(shell: Shell, image: Built, tmp_path: Pa
     assert ids("other") == [other.id]
     assert ids("--filter", "reference=*app*") == [image.id]
     assert ids("-f", "reference=other") == [other.id]
+    assert ids("oth*") == ids("docker.io/library/oth*:2") == ids("a[ab]a") == [other.id]
+    assert ids("oth*:3") == ids("-f", "reference=nothing") == ids("other", "-f", "reference=aaa") == []
+    assert shell("images", "other", "--format", "{{.Repository}}").split() == ["docker.io/library/other"]
+    assert len(shell("images", "*", "--format", "{{.Repository}}").split()) == 3
     assert ids("-f", "label=kind=two") == [other.id]
     assert sorted(ids("-f", "label=kind")) == sorted([image.id, other.id])
     assert ids("-f", "dangling=true") == []
@@ -91,6 +95,12 @@ def test_images_are_filtered_and_sorted(shell: Shell, image: Built, tmp_path: Pa
     assert ids("--sort", "id") == sorted([image.id, other.id])
     names = shell("images", "--sort", "repository", "--format", "{{.Repository}}").split()
     assert names == ["docker.io/library/aaa", "docker.io/library/other", "example.org/team/app"]
+    for label in ("first", "second"):
+        again = Built(name="again:1", label=label, layers=(BASE,))
+        shell("load", "-q", "-i", str(again.docker_archive(tmp_path / label)))
+    (dangling,) = ids("-f", "dangling=true")
+    assert dangling in ids()
+    assert dangling not in ids("*")
     shell.fails(2, "images", "-f", "colour=red")
     shell.fails(2, "images", "-f", "dangling=maybe")
     shell.fails(3, "images", "-f", "before=nothing")

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import fnmatch
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Final
 
 import click
@@ -28,7 +28,10 @@ _COLUMNS: Final = (
     Column("SIZE", "Size"),
 )
 _FILTERS: Final = ("reference", "dangling", "label", "before", "since")
+_REFERENCE: Final = "reference="
 _NONE: Final = "<none>"
+#: What makes a name a pattern.
+_SPECIAL: Final = frozenset("*?[")
 
 
 @verb("images", short_help="List images.")
@@ -57,17 +60,23 @@ def command(
     no_trunc: bool,
     noheading: bool,
 ) -> None:
-    """List images, one line per name; NAME lists those of one repository, or one name.
+    """List images, one line per name; NAME lists those of one repository, or one name, or what a pattern fits.
 
     SIZE is that of the uncompressed layers; what they take on disk is shown by df. Fields of templates: .ID
     .Repository .Tag .Digest .CreatedAt .CreatedSince .Size .Layers .Platform
     """
     settings = settings_of(context)
     with settings.open_store() as store:
-        tests = [_filter(context, store, text) for text in filters]
+        tests = [_filter(context, store, text) for text in filters if not text.startswith(_REFERENCE)]
+        names = [_named(text.removeprefix(_REFERENCE)) for text in filters if text.startswith(_REFERENCE)]
         if name is not None:
-            tests.append(_named(name))
-        found = [image for image in store.images() if all(test(image) for test in tests)]
+            names.append(_named(name))
+        shown = {
+            image: fitting
+            for image in store.images()
+            if (fitting := _fitting(image, names)) and all(test(image) for test in tests)
+        }
+    found = list(shown)
     for image in found:
         if image.damage is not None:
             settings.log("warning", f"image {image.id.short}: {image.damage}; load it again to mend it")
@@ -80,17 +89,27 @@ def command(
     if quiet:
         write("".join(f"{image.id if no_trunc else image.id.short}\n" for image in found))
         return
-    rows = [row for image in found for row in _rows(image, no_trunc=no_trunc)]
+    rows = [row for image in found for row in _rows(image, shown[image], no_trunc=no_trunc)]
     if sort in {"repository", "tag"}:
         rows.sort(key=lambda row: row[sort.capitalize()])
     columns = [column for column in _COLUMNS if digests or column.field != "Digest"]
     print_listing(form, columns, rows, [_document(image) for image in found], heading=not noheading)
 
 
-def _rows(image: Image, *, no_trunc: bool) -> list[dict[str, str]]:
-    rows = []
+def _fitting(image: Image, tests: Sequence[Callable[[str], bool]]) -> list[str]:
+    """Return the names by which an image is listed; none if it has none that all tests want."""
     # An image that was pulled by its digest has a repository and no tag, as with docker.
-    for name in image.names or [f"{repository}:{_NONE}" for repository in image.repositories or [_NONE]]:
+    untagged = [f"{repository}:{_NONE}" for repository in image.repositories]
+    if not tests:
+        return list(image.names) or untagged or [f"{_NONE}:{_NONE}"]
+    return [name for name in image.names if all(test(name) for test in tests)] or [
+        name for name in untagged if all(test(name) for test in tests)
+    ]
+
+
+def _rows(image: Image, names: Sequence[str], *, no_trunc: bool) -> list[dict[str, str]]:
+    rows = []
+    for name in names:
         repository, _, tag = name.rpartition(":")
         rows.append(
             {
@@ -123,16 +142,14 @@ def _document(image: Image) -> dict[str, object]:
     }
 
 
-def _named(text: str) -> Callable[[Image], bool]:
-    """Return a test for a repository, or for a name with its tag."""
+def _named(text: str) -> Callable[[str], bool]:
+    """Return a test of a name: for a repository, a name with its tag, or a pattern of either."""
     from layerfs.store.image import possible_names
 
+    if not _SPECIAL.isdisjoint(text):
+        return lambda name: _matches(name, text)
     wanted = {str(name) for name in possible_names(text)}
-
-    def test(image: Image) -> bool:
-        return not wanted.isdisjoint((*image.names, *image.repositories))
-
-    return test
+    return lambda name: not wanted.isdisjoint((name, name.rpartition(":")[0]))
 
 
 def _filter(context: click.Context, store: Store, text: str) -> Callable[[Image], bool]:
@@ -143,8 +160,6 @@ def _filter(context: click.Context, store: Store, text: str) -> Callable[[Image]
         if value not in {"true", "false"}:
             raise click.UsageError("the filter dangling is true or false", context)
         return lambda image: (not image.names) == (value == "true")
-    if key == "reference":
-        return lambda image: any(_matches(name, value) for name in image.names)
     if key == "label":
         label, has_value, wanted = value.partition("=")
         return lambda image: _has_label(store, image, label, wanted if has_value else None)
@@ -159,7 +174,8 @@ def _matches(name: str, pattern: str) -> bool:
     """Whether a pattern fits a name as users write it or in full, with or without its tag."""
     from layerfs.formats.reference import Reference
 
-    forms = (name, Reference.parse(name).familiar)
+    repository, _, tag = name.rpartition(":")
+    forms = (name, f"{Reference.parse(repository).familiar}:{tag}")
     return any(fnmatch.fnmatchcase(text, pattern) for form in forms for text in (form, form.rpartition(":")[0]))
 
 
