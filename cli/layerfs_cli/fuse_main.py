@@ -32,7 +32,7 @@ _LONGEST_TIMEOUT = 366 * 86400
 #: Options that ask for what holds anyway, or that are the kernel's.
 _SILENT = frozenset({
     "async", "atime", "auto", "default_permissions", "defaults", "diratime", "fast_ino", "max_idle_threads",
-    "noatime", "nodiratime", "noxattrs", "plugins", "relatime", "rw", "sync", "strictatime", "suid", "threaded",
+    "nodiratime", "noxattrs", "plugins", "relatime", "rw", "sync", "strictatime", "suid", "threaded",
     "writeback", "xattr_permissions", "dev", "exec", "nofail", "user", "users", "lazytime", "index", "metacopy",
     "redirect_dir", "userxattr",
 })  # fmt: skip
@@ -41,9 +41,9 @@ _HELP = """Stack directories through FUSE, as overlayfs in the kernel would.
 LOWERDIR is a list of directories with colons between them, the topmost first; upperdir takes the changes, workdir is an
 empty directory beside it. Without these two the mount is read-only.
 
-Further options: ro, nosuid, nodev, noexec, allow_other, uidmapping=SHOWN:STORED:COUNT, gidmapping=..., squash_to_uid=N,
-squash_to_gid=N, squash_to_root, static_nlink, noacl, volatile, fsync=0, timeout=SECONDS, fsname=TEXT, pyfuse3 (serve
-through it and libfuse instead of /dev/fuse). Others are ignored with a warning."""
+Further options: ro, nosuid, nodev, noexec, noatime, allow_other, uidmapping=SHOWN:STORED:COUNT, gidmapping=...,
+squash_to_uid=N, squash_to_gid=N, squash_to_root, static_nlink, noacl, volatile, fsync=0, timeout=SECONDS, fsname=TEXT,
+pyfuse3 (serve through it and libfuse instead of /dev/fuse). Others are ignored with a warning."""
 
 
 @click.command("layerfs-fuse", help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
@@ -162,6 +162,7 @@ def _specification(target: str, given: dict[str, str | None]) -> FuseSpecificati
         "nosuid": _flag(given, "nosuid"),
         "nodev": _flag(given, "nodev"),
         "noexec": _flag(given, "noexec"),
+        "noatime": _flag(given, "noatime"),
         "static_nlink": _flag(given, "static_nlink"),
         "allow_other": _flag(given, "allow_other") or os.geteuid() == 0,
         "acl": not _flag(given, "noacl"),

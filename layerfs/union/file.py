@@ -65,7 +65,7 @@ class FilePart(UnionPart):
             self._strip_mode(node, self._attributes(node).mode)
         return written
 
-    def keep_out_of_group(self, ino: int, groups: Callable[[], Collection[int]]) -> None:
+    def keep_out_of_group(self, ino: int, groups: Callable[[], Collection[int]]) -> bool:
         """Take a set-group-ID bit away that goes without group execution, before one outside the group writes.
 
         The kernel leaves this to the file system.
@@ -73,6 +73,9 @@ class FilePart(UnionPart):
         Args:
             ino: the file.
             groups: asked for those of the writer, who is not root, if they matter.
+
+        Returns:
+            Whether the file lost the bit.
         """
         node = self._nodes[ino]
         found = self._attributes(node)
@@ -80,6 +83,8 @@ class FilePart(UnionPart):
             upper = self._writable()
             self._copy_up(node)
             upper.change(node, mode=found.mode & ~stat.S_ISGID, uid=None, gid=None)
+            return True
+        return False
 
     def fsync(self, ino: int, *, data_only: bool) -> None:
         """Make a file durable. Raises EIO, ENOSPC."""
@@ -106,7 +111,7 @@ class FilePart(UnionPart):
             return os.lseek(content.fd, offset, whence)
         if whence not in {os.SEEK_DATA, os.SEEK_HOLE}:
             raise OSError(EINVAL, os.strerror(EINVAL))
-        if offset >= content.size:
+        if not 0 <= offset < content.size:
             raise OSError(ENXIO, os.strerror(ENXIO))
         return offset if whence == os.SEEK_DATA else content.size
 
@@ -163,9 +168,9 @@ class FilePart(UnionPart):
         """Open a regular file of the upper."""
         upper = self._writable()
         if node.fd >= 0:
-            return os.open(b"/proc/self/fd/%d" % node.fd, flags | (_OPENING & ~os.O_NOFOLLOW))
+            return upper.open(b"/proc/self/fd/%d" % node.fd, flags | (_OPENING & ~os.O_NOFOLLOW))
         fd, name = upper.place(node)
-        return os.open(name, flags | _OPENING, dir_fd=fd)
+        return upper.open(name, flags | _OPENING, fd)
 
     def _regular(self, node: Node) -> None:
         """Refuse what has no bytes."""

@@ -181,7 +181,7 @@ class ListingPart(UnionPart):
         hidden: set[bytes] = set()
         if node.is_gone:
             return visible, hidden
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=upper.directory(node))
+        fd = upper.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, upper.directory(node))
         try:
             with os.scandir(fd) as entries:
                 for entry in entries:

@@ -28,6 +28,7 @@ __all__ = [
     "is_whiteout",
     "open_below",
     "open_inode",
+    "open_quietly",
     "read_opaque",
     "read_xattrs",
 ]
@@ -53,6 +54,14 @@ def descriptor_path(fd: int) -> bytes:
 def open_inode(name: bytes, dir_fd: int) -> int:
     """Open whatever a name means, links themselves, for :func:`descriptor_path`."""
     return os.open(name, _INODE, dir_fd=dir_fd)
+
+
+def open_quietly(name: bytes, flags: int, *, dir_fd: int | None) -> int:
+    """Open something, and leave its atime alone where its owner may ask for that."""
+    try:
+        return os.open(name, flags | os.O_NOATIME, dir_fd=dir_fd)
+    except PermissionError:
+        return os.open(name, flags, dir_fd=dir_fd)
 
 
 def open_below(start: int, names: Iterable[bytes]) -> int:

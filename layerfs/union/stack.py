@@ -24,6 +24,7 @@ from layerfs.union.mark import (
     is_whiteout,
     open_below,
     open_inode,
+    open_quietly,
     read_opaque,
     read_xattrs,
 )
@@ -166,7 +167,7 @@ class StackLower:
         """Open a regular file."""
         if reference.kind == stat.S_IFDIR:
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
-        fd = _open_file(reference.name, self._directory(reference.sources[0]))
+        fd = open_quietly(reference.name, _FILE, dir_fd=self._directory(reference.sources[0]))
         try:
             status = os.fstat(fd)
             # The file of a metadata-only copy-up has its size and holes for its bytes.
@@ -245,7 +246,7 @@ class StackLower:
         found = {}
         hidden: set[bytes] = set()
         for index, source in enumerate(directory.sources):
-            fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory(source))
+            fd = open_quietly(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory(source))
             try:
                 with os.scandir(fd) as entries:
                     rows = [(os.fsencode(entry.name), entry) for entry in entries]
@@ -320,14 +321,6 @@ class StackLower:
         return device << _DEVICE_SHIFT | status.st_ino
 
 
-def _open_file(name: bytes, dir_fd: int) -> int:
-    """Open a file for reading, and leave its atime alone where its owner may ask for that."""
-    try:
-        return os.open(name, _FILE | os.O_NOATIME, dir_fd=dir_fd)
-    except PermissionError:
-        return os.open(name, _FILE, dir_fd=dir_fd)
-
-
 def _find_links(root: int) -> dict[int, list[list[bytes]]]:
     """Return the paths of all files of a layer that have several, by the layer's own inode number."""
     first: dict[int, list[bytes]] = {}
@@ -335,12 +328,13 @@ def _find_links(root: int) -> dict[int, list[list[bytes]]]:
     todo: list[list[bytes]] = [[]]
     while todo:
         path = todo.pop()
-        fd = os.open(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=root)
+        above = open_below(root, path)
         try:
-            for name in path:
-                following = os.open(name, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=fd)
-                os.close(fd)
-                fd = following
+            fd = open_quietly(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=above)
+        finally:
+            if above != root:
+                os.close(above)
+        try:
             with os.scandir(fd) as entries:
                 for entry in entries:
                     full = [*path, os.fsencode(entry.name)]

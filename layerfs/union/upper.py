@@ -31,6 +31,7 @@ from layerfs.union.mark import (
     is_whiteout,
     open_below,
     open_inode,
+    open_quietly,
     read_opaque,
 )
 from layerfs.union.node import ROOT, Node
@@ -54,14 +55,21 @@ class Upper:
         owner: user and group that a new file in the work directory has by itself.
     """
 
-    def __init__(self, upper: str | bytes, work: str | bytes, prefix: bytes) -> None:
+    def __init__(self, upper: str | bytes, work: str | bytes, prefix: bytes, *, noatime: bool = False) -> None:
         """Open both, and clear what an earlier mount left in the work directory.
+
+        Args:
+            upper: the one.
+            work: the other.
+            prefix: of the xattrs that are marks.
+            noatime: whether reading leaves the atimes of files and directories alone.
 
         Raises:
             OSError: EBUSY if another union uses the work directory, EXDEV if the two lie on different file systems,
                 else what opening or clearing them answers.
         """
         self.prefix = prefix
+        self._noatime = noatime
         self._fds: OrderedDict[Node, int] = OrderedDict()
         #: Directories held open; climbing to others costs one open per level.
         self._kept = descriptor_share()
@@ -135,6 +143,10 @@ class Upper:
         if node.parent is None:
             raise OSError(errno.ESTALE, os.strerror(errno.ESTALE))
         return self.directory(node.parent), node.name
+
+    def open(self, name: bytes, flags: int, dir_fd: int | None = None) -> int:
+        """Open something of the upper directory to read it, and perhaps to write it too."""
+        return (open_quietly if self._noatime else os.open)(name, flags, dir_fd=dir_fd)
 
     def find(self, parent: Node, name: bytes) -> tuple[os.stat_result | None, bool]:
         """Look at a name in the upper: its status and whether it is a whiteout; None if it is not there."""

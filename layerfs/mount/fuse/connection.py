@@ -10,9 +10,11 @@ Source: fs/fuse of Linux, above all dev.c, dir.c, file.c and readdir.c.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import logging
 import os
+import stat
 import struct
 import time
 from collections.abc import Callable
@@ -25,9 +27,11 @@ from layerfs.mount.fuse.protocol import (
     INIT_IN,
     INIT_OUT,
     MINOR,
+    NOTIFY_INODE,
     OUT_HEADER,
     STATFS,
     Init,
+    Notify,
     Operation,
     SetAttr,
 )
@@ -77,7 +81,7 @@ _read_in = struct.Struct("=8xQI")
 _rename2_in = struct.Struct("=QI4x")
 _setattr_in = struct.Struct("=I4x8xQ8xqq8xII4xI4xII")
 _fallocate_in = struct.Struct("=8xQQI")
-_lseek_in = struct.Struct("=8xQI")
+_lseek_in = struct.Struct("=8xqI")
 _copy_in = struct.Struct("=8xQQ8xQQ")
 
 #: What a handler returns: the reply, or None if there is none.
@@ -247,8 +251,8 @@ class Connection:
     def _setattr(self, unique: int, ino: int, _length: int) -> bytes:
         values = _setattr_in.unpack_from(self._request, _HEADER)
         valid, size, atime, mtime, atime_ns, mtime_ns, mode, uid, gid = values
-        if valid & SetAttr.SIZE:
-            self._keep_out_of_group(ino)
+        if valid & SetAttr.SIZE and self._keep_out_of_group(ino):
+            mode &= ~stat.S_ISGID  # the kernel only knows of the set-user-ID bit
         # The clock by which file systems stamp new files, so that none seems older than what was touched before it.
         now = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
         changes = Changes(
@@ -409,11 +413,15 @@ class Connection:
         OUT_HEADER.pack_into(buffer, 0, position, 0, unique)
         return self._reply[:position]
 
-    def _keep_out_of_group(self, ino: int) -> None:
+    def _keep_out_of_group(self, ino: int) -> bool:
         """Before a write: see :meth:`layerfs.union.file.FilePart.keep_out_of_group`."""
         _, _, _, _, uid, gid, pid, _, _ = IN_HEADER.unpack_from(self._request)
-        if uid:
-            self._union.keep_out_of_group(ino, lambda: _groups(pid) | {gid})
+        if not uid or not self._union.keep_out_of_group(ino, lambda: _groups(pid) | {gid}):
+            return False
+        # After a write the kernel asks for size and times anew, but goes on showing the mode that it knows.
+        with contextlib.suppress(FileNotFoundError):
+            os.write(self._device, NOTIFY_INODE.pack(NOTIFY_INODE.size, Notify.INVAL_INODE, 0, ino, -1, 0))
+        return True
 
     def _names(self, start: int, end: int) -> list[bytes]:
         """Return the names at the end of a request, each with a NUL behind it."""

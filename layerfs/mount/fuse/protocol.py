@@ -17,9 +17,11 @@ __all__ = [
     "INIT_OUT",
     "IN_HEADER",
     "MINOR",
+    "NOTIFY_INODE",
     "OUT_HEADER",
     "STATFS",
     "Init",
+    "Notify",
     "Operation",
     "SetAttr",
 ]
@@ -47,6 +49,8 @@ ENTRY = struct.Struct("=IiQQQQQII" + _ATTRIBUTES)
 DIRECTORY_ENTRY = struct.Struct("=QQQQII" + _ATTRIBUTES + "QQII")
 #: blocks, bfree, bavail, files, ffree, bsize, namelen, frsize, spare.
 STATFS = struct.Struct("=QQQQQIII28x")
+#: An OUT_HEADER; ino, offset, length. An offset below 0 is about the attributes alone.
+NOTIFY_INODE = struct.Struct("=IiQQqq")
 
 
 class Operation(IntEnum):
@@ -90,6 +94,12 @@ class Operation(IntEnum):
     LSEEK = 46
     COPY_FILE_RANGE = 47
     TMPFILE = 51
+
+
+class Notify(IntEnum):
+    """``enum fuse_notify_code``, in the place of an error: what the server says by itself."""
+
+    INVAL_INODE = 2
 
 
 class Init(IntFlag):

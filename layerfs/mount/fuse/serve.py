@@ -128,7 +128,7 @@ def _union(wanted: FuseSpecification, *, raw_umask: bool) -> Union:
         if wanted.upper is not None and wanted.work is not None:
             if find_upper_mount(wanted.upper) is not None:
                 raise OSError(errno.EBUSY, "upper directory is mounted by the kernel", wanted.upper)
-            upper = Upper(wanted.upper, wanted.work, prefix)
+            upper = Upper(wanted.upper, wanted.work, prefix, noatime=wanted.noatime or wanted.read_only)
             stack.callback(upper.close)
         lower: Lower
         if wanted.tree is not None:

@@ -31,6 +31,7 @@ class FuseSpecification:
         nosuid: set-user-ID bits have no effect.
         nodev: device nodes cannot be opened.
         noexec: nothing can be executed.
+        noatime: reading leaves atimes alone, as it always does in layers and where nothing may be written.
         allow_other: whether other users may look inside.
         userxattr: whether marks are ``user.overlay.*``; None decides by what this process may do.
         owners: how owners are mapped.
@@ -52,6 +53,7 @@ class FuseSpecification:
     nosuid: bool = True
     nodev: bool = True
     noexec: bool = False
+    noatime: bool = False
     allow_other: bool = False
     userxattr: bool | None = None
     owners: OwnerMap | None = None

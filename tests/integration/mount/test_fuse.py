@@ -110,6 +110,24 @@ def test_read_only(mount: Mounter, wanted: FuseSpecification, target: Path) -> N
     assert (target / "dir/file").read_text() == "lower\n"
 
 
+@pytest.mark.parametrize("option", ["", "noatime", "read_only"])
+def test_atimes_change_in_the_upper_only(
+    mount: Mounter, wanted: FuseSpecification, target: Path, lower: Path, upper: Path, option: str
+) -> None:
+    (upper / "above").mkdir()
+    (upper / "above/file").write_text("upper\n")
+    below = [lower, lower / "dir", lower / "dir/file"]
+    above = [upper / "above", upper / "above/file"]
+    for path in (*below, *above):
+        os.utime(path, ns=(10**9, 2 * 10**9))
+    mount(replace(wanted, **{option: True}) if option else wanted)  # type: ignore[arg-type]
+    for top, _, names in os.walk(target):
+        for name in names:
+            Path(top, name).read_text()
+    assert [path.stat().st_atime_ns for path in below] == [10**9] * 3
+    assert [path.stat().st_atime_ns == 10**9 for path in above] == [bool(option)] * 2
+
+
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
