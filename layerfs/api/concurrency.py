@@ -130,9 +130,10 @@ async def _together(tasks: Sequence[Callable[[], Awaitable[None]]], stop: Callab
         try:
             await task()
         except Exception as error:  # noqa: BLE001 - raised again below
+            # Whoever stopped it is about to say why, and has not yet.
             if not isinstance(error, Stopped):
                 failures.append(error)
-            scope.cancel()
+                scope.cancel()
 
     async with trio.open_nursery() as nursery:
         nursery.start_soon(guard)

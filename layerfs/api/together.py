@@ -10,6 +10,7 @@ import queue
 import threading
 from collections.abc import Callable, Sequence
 
+from layerfs.errors import Unreachable
 from layerfs.registry.pull import Stopped
 
 __all__ = ["first_failure", "run_together"]
@@ -61,6 +62,8 @@ def run_together(
             running -= 1
             if error is not None:
                 failures.append(error)
+            # Not for one that was stopped itself: whoever did that is about to say why, and has not yet.
+            if error is not None and not isinstance(error, Stopped):
                 stop()
     except BaseException:
         stop()
@@ -73,9 +76,9 @@ def run_together(
 
 
 def first_failure(failures: Sequence[BaseException]) -> BaseException:
-    """Return the first of some errors, with the others as notes."""
+    """Return the first of some errors, with the others as notes, but for connections that were cut because of it."""
     first, *others = failures
     for other in others:
-        if str(other) != str(first):
+        if str(other) != str(first) and not isinstance(other, Unreachable):
             first.add_note(f"also: {other}")
     return first

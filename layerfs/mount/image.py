@@ -255,12 +255,11 @@ def _dress_root(upper: str, tree: Tree) -> None:
 
 def _check_devices(tree: Tree, devices: Sequence[str]) -> None:
     """Refuse to mount over a layer that is gone or cut short: reads would fail, or return nothing, much later."""
-    look = os.stat
-    path = ""
+    path = ""  # until the first one is looked at
     try:
         for slot, path in zip(tree.devices, devices, strict=True):
-            size = look(path).st_size
-            if size + 511 < slot[1] * 512:
+            size = os.stat(path).st_size
+            if size + 511 < slot.blocks * 512:
                 raise IntegrityError(f"layer file {path} is cut short at {size} bytes", hint="Load the image again.")
     except FileNotFoundError as error:
         raise IntegrityError(f"layer file {path} is missing", hint="Load the image again.") from error

@@ -221,7 +221,7 @@ class Pull:
                     else:
                         layers[layer.member] = self._lay_one(ingest, layer, download, _one_layer(events))
             except BaseException:
-                self.stop()  # or the reading thread would wait for more
+                self.stop()  # all threads: the reading one would wait for more, and is waited for here
                 raise
         return layers
 
@@ -266,7 +266,8 @@ class Pull:
             # What an earlier connection left may be what is wrong: once more, all in one go.
             backlog = DigestBacklog()
             try:
-                return self._lay(ingest, layer, prefetch(_events(layer, download.again(), backlog), backlog.work))
+                with contextlib.closing(prefetch(_events(layer, download.again(), backlog), backlog.work)) as again:
+                    return self._lay(ingest, layer, again)
             except (IntegrityError, FormatError) as second:
                 self._bad.add(layer.member)
                 raise second from error

@@ -6,6 +6,7 @@ are in use are kept.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections import OrderedDict, deque
@@ -303,8 +304,9 @@ class UnionPart:
         except BaseException:
             (os.rmdir if node.is_directory else os.unlink)(temporary, dir_fd=upper.work)
             raise
-        # Nothing in the directory has changed for those who look through the union.
-        os.utime(b".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=above)
+        # Nothing in the directory has changed for those who look through the union. The copy is in its place by now.
+        with contextlib.suppress(OSError):
+            os.utime(b".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=above)
 
     def _use_umask(self, mask: int) -> None:
         """Set the umask of this process, which serves one request after the other."""

@@ -61,9 +61,10 @@ class ChangePart(ViewPart, FilePart):
         Atomicity: the name is there, complete, or not.
         """
         opened: list[int] = []
+        flags = _NEW | self._writable().quiet
 
         def make(at: bytes, dir_fd: int) -> None:
-            opened.append(os.open(at, _NEW, stat.S_IMODE(mode), dir_fd=dir_fd))
+            opened.append(os.open(at, flags, stat.S_IMODE(mode), dir_fd=dir_fd))
 
         try:
             node, status = self._make(parent, name, stat.S_IFREG | mode, caller, make)
@@ -93,7 +94,7 @@ class ChangePart(ViewPart, FilePart):
             raise FileNotFoundError(errno.ENOENT, os.strerror(errno.ENOENT))
         self._copy_up(directory)
         self._set_umask(caller)
-        flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
+        flags = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC | upper.quiet
         fd = os.open(b".", flags, stat.S_IMODE(mode), dir_fd=upper.directory(directory))
         content = Content(fd, 0, None, owned=True, writable=True)
         try:

@@ -7,11 +7,9 @@ done lies in the work directory, which the next mount clears.
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import os
 import stat
-import threading
 
 from layerfs.linux.durable import start_writeback
 from layerfs.linux.sparse import copy_data
@@ -27,8 +25,6 @@ _SET_ID = stat.S_ISUID | stat.S_ISGID
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Files up to this size are copied by one read and one write; looking for holes costs more calls than it saves.
 _SMALL = 64 << 10
-#: From this size on the queue of the device may be full for as long as the copy itself takes.
-_LARGE = 1 << 20
 #: What a file system answers for xattrs that it does not keep; overlayfs goes on without them too.
 _UNKEPT = frozenset({errno.EOPNOTSUPP, errno.EPERM})
 
@@ -56,13 +52,15 @@ def copy_inode(lower: Lower, reference: Reference, upper: Upper, *, data: bool =
     # What nobody else can reach is made with its mode: that saves a chmod. Set-ID bits would not outlive what follows.
     first = 0o600 if upper.override else mode & ~_SET_ID
     if kind == stat.S_IFREG:
-        fd = os.open(name, _NEW, first, dir_fd=work)
+        fd = os.open(name, _NEW | upper.quiet, first, dir_fd=work)
         try:
             if data and attributes.size:
                 _copy_content(lower.open(reference), fd)
             _dress(fd, fd, attributes, lower.xattrs(reference), upper)
             if data and attributes.size > _SMALL:
-                _write_back(fd, attributes.size)
+                # So that the journal orders the bytes before the name; nobody waits for the disk here. Not in a thread:
+                # a commit in between would make the name of an empty file durable, which hides the one in the image.
+                start_writeback(fd)
         except BaseException:
             os.close(fd)
             os.unlink(name, dir_fd=work)
@@ -106,27 +104,6 @@ def _copy_content(source: LowerFile, fd: int) -> None:
     finally:
         if source.owned:
             os.close(source.fd)
-
-
-def _write_back(fd: int, size: int) -> None:
-    """Begin to write a copy, so that the journal orders its bytes before its name; nobody waits for the disk here."""
-    if size < _LARGE:
-        start_writeback(fd)
-        return
-    own = os.dup(fd)
-
-    def run() -> None:
-        try:
-            with contextlib.suppress(OSError):  # whoever syncs the file is told
-                start_writeback(own)
-        finally:
-            os.close(own)
-
-    try:
-        threading.Thread(target=run, name="layerfs-writeback", daemon=True).start()
-    except BaseException:
-        os.close(own)
-        raise
 
 
 def _dress(

@@ -53,6 +53,7 @@ class Upper:
         device: st_dev of the upper directory.
         name_max: the longest name that it can hold.
         owner: user and group that a new file in the work directory has by itself.
+        quiet: the flag with which files are opened whose atimes are to stay as they are, or 0.
     """
 
     def __init__(self, upper: str | bytes, work: str | bytes, prefix: bytes, *, noatime: bool = False) -> None:
@@ -69,7 +70,7 @@ class Upper:
                 else what opening or clearing them answers.
         """
         self.prefix = prefix
-        self._noatime = noatime
+        self.quiet = os.O_NOATIME if noatime else 0
         self._fds: OrderedDict[Node, int] = OrderedDict()
         #: Directories held open; climbing to others costs one open per level.
         self._kept = descriptor_share()
@@ -146,7 +147,7 @@ class Upper:
 
     def open(self, name: bytes, flags: int, dir_fd: int | None = None) -> int:
         """Open something of the upper directory to read it, and perhaps to write it too."""
-        return (open_quietly if self._noatime else os.open)(name, flags, dir_fd=dir_fd)
+        return (open_quietly if self.quiet else os.open)(name, flags, dir_fd=dir_fd)
 
     def find(self, parent: Node, name: bytes) -> tuple[os.stat_result | None, bool]:
         """Look at a name in the upper: its status and whether it is a whiteout; None if it is not there."""

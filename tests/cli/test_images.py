@@ -87,6 +87,8 @@ def test_images_are_filtered_and_sorted(shell: Shell, image: Built, tmp_path: Pa
     assert ids("oth*:3") == ids("-f", "reference=nothing") == ids("other", "-f", "reference=aaa") == []
     assert shell("images", "other", "--format", "{{.Repository}}").split() == ["docker.io/library/other"]
     assert len(shell("images", "*", "--format", "{{.Repository}}").split()) == 3
+    assert ids("[^ae]ther") == [other.id]
+    assert ids("[^o]ther") == ids("-f", "reference=No Name") == ids("-f", "reference=<none>") == []
     assert ids("-f", "label=kind=two") == [other.id]
     assert sorted(ids("-f", "label=kind")) == sorted([image.id, other.id])
     assert ids("-f", "dangling=true") == []

@@ -50,6 +50,23 @@ def test_the_first_error_counts_and_stops_the_others() -> None:
     assert caught.value.__notes__ == ["also: second"]
 
 
+def test_one_that_was_stopped_does_not_stop_the_one_that_did_it() -> None:
+    leaving, cut = threading.Event(), threading.Event()
+
+    def lays_down() -> None:
+        leaving.set()  # the others stop, and this one cleans up before it says why
+        assert not cut.wait(0.3)
+        raise OSError("disk full")
+
+    def receives() -> None:
+        assert leaving.wait(10)
+        raise Stopped
+
+    with pytest.raises(OSError, match="disk full") as caught:
+        run_together([lays_down, receives], cut.set)
+    assert not hasattr(caught.value, "__notes__")
+
+
 def test_what_check_raises_ends_them_all() -> None:
     tasks = Tasks()
 

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Final
 
 import click
 
+from layerfs.errors import InvalidReference
 from layerfs_cli.argument import image_argument, no_trunc_option, noheading_option
 from layerfs_cli.output import Column, Format, format_option, print_listing, write
 from layerfs_cli.program import verb
@@ -62,13 +63,13 @@ def command(
 ) -> None:
     """List images, one line per name; NAME lists those of one repository, or one name, or what a pattern fits.
 
-    SIZE is that of the uncompressed layers; what they take on disk is shown by df. Fields of templates: .ID
-    .Repository .Tag .Digest .CreatedAt .CreatedSince .Size .Layers .Platform
+    In patterns * fits slashes too. SIZE is that of the uncompressed layers; what they take on disk is shown by df.
+    Fields of templates: .ID .Repository .Tag .Digest .CreatedAt .CreatedSince .Size .Layers .Platform
     """
     settings = settings_of(context)
     with settings.open_store() as store:
         tests = [_filter(context, store, text) for text in filters if not text.startswith(_REFERENCE)]
-        names = [_named(text.removeprefix(_REFERENCE)) for text in filters if text.startswith(_REFERENCE)]
+        names = [_fits(text.removeprefix(_REFERENCE)) for text in filters if text.startswith(_REFERENCE)]
         if name is not None:
             names.append(_named(name))
         shown = {
@@ -152,6 +153,14 @@ def _named(text: str) -> Callable[[str], bool]:
     return lambda name: not wanted.isdisjoint((name, name.rpartition(":")[0]))
 
 
+def _fits(text: str) -> Callable[[str], bool]:
+    """As :func:`_named`, for a filter: what can be no name is a pattern that nothing fits."""
+    try:
+        return _named(text)
+    except InvalidReference:
+        return lambda _name: False
+
+
 def _filter(context: click.Context, store: Store, text: str) -> Callable[[Image], bool]:
     key, mark, value = text.partition("=")
     if not mark or key not in _FILTERS:
@@ -174,6 +183,7 @@ def _matches(name: str, pattern: str) -> bool:
     """Whether a pattern fits a name as users write it or in full, with or without its tag."""
     from layerfs.formats.reference import Reference
 
+    pattern = pattern.replace("[^", "[!")  # as docker's users negate
     repository, _, tag = name.rpartition(":")
     forms = (name, f"{Reference.parse(repository).familiar}:{tag}")
     return any(fnmatch.fnmatchcase(text, pattern) for form in forms for text in (form, form.rpartition(":")[0]))

@@ -31,7 +31,8 @@ class FuseSpecification:
         nosuid: set-user-ID bits have no effect.
         nodev: device nodes cannot be opened.
         noexec: nothing can be executed.
-        noatime: reading leaves atimes alone, as it always does in layers and where nothing may be written.
+        noatime: reading leaves the atimes of files and directories alone, as it always does in layers and where nothing
+            may be written.
         allow_other: whether other users may look inside.
         userxattr: whether marks are ``user.overlay.*``; None decides by what this process may do.
         owners: how owners are mapped.

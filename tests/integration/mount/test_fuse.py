@@ -120,12 +120,20 @@ def test_atimes_change_in_the_upper_only(
     above = [upper / "above", upper / "above/file"]
     for path in (*below, *above):
         os.utime(path, ns=(10**9, 2 * 10**9))
-    mount(replace(wanted, **{option: True}) if option else wanted)  # type: ignore[arg-type]
+    pid = mount(replace(wanted, **{option: True}) if option else wanted)  # type: ignore[arg-type]
+    if option != "read_only":
+        (target / "new").write_text("new\n")
+        (target / "file").chmod(0o640)
+        for name in ("new", "file"):
+            os.utime(target / name, ns=(10**9, 2 * 10**9))
+            above.append(upper / name)
     for top, _, names in os.walk(target):
         for name in names:
             Path(top, name).read_text()
     assert [path.stat().st_atime_ns for path in below] == [10**9] * 3
-    assert [path.stat().st_atime_ns == 10**9 for path in above] == [bool(option)] * 2
+    umount(target)
+    assert wait_for_end(pid, 10)
+    assert [path.stat().st_atime_ns == 10**9 for path in above] == [bool(option)] * len(above)
 
 
 @pytest.mark.parametrize(

@@ -645,6 +645,37 @@ def test_a_damaged_part_is_found_and_fetched_anew(store: Store, registry: Faulty
         store.remove_image(f"{registry.address}/team/app")
 
 
+@pytest.mark.parametrize("tasks", [False, True], ids=["threads", "tasks"])
+def test_the_error_of_laying_down_counts(store: Store, tasks: bool) -> None:
+    image = TestImage([layer({f"f{number}": noise(30_000, number)}) for number in range(24)], codec="gzip")
+    registry = FaultyRegistry()
+    registry.add(image)
+    bad = digest(image.blobs[2])
+    access = replace(QUICK, jobs=8)
+
+    def slow(handler: Handler) -> bool:
+        time.sleep(0.005)
+        if not handler.path.endswith(bad):
+            return False
+        handler.answer(200, noise(len(image.blobs[2]), "bad"))
+        return True
+
+    registry.fault = slow
+
+    async def run(name: str) -> None:
+        async with await AsyncStore.open(store.info().root) as same:
+            await same.pull(name, access=access)
+
+    # Others are being received, and are given up: that is not what went wrong.
+    with serving(registry), pytest.raises(FormatError, match="not a tar archive") as caught:
+        name = f"{registry.address}/team/app"
+        if tasks:
+            trio.run(run, name)
+        else:
+            store.pull(name, access=access)
+    assert not hasattr(caught.value, "__notes__")
+
+
 def test_tasks_get_the_same_errors(store: Store, registry: FaultyRegistry) -> None:
     registry.fault = cut_at(SIZE // 2, reset=False)
 
