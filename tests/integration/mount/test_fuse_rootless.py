@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import shutil
+import stat
 import subprocess
 import sys
 import tempfile
@@ -68,6 +69,15 @@ def home() -> Iterator[Path]:
 
 
 @pytest.fixture
+def device() -> Iterator[None]:
+    """The device for everybody, as udev makes it; a machine without udev may keep it for root."""
+    mode = stat.S_IMODE(os.stat("/dev/fuse").st_mode)
+    os.chmod("/dev/fuse", 0o666)
+    yield
+    os.chmod("/dev/fuse", mode)
+
+
+@pytest.fixture
 def archive(home: Path) -> Path:
     path = home / "image.tar"
     Built().docker_archive(path)
@@ -111,6 +121,7 @@ def _python_of(user: int) -> tuple[str, dict[str, str]]:
 
 
 @pytest.mark.needs_root
+@pytest.mark.usefixtures("device")
 @pytest.mark.parametrize("options", ["", "pyfuse3"])
 def test_as_an_ordinary_user(home: Path, archive: Path, options: str) -> None:
     if shutil.which("fusermount3") is None:
@@ -132,6 +143,7 @@ def test_as_an_ordinary_user(home: Path, archive: Path, options: str) -> None:
 
 
 @pytest.mark.needs_root
+@pytest.mark.usefixtures("device")
 def test_what_fusermount_says_is_told(home: Path, archive: Path) -> None:
     place = home / "own"
     place.mkdir(mode=0o755)  # of root, so a user may not mount on it
