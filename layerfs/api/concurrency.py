@@ -1,4 +1,4 @@
-"""Concurrency, written once: trio functions that run the blocking parts of transfers in threads.
+"""Concurrency for trio: functions that run the blocking parts of transfers in threads.
 
 :class:`layerfs.api.AsyncStore` awaits them; :class:`layerfs.api.Store` runs them through :func:`run_blocking`, but for
 the pull, which cannot wait for trio to be imported; see :mod:`layerfs.api.together`. This is the one place that starts

@@ -49,7 +49,7 @@ class ErofsImage:
 
     path: str
     devices: tuple[str, ...]
-    check: Callable[[], None] | None = None
+    check: Callable[[], None]
 
     def mount(self, attributes: MountAttribute) -> int:
         """Make a detached mount of the image.
@@ -74,7 +74,7 @@ class ErofsImage:
             mount_api.fsconfig_strings(context, "device", _all_short(self.devices, stack))
             mount_api.fsconfig_flag(context, "ro")
             try:
-                with _beside(self.check, worth_it=len(self.devices) >= _MANY):
+                with _beside(self.check) if len(self.devices) >= _MANY else _before(self.check):
                     mount_api.fsconfig_create(context)
             except OSError:
                 # The kernel says "no such file", but not which of 500.
@@ -299,13 +299,15 @@ def _closing(fds: list[int]) -> Iterator[list[int]]:
 
 
 @contextlib.contextmanager
-def _beside(work: Callable[[], None] | None, *, worth_it: bool) -> Iterator[None]:
+def _before(work: Callable[[], None]) -> Iterator[None]:
+    """Do something before the block."""
+    work()
+    yield
+
+
+@contextlib.contextmanager
+def _beside(work: Callable[[], None]) -> Iterator[None]:
     """Do something during the block, in another thread; what it raises is raised at the block's end."""
-    if work is None or not worth_it:
-        if work is not None:
-            work()
-        yield
-        return
     errors: list[Exception] = []
 
     def run() -> None:

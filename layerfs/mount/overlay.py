@@ -52,7 +52,7 @@ def mount_merged(
     work: StrPath | None = None,
     read_only: bool = False,
     options: MountOptions = _DEFAULT,
-    check: Callable[[], None] | None = None,
+    check: Callable[[], None] = lambda: None,
 ) -> int:
     """Mount an EROFS image, alone or below a writable directory.
 

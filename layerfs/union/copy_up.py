@@ -121,12 +121,11 @@ def _dress(
             text = b"%d:%d:%o" % (attributes.uid, attributes.gid, stat.S_IMODE(mode))
             os.setxattr(path, OVERRIDE_XATTR, text)
     else:
-        if (attributes.uid, attributes.gid) == upper.owner:
-            pass
-        elif name is None:
-            os.fchown(fd, attributes.uid, attributes.gid)
-        else:
-            os.chown(name, attributes.uid, attributes.gid, dir_fd=upper.work, follow_symlinks=False)
+        if (attributes.uid, attributes.gid) != upper.owner:
+            if name is None:
+                os.fchown(fd, attributes.uid, attributes.gid)
+            else:
+                os.chown(name, attributes.uid, attributes.gid, dir_fd=upper.work, follow_symlinks=False)
         if mode & _SET_ID and not stat.S_ISLNK(mode):
             os.chmod(path, stat.S_IMODE(mode))
     for key, value in xattrs.items():
