@@ -17,6 +17,7 @@ import stat
 from layerfs.linux.syscall import AT_FDCWD, declare_libc
 
 __all__ = [
+    "await_writeback",
     "drop_written",
     "fsync_directory",
     "fsync_file",
@@ -32,6 +33,8 @@ StrPath = str | os.PathLike[str]
 _RENAME_NOREPLACE = 1
 #: Start writing dirty pages of the range that are not yet being written; does not wait (linux/fs.h).
 _SYNC_FILE_RANGE_WRITE = 2
+#: And wait: for what is being written already, and for what this call starts (linux/fs.h).
+_SYNC_FILE_RANGE_WRITE_AND_WAIT = 7
 
 _renameat2 = declare_libc("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _sync_file_range = declare_libc("sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
@@ -185,6 +188,25 @@ def start_writeback(fd: int, offset: int = 0, length: int = 0, *, sync: bool = T
         # It is only a hint: a kernel or file system that does not know it is no reason to fail.
         if err.errno not in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
             raise
+
+
+def await_writeback(fd: int) -> None:
+    """Write all dirty pages of a file and wait for them: fdatasync without the metadata, and without its commit.
+
+    Args:
+        fd: a regular file. An error stays to be reported by a later fsync of it.
+
+    Raises:
+        OSError: EIO or ENOSPC, EMFILE.
+
+    Blocking: waits for the device.
+    """
+    # An open file reports an error once. So another one is asked.
+    own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        _sync_file_range(own, 0, 0, _SYNC_FILE_RANGE_WRITE_AND_WAIT)
+    finally:
+        os.close(own)
 
 
 def drop_written(fd: int, end: int) -> None:

@@ -22,6 +22,7 @@ from layerfs.union.mark import open_inode
 from layerfs.union.node import ROOT, Content, Node, NodeTable
 from layerfs.union.owner import OwnerMap
 from layerfs.union.upper import Upper
+from layerfs.union.write_back import WriteBack
 
 __all__ = ["Caller", "UnionPart"]
 
@@ -77,7 +78,7 @@ class UnionPart:
         self._owners = owners
         self._raw_umask = raw_umask
         self._umask: int | None = None
-        self._sync = sync
+        self._late = WriteBack() if sync and upper is not None else None
         self._static_nlink = static_nlink
         self._prefix = prefix or (upper.prefix if upper is not None else b"trusted.overlay.")
         self._name_max = upper.name_max if upper is not None else _NAME_MAX
@@ -100,6 +101,8 @@ class UnionPart:
 
     def close(self) -> None:
         """Close everything that is open."""
+        if self._late is not None:
+            self._late.close()
         self._nodes.close()
         self._lower.close()
         if self._upper is not None:
@@ -279,7 +282,7 @@ class UnionPart:
     def _copy_one(self, node: Node, upper: Upper, *, data: bool) -> None:
         """Copy one inode up; the directory above it is there."""
         self._use_umask(0)
-        temporary, fd = copy_inode(self._lower, node.lower, upper, data=data)
+        temporary, fd = copy_inode(self._lower, node.lower, upper, data=data, sync=self._late is not None)
         try:
             if node.parent is None:
                 # Its name is gone: the copy needs none.
@@ -327,6 +330,8 @@ class UnionPart:
         node.lower = None
         status = os.fstat(fd) if fd >= 0 else upper.status(node)
         self._born[status.st_ino] = node.ino
+        if self._late is not None and fd >= 0 and status.st_size:
+            self._late.add(fd)
         node.close_content()
         if fd >= 0:
             self._keep(node, Content(fd, 0, None, owned=True, writable=True))

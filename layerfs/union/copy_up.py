@@ -29,7 +29,9 @@ _SMALL = 64 << 10
 _UNKEPT = frozenset({errno.EOPNOTSUPP, errno.EPERM})
 
 
-def copy_inode(lower: Lower, reference: Reference, upper: Upper, *, data: bool = True) -> tuple[bytes, int]:
+def copy_inode(
+    lower: Lower, reference: Reference, upper: Upper, *, data: bool = True, sync: bool = True
+) -> tuple[bytes, int]:
     """Copy an inode into the work directory, in a process without a umask.
 
     Args:
@@ -37,6 +39,7 @@ def copy_inode(lower: Lower, reference: Reference, upper: Upper, *, data: bool =
         reference: what to copy; of a directory the directory alone.
         upper: where to.
         data: False leaves a regular file empty, for a caller that truncates it.
+        sync: False lets a power cut take the bytes of a large copy, and leave its name.
 
     Returns:
         The name in the work directory, for the caller to rename; and a descriptor: for reading and writing of a regular
@@ -57,7 +60,7 @@ def copy_inode(lower: Lower, reference: Reference, upper: Upper, *, data: bool =
             if data and attributes.size:
                 _copy_content(lower.open(reference), fd)
             _dress(fd, fd, attributes, lower.xattrs(reference), upper)
-            if data and attributes.size > _SMALL:
+            if sync and data and attributes.size > _SMALL:
                 # So that the journal orders the bytes before the name; nobody waits for the disk here. Not in a thread:
                 # a commit in between would make the name of an empty file durable, which hides the one in the image.
                 start_writeback(fd)

@@ -87,9 +87,10 @@ class FilePart(UnionPart):
         return False
 
     def fsync(self, ino: int, *, data_only: bool) -> None:
-        """Make a file durable. Raises EIO, ENOSPC."""
+        """Make a file durable, and all copies before it. Raises EIO, ENOSPC."""
         node = self._nodes[ino]
-        if node.upper and self._sync:
+        if node.upper and self._late is not None:
+            self._late.finish()  # a commit of the journal would take their names along
             (os.fdatasync if data_only else os.fsync)(self._content(node).fd)
 
     def allocate(self, ino: int, mode: int, offset: int, size: int) -> None:

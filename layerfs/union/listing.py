@@ -133,7 +133,8 @@ class ListingPart(UnionPart):
     def fsyncdir(self, ino: int) -> None:
         """Make the names in a directory durable."""
         node = self._nodes[ino]
-        if node.upper and self._upper is not None and self._sync and not node.is_gone:
+        if node.upper and self._upper is not None and self._late is not None and not node.is_gone:
+            self._late.finish()
             flags = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
             fd = os.open(b".", flags, dir_fd=self._upper.directory(node))
             try:

@@ -11,6 +11,7 @@ import pytest
 
 from bench.corpus import CorpusImage, image
 from bench.peers import podman
+from tests.power_cut import Disk
 
 
 def require(*commands: str) -> None:
@@ -63,3 +64,13 @@ def podman_tree(real_image: CorpusImage, tmp_path_factory: pytest.TempPathFactor
         finally:
             subprocess.run([*command, "image", "umount", "--all"], check=False, stdout=subprocess.DEVNULL)
     shutil.rmtree(storage)
+
+
+@pytest.fixture(params=["ext4", "xfs"])
+def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
+    """A new one, ext4 and XFS in turn."""
+    if shutil.which(f"mkfs.{request.param}") is None:
+        pytest.skip(f"mkfs.{request.param} is not installed")
+    made = Disk(tmp_path, request.param)
+    yield made
+    made.close()

@@ -1,32 +1,22 @@
-"""A power cut: what was reported done is there, and what was not is not half there.
-
-The shutdown ioctl without a log flush drops everything that the file system has not written, as losing power does.
-"""
+"""A power cut: what was reported done is there, and what was not is not half there."""
 
 from __future__ import annotations
 
-import fcntl
 import os
 import random
-import shutil
-import struct
 import subprocess
 import time
-from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
 from layerfs.api import Store
-from layerfs.linux.mount_api import umount
 from tests.image_builder import TestImage, docker_old, layer, noise, oci, outer
 from tests.integration.store.conftest import load_command
+from tests.power_cut import Disk
 from tests.store_audit import assert_clean, assert_whole, contents
 
 pytestmark = pytest.mark.needs_root
-
-#: EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN are the same number; 2 is "no log flush" for both.
-_SHUTDOWN, _NO_LOG_FLUSH = 0x8004587D, 2
 
 BASE = TestImage([layer({"base": noise(300_000, "base"), "etc/": b"", "etc/x": b"x"})], ["base:1"])
 IMAGE = TestImage(
@@ -41,58 +31,6 @@ EXPECTED = {
     b"/shared": noise(300_000, "base"), b"/own": noise(2_000_000, "own"), b"/top": noise(700_000, "top"),
     b"/empty": b"", b"/d": b"type 40000",
 } | {b"/d/%d" % number: noise(10_000, number) for number in range(100)}  # fmt: skip
-
-
-class Disk:
-    """A file system in a file, that can lose its power."""
-
-    def __init__(self, folder: Path, kind: str) -> None:
-        self._image, self.path = folder / "disk", folder / "mount"
-        self.path.mkdir()
-        with open(self._image, "wb") as file:
-            file.truncate(320 << 20)
-        quiet = ["-q", "-F"] if kind == "ext4" else ["-q"]
-        subprocess.run([f"mkfs.{kind}", *quiet, self._image], check=True)
-        self._mount()
-
-    def cut(self) -> None:
-        """Lose the power, and come up again."""
-        self.lose_power()
-        self.restart()
-
-    def lose_power(self) -> None:
-        """Lose everything that is not on the disk; whatever is done from now on fails."""
-        fd = os.open(self.path, os.O_RDONLY | os.O_DIRECTORY)
-        try:
-            fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
-        finally:
-            os.close(fd)
-
-    def restart(self) -> None:
-        self.close()
-        self._mount()
-
-    def close(self) -> None:
-        for _ in range(50):
-            try:
-                umount(self.path)
-            except OSError:
-                time.sleep(0.1)  # a killed process is still being taken apart
-            else:
-                return
-        umount(self.path)
-
-    def _mount(self) -> None:
-        subprocess.run(["mount", "-o", "loop", self._image, self.path], check=True)
-
-
-@pytest.fixture(params=["ext4", "xfs"])
-def disk(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Disk]:
-    if shutil.which(f"mkfs.{request.param}") is None:
-        pytest.skip(f"mkfs.{request.param} is not installed")
-    made = Disk(tmp_path, request.param)
-    yield made
-    made.close()
 
 
 def _archive(folder: Path, image: TestImage, form: str) -> Path:
