@@ -9,7 +9,7 @@ __all__ = ["descriptor_share"]
 _MOST = 512
 
 
-def descriptor_share() -> int:
-    """Return how many descriptors one cache may hold, so that all together never take more than half of them."""
+def descriptor_share(most: int = _MOST) -> int:
+    """Return how many descriptors one holder may have, at most so many: all together never take more than half."""
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
-    return _MOST if soft == resource.RLIM_INFINITY else max(8, min(_MOST, soft // 8))
+    return most if soft == resource.RLIM_INFINITY else max(8, min(most, soft // 8))

@@ -22,6 +22,9 @@ __all__ = ["WriteBack"]
 #: Seconds that a copy may wait; the kernel's own journals commit every five, its flusher looks after thirty.
 _DELAY = 1.0
 
+#: Copies that may wait: what a second brings.
+_MOST = 4096
+
 
 class WriteBack:
     """Copies that are to be written back, and the thread that does it.
@@ -36,7 +39,7 @@ class WriteBack:
             delay: seconds that a copy waits for others.
         """
         self._delay = delay
-        self._most = descriptor_share()
+        self._most = descriptor_share(_MOST)
         self._waiting: deque[int] = deque()
         self._some, self._many = threading.Event(), threading.Event()
         self._taking = threading.Lock()  # whoever holds it has at most one copy in hand

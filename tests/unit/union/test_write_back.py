@@ -99,7 +99,7 @@ def test_a_file_that_is_gone_is_left_out(sent: list[int], copies: list[int], tmp
 
 
 def test_many_copies_do_not_wait(sent: list[int], copies: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_back, "descriptor_share", lambda: 8)
+    monkeypatch.setattr(write_back, "descriptor_share", lambda _: 8)
     late = WriteBack(delay=_LONG)
     for fd in copies[:4]:
         late.add(fd)
@@ -110,7 +110,7 @@ def test_many_copies_do_not_wait(sent: list[int], copies: list[int], monkeypatch
 def test_no_more_descriptors_than_its_share(
     sent: list[int], copies: list[int], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(write_back, "descriptor_share", lambda: 2)
+    monkeypatch.setattr(write_back, "descriptor_share", lambda _: 2)
     late = WriteBack(delay=_LONG)
     with late._taking:  # the thread cannot go on
         for fd in copies:
