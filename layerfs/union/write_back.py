@@ -9,6 +9,7 @@ together, a second later, and before anything else is made durable through the m
 from __future__ import annotations
 
 import contextlib
+import fcntl
 import os
 import signal
 import threading
@@ -58,7 +59,7 @@ class WriteBack:
             return
         try:
             if self._thread is None:
-                self._thread = self._started()
+                self._thread = self._started(fd)
             waiting.append(os.dup(fd))
         except (OSError, RuntimeError):  # no descriptor, no thread: no reason to fail
             _start(fd)
@@ -107,8 +108,16 @@ class WriteBack:
                 _start(fd)
             os.close(fd)
 
-    def _started(self) -> threading.Thread:
-        """Start the thread, which takes no signals: those must interrupt the one that waits for requests."""
+    def _started(self, fd: int) -> threading.Thread:
+        """Start the thread, which takes no signals: those must interrupt the one that waits for requests.
+
+        Args:
+            fd: any descriptor.
+        """
+        # A table of descriptors that two threads share only grows after a grace period of the kernel, 10 ms each time
+        # it doubles (fs/file.c, expand_fdtable). It is made large enough while there is but one.
+        with contextlib.suppress(OSError):
+            os.close(fcntl.fcntl(fd, fcntl.F_DUPFD_CLOEXEC, 2 * self._most))
         thread = threading.Thread(target=self._run, name="layerfs-write-back", daemon=True)
         before = signal.pthread_sigmask(signal.SIG_BLOCK, signal.valid_signals())
         try:
