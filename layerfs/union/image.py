@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from errno import EIO, EISDIR
 
 from layerfs.formats.erofs.reader import DIRECTORY_TYPE, Tree
@@ -23,6 +23,8 @@ _KEPT = 100_000
 _PLACES = 4_096
 #: FUSE wants 1 for the root and nothing for 0.
 _FIRST = 2
+
+_new = tuple.__new__
 
 
 class ImageLower:
@@ -66,7 +68,7 @@ class ImageLower:
         entry = (self._recent.get(directory) or self._names(directory)).get(name)
         return entry[0] if entry else None
 
-    def entries(self, directory: int) -> Iterable[tuple[bytes, int]]:
+    def entries(self, directory: int) -> list[tuple[bytes, int]]:
         """Return the names in byte order."""
         return [(name, entry[0]) for name, entry in self._names(directory).items()]
 
@@ -93,8 +95,9 @@ class ImageLower:
     def attributes(self, reference: int) -> Attributes:
         """Return what stat says; images have no atime and no ctime, so both are the mtime."""
         mode, nlink, uid, gid, rdev, size, mtime = self._tree.fields(reference)
-        return Attributes(
-            reference + _FIRST, mode, nlink, uid, gid, rdev, size, (size + 511) >> 9, mtime, mtime, mtime
+        # Past the constructor, which is written in Python: 0.2 of the 1.5 µs of this call, and all lookups come here.
+        return _new(
+            Attributes, (reference + _FIRST, mode, nlink, uid, gid, rdev, size, (size + 511) >> 9, mtime, mtime, mtime)
         )  # fmt: skip
 
     def is_merged(self, reference: int) -> bool:  # noqa: ARG002 - of the protocol

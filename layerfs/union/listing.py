@@ -25,6 +25,7 @@ __all__ = ["ListingPart"]
 Emit = Callable[[bytes, Attributes, int], bool]
 #: The place of the first name behind the dots.
 _FIRST = 3
+_TYPE = stat.S_IFMT(0o177777)
 #: Names in listings of lower directories that are kept, 100 bytes each; what the kernel asks for next is in them.
 _KEPT = 20_000
 #: A name with what it is in the lower tree, if the upper has nothing of that name.
@@ -40,21 +41,24 @@ class _Listing:
     Attributes:
         places: in ascending order.
         rows: what lies at each place.
+        last: the place of the last name, or of the dots.
     """
 
-    __slots__ = ("_next", "_own", "places", "rows")
+    __slots__ = ("_next", "_own", "last", "places", "rows")
 
     def __init__(self) -> None:
         self.places: Sequence[int] = ()
         self.rows: list[_Row] = []
+        self.last = _FIRST - 1
         self._own: dict[bytes, int] = {}
         self._next = 0
 
-    def take(self, lower: Sequence[tuple[bytes, Reference]]) -> None:
+    def take(self, lower: list[_Row]) -> None:
         """Show all names of the lower tree and nothing else."""
-        self.places, self.rows = range(_FIRST, _FIRST + len(lower)), list(lower)
+        self.places, self.rows = range(_FIRST, _FIRST + len(lower)), lower
+        self.last = _FIRST + len(lower) - 1
 
-    def merge(self, lower: Sequence[tuple[bytes, Reference]], visible: set[bytes], hidden: set[bytes]) -> None:
+    def merge(self, lower: list[_Row], visible: set[bytes], hidden: set[bytes]) -> None:
         """Show names of the upper with those of the lower tree that nothing hides."""
         places: list[int] = []
         rows: list[_Row] = []
@@ -71,6 +75,7 @@ class _Listing:
             self._own[name] = self._next
             self._next += 1
         self.places, self.rows = [*places, *self._own.values()], [*rows, *((name, None) for name in self._own)]
+        self.last = self.places[-1] if self.places else _FIRST - 1
 
 
 class ListingPart(UnionPart):
@@ -90,36 +95,26 @@ class ListingPart(UnionPart):
             OSError: EIO, ENOTDIR, ESTALE.
         """
         node = self._nodes[ino]
+        known = node.listing
+        if known is not None and place >= 2 and place >= known.last:
+            return  # every reading ends with a request that finds nothing
         if not node.is_directory:
             raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR))
         if place < 2:
             if node.is_gone:
                 return
-            for index, (name, dots) in enumerate(((b".", node), (b"..", node.parent or node)), start=1):
-                if index > place and not emit(name, self._attributes(dots), index):
-                    return
+            # Of these two nobody looks at more than number and type; the kernel knows them by their own names.
+            if place < 1 and not emit(b".", _dots(node), 1):
+                return
+            if not emit(b"..", _dots(node.parent or node), 2):
+                return
         listing = self._listing(node, new=place == 0)
-        lower, get = self._lower, self._nodes.get
-        plain = self._owners is None and not self._static_nlink and not node.upper
+        if self._owners is None and not self._static_nlink and not node.upper:
+            self._hand_out_lower(node, listing.rows, max(place + 1 - _FIRST, 0), emit)
+            return
         places, rows = listing.places, listing.rows
         for index in range(bisect_right(places, place), len(rows)):
-            name, reference = rows[index]
-            if plain:
-                # Nothing can lie above here, so neither the upper nor a node of it need be asked.
-                attributes = lower.attributes(reference)
-                child = get(attributes.ino)
-                if child is None or not child.upper:
-                    if stat.S_ISDIR(attributes.mode) and lower.is_merged(reference):
-                        attributes = attributes._replace(nlink=1)
-                    if not emit(name, attributes, places[index]):
-                        return
-                    if child is None:
-                        child = Node(attributes.ino, stat.S_IFMT(attributes.mode), reference, upper=False)
-                        self._nodes.add(child, node, name)
-                    elif not child.is_gone:
-                        self._nodes.name(child, node, name)
-                    child.lookups += 1
-                    continue
+            name = rows[index][0]
             child = self._find(node, name)
             if child is None:
                 continue
@@ -129,6 +124,35 @@ class ListingPart(UnionPart):
                 child.lookups += 1
             finally:
                 self._nodes.drop(child)
+
+    def _hand_out_lower(self, node: Node, rows: list[_Row], start: int, emit: Emit) -> None:
+        """Hand out entries of a directory that the lower tree alone has, and shows as they are.
+
+        Nothing can lie above them, so neither the upper nor a node of it is asked. A cold walk spends its time here.
+        """
+        nodes, lower = self._nodes, self._lower
+        get, attributes_of, is_merged = nodes.get, lower.attributes, lower.is_merged
+        for index in range(start, len(rows)):
+            name, reference = rows[index]
+            attributes = attributes_of(reference)
+            number, mode = attributes.ino, attributes.mode
+            child = get(number)
+            if child is not None and child.upper:
+                # Another name of a file that was copied up; this one is linked to it now.
+                child = self._find(node, name)
+                if child is None:
+                    continue
+                attributes = self._attributes(child)
+            elif mode & _TYPE == stat.S_IFDIR and is_merged(reference):
+                attributes = attributes._replace(nlink=1)
+            if not emit(name, attributes, index + _FIRST):
+                return
+            if child is None:
+                child = Node(number, mode & _TYPE, reference, upper=False)
+                nodes.add(child, node, name)
+            elif not child.is_gone:
+                nodes.name(child, node, name)
+            child.lookups += 1
 
     def fsyncdir(self, ino: int) -> None:
         """Make the names in a directory durable."""
@@ -147,7 +171,7 @@ class ListingPart(UnionPart):
         found: _Listing | None = node.listing
         if found is None or (new and node.upper):
             found = node.listing = found or _Listing()
-            lower = () if node.lower is None or node.is_gone else list(self._lower.entries(node.lower))
+            lower = [] if node.lower is None or node.is_gone else self._lower.entries(node.lower)
             if not node.upper or self._upper is None:
                 found.take(lower)
                 self._keep_listing(node)
@@ -198,3 +222,8 @@ class ListingPart(UnionPart):
         finally:
             os.close(fd)
         return visible, hidden
+
+
+def _dots(node: Node) -> Attributes:
+    """Return number and type of a directory."""
+    return tuple.__new__(Attributes, (node.ino, stat.S_IFDIR, 0, 0, 0, 0, 0, 0, 0, 0, 0))

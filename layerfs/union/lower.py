@@ -9,7 +9,6 @@ Invariant: a lower never changes while it is in use, so every answer may be kept
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from typing import Any, NamedTuple, Protocol
 
 from layerfs.union.attribute import Attributes
@@ -46,8 +45,8 @@ class Lower(Protocol):
     def lookup(self, directory: Reference, name: bytes) -> Reference | None:
         """Return what a name in a directory means, or None."""
 
-    def entries(self, directory: Reference) -> Iterable[tuple[bytes, Reference]]:
-        """Return the names in a directory with what they mean, each once, in an order that never changes."""
+    def entries(self, directory: Reference) -> list[tuple[bytes, Reference]]:
+        """Return a new list of the names in a directory with what they mean, each once, always in the same order."""
 
     def number(self, reference: Reference) -> int:
         """Return the inode number: at least 2, one for all names of a file, the same for ever."""

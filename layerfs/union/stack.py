@@ -10,7 +10,7 @@ from __future__ import annotations
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from errno import EIO, EISDIR
 
 from layerfs.union.attribute import Attributes, from_status
@@ -122,7 +122,7 @@ class StackLower:
             return None
         return self._resolve([directory.sources[index] for index in indexes], name)
 
-    def entries(self, directory: _Entry) -> Iterable[tuple[bytes, _Entry]]:
+    def entries(self, directory: _Entry) -> list[tuple[bytes, _Entry]]:
         """Return names with entries, in the order of the layers' own listings."""
         found = []
         for name in list(self._names(directory)):

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import io
 import logging
 import os
 import stat
@@ -21,7 +22,6 @@ from collections.abc import Callable
 
 from layerfs.mount.fuse.protocol import (
     ATTRIBUTES,
-    DIRECTORY_ENTRY,
     ENTRY,
     IN_HEADER,
     INIT_IN,
@@ -34,6 +34,7 @@ from layerfs.mount.fuse.protocol import (
     Notify,
     Operation,
     SetAttr,
+    directory_entry,
 )
 from layerfs.union.attribute import Attributes
 from layerfs.union.change import Changes
@@ -165,18 +166,20 @@ class Connection:
 
         No error of a request ends it: an OSError becomes its errno, everything else is logged and becomes EIO.
         """
-        device, buffers, unpack = self._device, [self._request], IN_HEADER.unpack_from
-        handler_of, readv, write = self._handlers.get, os.readv, os.write
+        device, request, unpack = self._device, self._request, IN_HEADER.unpack_from
+        # The shortest way from Python into a buffer.
+        read = io.FileIO(device, closefd=False).readinto
+        handler_of, write = self._handlers.get, os.write
         while True:
             try:
-                readv(device, buffers)
+                read(request)
             except OSError as error:
                 if error.errno in _AGAIN:
                     continue
                 if error.errno == errno.ENODEV:
                     return
                 raise
-            length, operation, unique, ino, _, _, _, _, _ = unpack(self._request)
+            length, operation, unique, ino, _, _, _, _, _ = unpack(request)
             handler = handler_of(operation)
             if handler is None:
                 if operation == Operation.DESTROY:
@@ -380,8 +383,8 @@ class Connection:
 
     def _readdir(self, unique: int, ino: int, _length: int) -> memoryview:
         place, size = _read_in.unpack_from(self._request, _HEADER)
-        buffer, pack_into = self._answer, DIRECTORY_ENTRY.pack_into
-        seconds, nanoseconds, header = self._seconds, self._nanoseconds, DIRECTORY_ENTRY.size
+        buffer, header = self._answer, directory_entry(0).size
+        seconds, nanoseconds = self._seconds, self._nanoseconds
         position = OUT_HEADER.size
         end = position + size
 
@@ -391,16 +394,19 @@ class Connection:
             following = position + (header + length + 7 & ~7)
             if following > end:
                 return False
-            child, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime = found
-            pack_into(
+            child, mode, nlink, uid, gid, rdev, size, blocks, atime_ns, mtime_ns, ctime_ns = found
+            atime = ctime = mtime = mtime_ns // _SECOND
+            atime_rest = ctime_rest = mtime_rest = mtime_ns % _SECOND
+            if atime_ns != mtime_ns or ctime_ns != mtime_ns:  # never in an image
+                atime, atime_rest = divmod(atime_ns, _SECOND)
+                ctime, ctime_rest = divmod(ctime_ns, _SECOND)
+            directory_entry(length).pack_into(
                 buffer, position,
                 0 if after < 3 else child, 0, seconds, seconds, nanoseconds, nanoseconds,
-                child, size, blocks, atime // _SECOND, mtime // _SECOND, ctime // _SECOND,
-                atime % _SECOND, mtime % _SECOND, ctime % _SECOND, mode, nlink, uid, gid, rdev, _BLOCK, 0,
-                child, after, length, mode >> 12,
+                child, size, blocks, atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest,
+                mode, nlink, uid, gid, rdev, _BLOCK, 0,
+                child, after, length, mode >> 12, name,
             )  # fmt: skip
-            position += header
-            buffer[position : position + length] = name
             position = following
             return True
 
@@ -436,12 +442,17 @@ class Connection:
 
     def _entry(self, unique: int, found: Attributes) -> bytes:
         """Return the reply that tells the kernel of an inode."""
-        ino, mode, nlink, uid, gid, rdev, size, blocks, atime, mtime, ctime = found
+        ino, mode, nlink, uid, gid, rdev, size, blocks, atime_ns, mtime_ns, ctime_ns = found
         seconds, nanoseconds = self._seconds, self._nanoseconds
+        atime = ctime = mtime = mtime_ns // _SECOND
+        atime_rest = ctime_rest = mtime_rest = mtime_ns % _SECOND
+        if atime_ns != mtime_ns or ctime_ns != mtime_ns:  # never in an image
+            atime, atime_rest = divmod(atime_ns, _SECOND)
+            ctime, ctime_rest = divmod(ctime_ns, _SECOND)
         return ENTRY.pack(
             ENTRY.size, 0, unique, ino, 0, seconds, seconds, nanoseconds, nanoseconds,
-            ino, size, blocks, atime // _SECOND, mtime // _SECOND, ctime // _SECOND,
-            atime % _SECOND, mtime % _SECOND, ctime % _SECOND, mode, nlink, uid, gid, rdev, _BLOCK, 0,
+            ino, size, blocks, atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest,
+            mode, nlink, uid, gid, rdev, _BLOCK, 0,
         )  # fmt: skip
 
     def _attributes(self, unique: int, found: Attributes) -> bytes:

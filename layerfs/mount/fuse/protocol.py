@@ -6,12 +6,12 @@ Source: include/uapi/linux/fuse.h. A request is an ``IN_HEADER`` and what its op
 
 from __future__ import annotations
 
+import functools
 import struct
 from enum import IntEnum, IntFlag
 
 __all__ = [
     "ATTRIBUTES",
-    "DIRECTORY_ENTRY",
     "ENTRY",
     "INIT_IN",
     "INIT_OUT",
@@ -24,6 +24,7 @@ __all__ = [
     "Notify",
     "Operation",
     "SetAttr",
+    "directory_entry",
 ]
 
 #: The version that replies are written in; the kernel speaks the lower one of both.
@@ -44,13 +45,19 @@ _ATTRIBUTES = "QQQqqqIIIIIIIIII"
 ATTRIBUTES = struct.Struct("=IiQQI4x" + _ATTRIBUTES)
 #: An OUT_HEADER; nodeid, generation, entry_valid, attr_valid, entry_valid_nsec, attr_valid_nsec; attributes.
 ENTRY = struct.Struct("=IiQQQQQII" + _ATTRIBUTES)
-#: The entry and the attributes without a header; then ino, place of the next one, length of the name, type. The name
-#: follows, padded to eight bytes.
-DIRECTORY_ENTRY = struct.Struct("=QQQQII" + _ATTRIBUTES + "QQII")
 #: blocks, bfree, bavail, files, ffree, bsize, namelen, frsize, spare.
 STATFS = struct.Struct("=QQQQQIII28x")
 #: An OUT_HEADER; ino, offset, length. An offset below 0 is about the attributes alone.
 NOTIFY_INODE = struct.Struct("=IiQQqq")
+
+
+@functools.cache
+def directory_entry(length: int) -> struct.Struct:
+    """Return what one name of a READDIRPLUS reply is, without the padding to eight bytes behind it.
+
+    The entry and the attributes without a header; then ino, place of the next one, length of the name, type; the name.
+    """
+    return struct.Struct(f"=QQQQII{_ATTRIBUTES}QQII{length}s")
 
 
 class Operation(IntEnum):
