@@ -169,4 +169,7 @@ def only_one(path: str) -> Iterator[None]:
 
 def target_lock(handle: StoreHandle, place: str) -> str:
     """Return the path of the lock that a process holds while it mounts at a place."""
-    return handle.layout.lock(f"target-{Digest.of(os.fsencode(place)).hex}")
+    # Not in the store, which may lie on a file system that takes no files.
+    directory = os.path.join(handle.layout.runroot, "locks")
+    os.makedirs(directory, mode=0o700, exist_ok=True)
+    return os.path.join(directory, f"target-{Digest.of(os.fsencode(place)).hex}")

@@ -31,6 +31,34 @@ BORROWER = TestImage([layer({"copy": SHARED, "y": noise(9000, 1)})], ["borrower:
 _REAL = Path("~/.cache/layerfs/corpus/demo").expanduser()
 
 
+@pytest.mark.parametrize(
+    "backend",
+    [pytest.param("overlay", marks=pytest.mark.needs_overlay), pytest.param("fuse", marks=pytest.mark.needs_fuse)],
+)
+def test_mounting_from_a_read_only_file_system(mount: Mount, tmp_path: Path, backend: str) -> None:
+    image, target = tmp_path / "disk", tmp_path / "target"
+    with open(image, "wb") as file:
+        file.truncate(32 << 20)
+    subprocess.run(["mkfs.ext4", "-q", "-F", image], check=True)
+    disk = mount(image, "ext4", "loop")  # not tmpfs: the kernel mounts no EROFS from there
+    target.mkdir()
+    with Store.open(disk / "store", sync=False) as store:
+        store.load(pipe(outer(oci(DONOR))))
+    subprocess.run(["mount", "-o", "remount,ro", disk], check=True)
+    with Store.open(disk / "store", runroot=tmp_path / "run") as store:
+        with pytest.raises(StoreReadOnly):
+            store.mount("donor:1", target, backend=backend)
+        store.mount("donor:1", target, backend=backend, read_only=True)
+        try:
+            assert (target / "donor").read_bytes() == SHARED
+            with pytest.raises(Conflict):
+                store.mount("donor:1", target, backend=backend, read_only=True)
+            assert [found.target for found in store.mounts()] == [str(target)]
+        finally:
+            store.umount(str(target))
+        assert not list(target.iterdir())
+
+
 @pytest.mark.needs_overlay
 def test_a_mount_reads_on_while_its_donor_goes(tmp_path: Path) -> None:
     target = tmp_path / "target"
