@@ -6,6 +6,7 @@ explained by itself. Everything is found out by probing, when it is asked for.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
@@ -63,12 +64,13 @@ def fuse_status() -> BackendStatus:
     return BackendStatus("fuse", None, usable=True, reason="a process per mount serves the image through /dev/fuse")
 
 
-def choose_backend(backend: str = "auto", lower: str = "auto") -> BackendStatus:
+def choose_backend(backend: str = "auto", lower: str = "auto", *, tried: Sequence[BackendStatus] = ()) -> BackendStatus:
     """Return the backend to use, or say why there is none.
 
     Args:
         backend: ``auto``, ``overlay`` or ``fuse``.
         lower: ``auto``, ``erofs`` or ``dirs``; ``auto`` takes the first that works.
+        tried: what turned out not to work after all, with the reason.
 
     Returns:
         A usable backend: the first of :func:`explain_backends` that matches.
@@ -84,11 +86,14 @@ def choose_backend(backend: str = "auto", lower: str = "auto") -> BackendStatus:
         raise ValueError(f"unknown backend: {backend}")
     if lower not in {"auto", "erofs", "dirs"}:
         raise ValueError(f"unknown lower: {lower}")
-    refused: list[BackendStatus] = []
+    refused = list(tried)
+    names = {status.name for status in tried}
     candidates: list[Lower] = [] if backend == "fuse" else ["erofs", "dirs"]
     for candidate in candidates:
         if lower in {"auto", candidate}:
             status = _overlay(candidate)
+            if status.name in names:
+                continue
             if status.usable:
                 return status
             refused.append(status)

@@ -23,6 +23,7 @@ from dataclasses import dataclass
 
 from layerfs.linux import mount_api
 from layerfs.linux.mount_api import MAX_STRING, MountAttribute
+from layerfs.linux.mountinfo import mount_id, read_mounts
 from layerfs.linux.private_namespace import run_in_private_namespace
 from layerfs.linux.probe import feature
 from layerfs.mount.option import MountOptions
@@ -61,8 +62,8 @@ class ErofsImage:
             A descriptor of its root that the caller closes.
 
         Raises:
-            OSError: ENOTBLK where the kernel mounts block devices only, EINVAL or EUCLEAN for what is no such image,
-                ENOENT with the name of the missing file.
+            OSError: ENOTBLK where the kernel mounts block devices only, or nothing from this file system, EINVAL or
+                EUCLEAN for what is no such image, ENOENT with the name of the missing file.
             Exception: what ``check`` raises.
 
         Blocking: opens every file, reads the superblock.
@@ -76,10 +77,13 @@ class ErofsImage:
             try:
                 with _beside(self.check) if len(self.devices) >= _MANY else _before(self.check):
                     mount_api.fsconfig_create(context)
-            except OSError:
+            except OSError as err:
                 # The kernel says "no such file", but not which of 500.
                 for path in (self.path, *self.devices):
                     os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+                if err.errno == errno.ENOTBLK:
+                    kind = _filesystem_type(self.path)
+                    raise OSError(errno.ENOTBLK, f"the kernel mounts no EROFS image that lies on {kind}") from None
                 raise
             return mount_api.fsmount(context, attributes)
 
@@ -335,6 +339,15 @@ def _all_short(paths: Sequence[str], stack: contextlib.ExitStack) -> Sequence[by
     if max(map(len, names)) > MAX_STRING:
         return [os.fsencode(_short(path, stack)) for path in paths]
     return names
+
+
+def _filesystem_type(path: str) -> str:
+    """Return the type of the file system that a file lies on."""
+    fd = os.open(path, os.O_PATH | os.O_CLOEXEC)
+    try:
+        return next((entry.fstype for entry in read_mounts(numbers=(mount_id(fd),))), "this file system")
+    finally:
+        os.close(fd)
 
 
 def _short(path: str, stack: contextlib.ExitStack) -> str:

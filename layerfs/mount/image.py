@@ -8,8 +8,9 @@ import functools
 import os
 import stat
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 
-from layerfs.errors import Conflict, IntegrityError, MountError
+from layerfs.errors import BackendUnavailable, Conflict, IntegrityError, MountError
 from layerfs.formats.digest import chain_id
 from layerfs.formats.erofs.reader import Tree
 from layerfs.linux.mount_api import umount
@@ -90,25 +91,47 @@ def mount_image(
         if upper is not None:
             _dress_root(upper, tree)
         chosen = options or MountOptions()
-        pid = None
-        if status.backend == "fuse":
-            devices = device_paths(handle, tree)
-            _check_devices(tree, devices)
-            mount_id, pid = start_fuse(
-                _specification(handle, image, devices, place, upper, work, chosen, read_only=read_only),
-                log=_log(handle),
-            )
-        elif status.lower == "erofs":
-            devices = device_paths(handle, tree)
-            mount_id = mount_merged(
-                handle.layout.merged_tree(image.chain_id), devices, place,
-                upper=upper, work=work, read_only=read_only, options=chosen,
-                check=functools.partial(_check_devices, tree, devices),
-            )  # fmt: skip
-        else:
-            lowers = _unpacked(handle, image, tree, check)
-            mount_id = mount_directories(lowers, place, upper=upper, work=work, read_only=read_only, options=chosen)
+        make = functools.partial(
+            _mount, handle, image, tree, place, upper, work, chosen, read_only=read_only, check=check
+        )
+        try:
+            mount_id, pid = make(status)
+        except BackendUnavailable as error:
+            # What the kernel can do, it may not do on the file system of this store.
+            reason = next(iter(error.reasons.values()), str(error))
+            status = choose_backend(backend, lower, tried=[replace(status, usable=False, reason=reason)])
+            mount_id, pid = make(status)
         return _record(handle, records, image, place, mount_id, snapshot, status, pid, read_only=read_only)
+
+
+def _mount(
+    handle: StoreHandle,
+    image: ImageRecord,
+    tree: Tree,
+    place: str,
+    upper: str | None,
+    work: str | None,
+    options: MountOptions,
+    status: BackendStatus,
+    *,
+    read_only: bool,
+    check: Callable[[], None] | None,
+) -> tuple[int, int | None]:
+    """Mount in one way; return the kernel's number of the mount, and the process that serves it, if one does."""
+    if status.lower == "dirs":
+        lowers = _unpacked(handle, image, tree, check)
+        return mount_directories(lowers, place, upper=upper, work=work, read_only=read_only, options=options), None
+    devices = device_paths(handle, tree)
+    if status.backend == "fuse":
+        _check_devices(tree, devices)
+        specification = _specification(handle, image, devices, place, upper, work, options, read_only=read_only)
+        return start_fuse(specification, log=_log(handle))
+    number = mount_merged(
+        handle.layout.merged_tree(image.chain_id), devices, place,
+        upper=upper, work=work, read_only=read_only, options=options,
+        check=functools.partial(_check_devices, tree, devices),
+    )  # fmt: skip
+    return number, None
 
 
 @contextlib.contextmanager

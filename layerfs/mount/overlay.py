@@ -322,4 +322,6 @@ def _failure(what: str, err: OSError) -> MountError:
                     reasons={_BACKEND: found.reason},
                     hint="run as root" if name == "privilege" else "see layerfs info for what works here",
                 )
+    if err.errno == errno.ENOTBLK:  # tmpfs, say
+        return BackendUnavailable(f"{what}: {text}", reasons={_BACKEND: text})
     return MountError(f"{what}: {text}", errno=err.errno, backend=_BACKEND)

@@ -15,7 +15,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.api import Store
-from layerfs.errors import Conflict, StoreReadOnly
+from layerfs.errors import BackendUnavailable, Conflict, StoreReadOnly
 from layerfs.formats.digest import Digest
 from layerfs.linux.mount_api import umount
 from tests.image_builder import TestImage, layer, noise, oci, outer, pipe, write_layout
@@ -57,6 +57,28 @@ def test_mounting_from_a_read_only_file_system(mount: Mount, tmp_path: Path, bac
         finally:
             store.umount(str(target))
         assert not list(target.iterdir())
+
+
+@pytest.mark.needs_overlay
+@pytest.mark.needs_fuse
+def test_a_file_system_from_which_the_kernel_mounts_no_image(mount: Mount, tmp_path: Path) -> None:
+    disk, target = mount("none", "tmpfs", "size=8m"), tmp_path / "target"
+    target.mkdir()
+    with Store.open(disk / "store", sync=False) as store:
+        store.load(pipe(outer(oci(DONOR))))
+        with pytest.raises(BackendUnavailable, match="lies on tmpfs") as refused:
+            store.mount("donor:1", target, backend="overlay", lower="erofs")
+        assert refused.value.hint == "use --backend overlay --lower dirs"
+        del refused  # its traceback keeps the tree mapped
+        assert not store.containers()
+        for lower, expected in (("auto", "overlay"), ("erofs", "fuse")):
+            made = store.mount("donor:1", target, lower=lower)
+            try:
+                assert made.backend == expected
+                assert (target / "donor").read_bytes() == SHARED
+                (target / "new").write_text("new")
+            finally:
+                store.umount(str(target))
 
 
 @pytest.mark.needs_overlay
