@@ -97,7 +97,7 @@ def choose_backend(backend: str = "auto", lower: str = "auto", *, tried: Sequenc
             if status.usable:
                 return status
             refused.append(status)
-    if backend != "overlay":
+    if backend != "overlay" and "fuse" not in names:
         status = fuse_status()
         if status.usable and lower != "dirs":
             return status

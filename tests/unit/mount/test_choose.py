@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 
 import pytest
 
@@ -87,3 +88,17 @@ def test_explanations_read_as_sentences(machine: Machine) -> None:
 def test_unknown_names(backend: str, lower: str) -> None:
     with pytest.raises(ValueError, match="unknown"):
         choose_backend(backend, lower)
+
+
+def test_what_was_tried_in_vain_is_not_chosen_again(machine: Machine) -> None:
+    machine()
+    tried = []
+    for expected in ("overlay", "overlay (lower=dirs)", "fuse"):
+        status = choose_backend(tried=tried)
+        assert status.name == expected
+        tried.append(replace(status, usable=False, reason=f"{expected} failed"))
+    for backend, left in (("auto", tried), ("fuse", tried[2:]), ("overlay", tried[:2])):
+        with pytest.raises(BackendUnavailable) as caught:
+            choose_backend(backend, tried=left)
+        assert caught.value.reasons == {status.name: status.reason for status in left}
+    assert caught.value.hint == "use --backend fuse"
