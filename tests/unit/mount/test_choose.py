@@ -10,7 +10,7 @@ import pytest
 from layerfs.errors import BackendUnavailable
 from layerfs.linux.probe import Feature
 from layerfs.mount import choose
-from layerfs.mount.choose import choose_backend, explain_backends
+from layerfs.mount.choose import BackendStatus, choose_backend, explain_backends
 
 Machine = Callable[..., None]
 
@@ -92,7 +92,7 @@ def test_unknown_names(backend: str, lower: str) -> None:
 
 def test_what_was_tried_in_vain_is_not_chosen_again(machine: Machine) -> None:
     machine()
-    tried = []
+    tried: list[BackendStatus] = []
     for expected in ("overlay", "overlay (lower=dirs)", "fuse"):
         status = choose_backend(tried=tried)
         assert status.name == expected
