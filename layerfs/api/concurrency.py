@@ -1,20 +1,16 @@
 """Concurrency for trio: functions that run the blocking parts of transfers in threads.
 
-:class:`layerfs.api.AsyncStore` awaits them; :class:`layerfs.api.Store` runs them through :func:`run_blocking`, but for
-the pull, which cannot wait for trio to be imported; see :mod:`layerfs.api.together`. This is the one place that starts
-an event loop.
+:class:`layerfs.api.AsyncStore` awaits them; what :class:`layerfs.api.Store` does is :mod:`layerfs.api.together`.
 """
 
 from __future__ import annotations
 
-import threading
 from collections import deque
 from collections.abc import Awaitable, Callable, Sequence
 from typing import TypeVar
 
 import trio
 
-from layerfs.api.base import refuse_inside_trio
 from layerfs.api.together import first_failure
 from layerfs.formats.digest import Digest
 from layerfs.registry.http import HttpClient
@@ -22,13 +18,10 @@ from layerfs.registry.pull import Pull, Stopped
 from layerfs.registry.push import Push
 from layerfs.store.image import ImageRecord
 
-__all__ = ["each", "in_thread", "pull_layers", "push_layers", "run_blocking"]
+__all__ = ["each", "in_thread", "pull_layers", "push_layers"]
 
 T = TypeVar("T")
 R = TypeVar("R")
-
-#: Seconds between two polls of a caller that waits for its event loop.
-_POLL = 0.1
 
 
 async def pull_layers(pull: Pull, http: HttpClient, jobs: int) -> list[ImageRecord]:
@@ -144,60 +137,3 @@ async def _together(tasks: Sequence[Callable[[], Awaitable[None]]], stop: Callab
         nursery.cancel_scope.cancel()
     if failures:
         raise first_failure(failures)
-
-
-def run_blocking(function: Callable[[], Awaitable[T]], check: Callable[[], None] | None = None) -> T:
-    """Run a trio function from code that blocks, in a thread with an event loop of its own.
-
-    So a signal that the caller's thread turns into an exception cancels it like anything that ``check`` raises.
-
-    Args:
-        function: what to run.
-        check: polled while it runs; what it raises cancels it.
-
-    Raises:
-        LayerfsError: this is called inside a trio task, which must not block.
-    """
-    refuse_inside_trio()
-    finished = threading.Event()
-    started = threading.Event()
-    results: list[T] = []
-    failures: list[BaseException] = []
-    scope = trio.CancelScope()
-    tokens: list[trio.lowlevel.TrioToken] = []
-
-    async def main() -> None:
-        tokens.append(trio.lowlevel.current_trio_token())
-        started.set()
-        with scope:
-            results.append(await function())
-
-    def run() -> None:
-        try:
-            trio.run(main)
-        except BaseException as error:  # noqa: BLE001 - raised again in the calling thread
-            failures.append(error)
-        finally:
-            started.set()
-            finished.set()
-
-    thread = threading.Thread(target=run, name="layerfs-trio", daemon=True)
-    thread.start()
-    try:
-        while not finished.wait(_POLL):
-            if check is not None:
-                check()
-    except BaseException:
-        started.wait()
-        if tokens:
-            try:
-                tokens[0].run_sync_soon(scope.cancel)
-            except trio.RunFinishedError:
-                finished.set()
-        finished.wait()
-        thread.join()
-        raise
-    thread.join()
-    if failures:
-        raise failures[0]
-    return results[0]

@@ -9,7 +9,7 @@ from contextlib import ExitStack, contextmanager
 
 from layerfs.api import Store
 from layerfs.api.base import refuse_inside_trio
-from layerfs.api.concurrency import each, run_blocking
+from layerfs.api.together import each
 from layerfs.errors import FormatError, InvalidReference, LayerfsError, NotFound, UnsupportedFormat
 from layerfs.formats.digest import Digest
 from layerfs.formats.oci import Descriptor
@@ -235,7 +235,7 @@ def _as_it_is(
         where: CopyTarget = stack.enter_context(_target(into, destination, target, destination_access or access, poll))
         try:
             jobs = access.jobs if where.parallel else 1
-            run_blocking(lambda: each(move, plan.blobs, jobs, stop), check)
+            each(move, plan.blobs, jobs, stop, check)
             for document in plan.documents:
                 where.put_manifest(document, top=document is plan.documents[-1])
         except OSError as error:

@@ -153,20 +153,9 @@ class TransferPart(StorePart):
                 with Pull(self._handle, remote, access, keep_blobs=keep_blobs, progress=progress, check=check) as pull:
                     if not pull.wanted:
                         return self._images(pull.lay_down())
-                    from layerfs.api.together import run_together
+                    from layerfs.api.together import pull_layers
 
-                    records: list[catalog.ImageRecord] = []
-
-                    def lay_down() -> None:
-                        records.extend(pull.lay_down())
-
-                    def stop() -> None:
-                        pull.stop()
-                        registries.http.abort()
-
-                    receivers = [pull.receive] * min(access.jobs, len(pull.wanted))
-                    run_together([lay_down, *receivers], stop, check)
-                    return self._images(records)
+                    return self._images(pull_layers(pull, registries.http, access.jobs, check))
 
     def push(
         self,
@@ -204,7 +193,7 @@ class TransferPart(StorePart):
         Blocking: reads and sends all layers that the registry does not have.
         Atomicity: the name on the registry changes when everything is there.
         """
-        from layerfs.api.concurrency import push_layers, run_blocking
+        from layerfs.api.together import push_layers
         from layerfs.registry.access import Access
         from layerfs.registry.push import Push
         from layerfs.registry.remote import Registries
@@ -218,9 +207,7 @@ class TransferPart(StorePart):
                 self._handle, record, registries.write_to(reference), access, compression=compression, level=level,
                 progress=progress, check=check,
             )  # fmt: skip
-            digest = run_blocking(
-                lambda: push_layers(push, registries.http, access.jobs, reference.tag or DEFAULT_TAG), check
-            )
+            digest = push_layers(push, registries.http, access.jobs, reference.tag or DEFAULT_TAG, check)
         return PushedImage(reference, digest)
 
     def _pushed(self, image: str | Image, destination: str | None) -> tuple[catalog.ImageRecord, Reference]:

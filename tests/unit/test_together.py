@@ -6,7 +6,7 @@ import threading
 
 import pytest
 
-from layerfs.api.together import run_together
+from layerfs.api.together import each, run_together
 from layerfs.registry.pull import Stopped
 
 
@@ -76,3 +76,55 @@ def test_what_check_raises_ends_them_all() -> None:
     with pytest.raises(KeyboardInterrupt):
         run_together([tasks.waits, tasks.waits], tasks.stopped.set, check)
     assert tasks.ended == ["waits", "waits"]
+
+
+def test_the_same_for_several_items() -> None:
+    running, most, lock = 0, 0, threading.Lock()
+
+    def square(number: int) -> int:
+        nonlocal running, most
+        with lock:
+            running += 1
+            most = max(most, running)
+        try:
+            if number < 2:
+                both.wait()
+            return number * number
+        finally:
+            with lock:
+                running -= 1
+
+    both = threading.Barrier(2, timeout=10)
+    assert each(square, range(20), 2, lambda: None) == [number * number for number in range(20)]
+    assert most == 2
+    assert each(square, [], 2, lambda: None) == []
+
+
+def test_no_item_is_begun_after_a_failure() -> None:
+    stopped, begun = threading.Event(), []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        if number:
+            raise OSError("disk full")
+        assert stopped.wait(10)
+        raise Stopped
+
+    with pytest.raises(OSError, match="disk full"):
+        each(work, range(9), 2, stopped.set)
+    assert sorted(begun) == [0, 1]
+
+
+def test_the_caller_gives_several_items_up() -> None:
+    stopped, begun = threading.Event(), []
+
+    def work(number: int) -> None:
+        begun.append(number)
+        assert stopped.wait(10)
+
+    def check() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        each(work, range(9), 3, stopped.set, check)
+    assert sorted(begun) == [0, 1, 2]
