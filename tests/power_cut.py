@@ -5,12 +5,16 @@ The shutdown ioctl without a log flush drops everything that the file system has
 
 from __future__ import annotations
 
+import contextlib
 import fcntl
 import os
 import struct
 import subprocess
 import time
+from collections.abc import Iterator
 from pathlib import Path
+
+import pytest
 
 from layerfs.linux.mount_api import umount
 
@@ -18,6 +22,7 @@ __all__ = ["Disk"]
 
 #: EXT4_IOC_SHUTDOWN and XFS_IOC_GOINGDOWN are the same number; 2 is "no log flush" for both.
 _SHUTDOWN, _NO_LOG_FLUSH = 0x8004587D, 2
+_THROTTLE = Path("/sys/fs/cgroup/blkio/blkio.throttle.write_iops_device")
 
 
 class Disk:
@@ -44,6 +49,19 @@ class Disk:
             fcntl.ioctl(fd, _SHUTDOWN, struct.pack("I", _NO_LOG_FLUSH))
         finally:
             os.close(fd)
+
+    @contextlib.contextmanager
+    def slow(self, writes: int) -> Iterator[None]:
+        """Let the disk do no more than so many writes a second; until it is left, nobody need wait for it."""
+        if not _THROTTLE.exists():
+            pytest.skip("no blkio controller of cgroup v1, which can slow a disk down")
+        number = os.stat(self.path).st_dev
+        device = f"{os.major(number)}:{os.minor(number)}"
+        _THROTTLE.write_text(f"{device} {writes}")
+        try:
+            yield
+        finally:
+            _THROTTLE.write_text(f"{device} 0")
 
     def restart(self) -> None:
         self.close()

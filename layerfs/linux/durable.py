@@ -194,19 +194,15 @@ def await_writeback(fd: int) -> None:
     """Write all dirty pages of a file and wait for them: fdatasync without the metadata, and without its commit.
 
     Args:
-        fd: a regular file. An error stays to be reported by a later fsync of it.
+        fd: a regular file.
 
     Raises:
-        OSError: EIO or ENOSPC, EMFILE.
+        OSError: EIO or ENOSPC. It is told once: no fsync through this descriptor tells it again, nor one through a
+            descriptor that is opened later (Linux Documentation/core-api/errseq_t).
 
     Blocking: waits for the device.
     """
-    # An open file reports an error once. So another one is asked.
-    own = os.open(f"/proc/self/fd/{fd}", os.O_RDONLY | os.O_CLOEXEC)
-    try:
-        _sync_file_range(own, 0, 0, _SYNC_FILE_RANGE_WRITE_AND_WAIT)
-    finally:
-        os.close(own)
+    _sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE_AND_WAIT)
 
 
 def drop_written(fd: int, end: int) -> None:

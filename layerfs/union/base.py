@@ -112,6 +112,8 @@ class UnionPart:
         """Close every descriptor that is only kept to be at hand, for one who has run out of them."""
         while self._open:
             self._open.popitem()[0].close_content()
+        if self._late is not None:
+            self._late.finish()
         self._lower.close_directories()
         if self._upper is not None:
             self._upper.close_directories()
@@ -330,8 +332,8 @@ class UnionPart:
         node.lower = None
         status = os.fstat(fd) if fd >= 0 else upper.status(node)
         self._born[status.st_ino] = node.ino
-        if self._late is not None and fd >= 0 and status.st_size:
-            self._late.add(fd)
+        if self._late is not None and fd >= 0 and status.st_size and node.parent is not None:
+            self._late.add(node, fd)
         node.close_content()
         if fd >= 0:
             self._keep(node, Content(fd, 0, None, owned=True, writable=True))

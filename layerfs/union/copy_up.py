@@ -61,8 +61,8 @@ def copy_inode(
                 _copy_content(lower.open(reference), fd)
             _dress(fd, fd, attributes, lower.xattrs(reference), upper)
             if sync and data and attributes.size > _SMALL:
-                # So that the journal orders the bytes before the name; nobody waits for the disk here. Not in a thread:
-                # a commit in between would make the name of an empty file durable, which hides the one in the image.
+                # So that name and bytes are no further apart than the disk makes them; nobody waits for it here. Not in
+                # a thread: a commit in between would make the name of an empty file durable.
                 start_writeback(fd)
         except BaseException:
             os.close(fd)

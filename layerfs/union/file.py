@@ -90,8 +90,10 @@ class FilePart(UnionPart):
         """Make a file durable, and all copies before it. Raises EIO, ENOSPC."""
         node = self._nodes[ino]
         if node.upper and self._late is not None:
+            content = self._content(node)
             self._late.finish()  # a commit of the journal would take their names along
-            (os.fdatasync if data_only else os.fsync)(self._content(node).fd)
+            self._late.raise_failure(content.fd)
+            (os.fdatasync if data_only else os.fsync)(content.fd)
 
     def allocate(self, ino: int, mode: int, offset: int, size: int) -> None:
         """Reserve space, or give it back, as fallocate(2) does with a mode; the file is copied up first.

@@ -246,6 +246,8 @@ class MovePart(ChangePart, ListingPart):
     def _unname(self, node: Node, parent: Node, name: bytes) -> None:
         """Note that a name is gone."""
         self._nodes.unname(node, parent, name)
+        if node.is_gone and self._late is not None:
+            self._late.drop(node)
         if node.is_gone and self._born and node.fd >= 0:
             status = os.fstat(node.fd)
             if not status.st_nlink:

@@ -1,9 +1,9 @@
 """Writing the bytes of copies back, a little after their names are there.
 
-A copy whose name reaches the disk before its bytes would be an empty file after a power cut, and hide the one in the
-image, though nobody had written to it. Journals order the two once the bytes are on their way; waiting for the disk, as
-overlayfs does, costs milliseconds a file, and sending each copy off by itself doubles its price. So copies are sent off
-together, a second later, and before anything else is made durable through the mount.
+A copy whose name reaches the disk before its bytes would be an empty file after a power cut, or one of zeros, and hide
+the one in the image, though nobody had written to it. Overlayfs waits for the disk with each copy, which costs
+milliseconds. Here copies are written together, a second later, and before anything is made durable through the mount.
+That leaves a second, and the time that the disk takes, in which others must not make the name durable.
 """
 
 from __future__ import annotations
@@ -13,25 +13,26 @@ import fcntl
 import os
 import signal
 import threading
-from collections import deque
+import time
+from collections.abc import Hashable
 
 from layerfs.linux.durable import await_writeback, start_writeback
 from layerfs.union.limit import descriptor_share
 
 __all__ = ["WriteBack"]
 
-#: Seconds that a copy may wait; the kernel's own journals commit every five, its flusher looks after thirty.
+#: Seconds that a copy waits for others; journals commit every five, the kernel's own flusher takes thirty.
 _DELAY = 1.0
 
 #: Copies that may wait: what a second brings.
 _MOST = 4096
 
+#: Seconds that are given to those that wait when all ends; the kernel writes the others when it likes.
+_LAST = 1.0
+
 
 class WriteBack:
-    """Copies that are to be written back, and the thread that does it.
-
-    One thread adds and finishes. A process must not fork between the first :meth:`add` and :meth:`close`.
-    """
+    """Copies that are to be written back, and the thread that does it. The methods belong to one other thread."""
 
     def __init__(self, delay: float = _DELAY) -> None:
         """Start with nothing; the thread is started with the first copy.
@@ -41,72 +42,86 @@ class WriteBack:
         """
         self._delay = delay
         self._most = descriptor_share(_MOST)
-        self._waiting: deque[int] = deque()
+        self._waiting: dict[Hashable, int] = {}
+        self._changing = threading.Lock()  # held while that changes
+        self._writing = threading.Lock()  # held by whoever writes copies, from taking them to their last byte
+        self._failed: dict[int, int] = {}
         self._some, self._many = threading.Event(), threading.Event()
-        self._taking = threading.Lock()  # whoever holds it has at most one copy in hand
         self._thread: threading.Thread | None = None
         self._closed = False
 
-    def add(self, fd: int) -> None:
-        """Take note of a copy; where no more can be kept it is sent off at once.
+    def add(self, key: Hashable, fd: int) -> None:
+        """Take note of a copy.
 
         Args:
+            key: what it is called here.
             fd: the file, open for writing; the caller may close it.
+
+        Blocking: waits for the device where no more can be kept.
         """
-        waiting = self._waiting
-        if len(waiting) >= self._most:
-            _start(fd)
-            return
+        if len(self._waiting) >= self._most:
+            self.finish()
         try:
             if self._thread is None:
                 self._thread = self._started(fd)
-            waiting.append(os.dup(fd))
-        except (OSError, RuntimeError):  # no descriptor, no thread: no reason to fail
-            _start(fd)
+            own = os.dup(fd)
+        except (OSError, RuntimeError):  # no descriptor, no thread
+            self._await(fd)
             return
-        count = len(waiting)
+        with self._changing:
+            self._waiting[key] = own
+            count = len(self._waiting)
         if count == 1:
             self._some.set()
         elif 2 * count >= self._most:
             self._many.set()
 
+    def drop(self, key: Hashable) -> None:
+        """Let go of a copy that has lost its name: nobody will look for its bytes, and others want their space."""
+        if self._waiting:
+            with self._changing:
+                fd = self._waiting.pop(key, -1)
+            if fd >= 0:
+                _close(fd)
+
     def finish(self) -> None:
-        """Send off what waits, and wait until its bytes are on the disk; names are not looked at.
+        """Wait until the bytes of all copies are on the disk; names are not looked at.
 
-        What cannot be written is told to whoever makes that file durable.
+        What cannot be written is told by :meth:`raise_failure`.
 
-        Blocking: waits for the device, if anything waits.
+        Blocking: waits for the device, if there are any.
         """
-        if not self._waiting and not self._taking.locked():
-            return
-        taken = []
-        with self._taking:
-            while self._waiting:
-                taken.append(fd := self._waiting.popleft())
-                _start(fd)
-        for fd in taken:
-            with contextlib.suppress(OSError):
-                await_writeback(fd)
-            os.close(fd)
+        if self._waiting or self._writing.locked():
+            self._write()
+
+    def raise_failure(self, fd: int) -> None:
+        """Tell once that a copy could not be written: the kernel told it to this class, and tells nobody again.
+
+        Args:
+            fd: the file, open in any way.
+
+        Raises:
+            OSError: EIO, ENOSPC.
+        """
+        if self._failed and (number := self._failed.pop(os.fstat(fd).st_ino, None)) is not None:
+            raise OSError(number, os.strerror(number))
 
     def close(self) -> None:
-        """Send off what waits, and end the thread."""
-        self._closed = True
-        if self._thread is not None:
-            self._some.set()
-            self._many.set()
-            self._thread.join()
-        self._send(len(self._waiting))
+        """Send off what waits, and end the thread.
 
-    def _send(self, count: int) -> None:
-        """Send off the oldest, at most so many."""
-        for _ in range(count):
-            with self._taking:
-                if not self._waiting:
-                    return
-                fd = self._waiting.popleft()
-                _start(fd)
-            os.close(fd)
+        Blocking: about a second at most, whatever the device does.
+        """
+        end = time.monotonic() + _LAST
+        self._closed = True
+        self._some.set()
+        self._many.set()
+        for fd in self._taken():
+            if time.monotonic() < end:
+                with contextlib.suppress(OSError):
+                    start_writeback(fd)
+            _close(fd)
+        if self._thread is not None:
+            self._thread.join(max(0.0, end - time.monotonic()))
 
     def _started(self, fd: int) -> threading.Thread:
         """Start the thread, which takes no signals: those must interrupt the one that waits for requests.
@@ -132,13 +147,34 @@ class WriteBack:
             self._many.wait(self._delay)
             self._some.clear()
             self._many.clear()
-            self._send(len(self._waiting))
-            if self._waiting:
-                self._some.set()  # added meanwhile, when it was not the first
+            self._write()
+
+    def _taken(self) -> list[int]:
+        """Take all copies that wait; from now on the next one is the first again."""
+        with self._changing:
+            taken, self._waiting = self._waiting, {}
+        return list(taken.values())
+
+    def _write(self) -> None:
+        """Write all copies that wait, after those that somebody else has taken."""
+        with self._writing:
+            taken = self._taken()
+            for fd in taken:  # all are on their way before the first one is waited for
+                with contextlib.suppress(OSError):
+                    start_writeback(fd)
+            for fd in taken:
+                self._await(fd)
+                _close(fd)
+
+    def _await(self, fd: int) -> None:
+        """Wait for one copy, and keep what went wrong."""
+        try:
+            await_writeback(fd)
+        except OSError as error:
+            self._failed[os.fstat(fd).st_ino] = error.errno or 0
 
 
-def _start(fd: int) -> None:
-    """Start writing a file back, unless it is gone."""
+def _close(fd: int) -> None:
+    """Close a descriptor; what network file systems answer to that is told by an fsync too."""
     with contextlib.suppress(OSError):
-        if os.fstat(fd).st_nlink:
-            start_writeback(fd)
+        os.close(fd)

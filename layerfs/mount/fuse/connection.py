@@ -67,7 +67,7 @@ _WANTED = (
 _ACL_KILL_SGID = 1 << 0
 _FDATASYNC = 1 << 0
 #: Errors of reading a request that only mean that it was taken back.
-_AGAIN = frozenset({errno.ENOENT, errno.EINTR, errno.EAGAIN})
+_AGAIN = frozenset({errno.ENOENT, errno.EINTR})
 
 _SHORT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
@@ -172,7 +172,8 @@ class Connection:
         handler_of, write = self._handlers.get, os.write
         while True:
             try:
-                read(request)
+                if read(request) is None:  # nothing there, of a descriptor that does not block
+                    continue
             except OSError as error:
                 if error.errno in _AGAIN:
                     continue

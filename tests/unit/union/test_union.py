@@ -28,6 +28,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.linux.rename import EXCHANGE, NOREPLACE
+from layerfs.union import write_back
 from layerfs.union.change import Changes
 from layerfs.union.mark import USER_PREFIX
 from layerfs.union.node import ROOT
@@ -637,3 +638,22 @@ def test_what_was_only_at_hand_goes_when_most_is_forgotten(work: Work, monkeypat
     assert not any(kept)
     assert shown() == before
     assert work.read("a/f") == FILES["a/f"]
+
+
+def test_fsync_tells_that_a_copy_could_not_be_written(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The kernel told it to whoever waited for the copy, and tells it only once."""
+    union, (one, other) = work.union, (work.at(path).ino for path in ("one", "a/f"))
+    for ino in (one, other):
+        union.setattr(ino, Changes(mode=0o600))
+    broken = os.stat(work.upper / "one").st_ino
+
+    def fail(fd: int) -> None:
+        if os.fstat(fd).st_ino == broken:
+            raise OSError(EIO, os.strerror(EIO))
+
+    monkeypatch.setattr(write_back, "await_writeback", fail)
+    union.fsync(other, data_only=True)
+    union.close_spare()
+    with failing(EIO):
+        union.fsync(one, data_only=False)
+    union.fsync(one, data_only=False)
