@@ -36,6 +36,9 @@ _SYNC_FILE_RANGE_WRITE = 2
 #: And wait: for what is being written already, and for what this call starts (linux/fs.h).
 _SYNC_FILE_RANGE_WRITE_AND_WAIT = 7
 
+#: What a kernel, a file system or a filter answers that has no sync_file_range.
+_UNKNOWN = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
+
 _renameat2 = declare_libc("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _sync_file_range = declare_libc("sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
@@ -186,7 +189,7 @@ def start_writeback(fd: int, offset: int = 0, length: int = 0, *, sync: bool = T
         _sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
     except OSError as err:
         # It is only a hint: a kernel or file system that does not know it is no reason to fail.
-        if err.errno not in {errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP}:
+        if err.errno not in _UNKNOWN:
             raise
 
 
@@ -202,7 +205,12 @@ def await_writeback(fd: int) -> None:
 
     Blocking: waits for the device.
     """
-    _sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE_AND_WAIT)
+    try:
+        _sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE_AND_WAIT)
+    except OSError as err:
+        if err.errno not in _UNKNOWN:
+            raise
+        os.fdatasync(fd)
 
 
 def drop_written(fd: int, end: int) -> None:

@@ -333,7 +333,7 @@ class UnionPart:
         status = os.fstat(fd) if fd >= 0 else upper.status(node)
         self._born[status.st_ino] = node.ino
         if self._late is not None and fd >= 0 and status.st_size and node.parent is not None:
-            self._late.add(node, fd)
+            self._late.add(node.ino, fd)
         node.close_content()
         if fd >= 0:
             self._keep(node, Content(fd, 0, None, owned=True, writable=True))

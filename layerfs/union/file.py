@@ -92,7 +92,7 @@ class FilePart(UnionPart):
         if node.upper and self._late is not None:
             content = self._content(node)
             self._late.finish()  # a commit of the journal would take their names along
-            self._late.raise_failure(content.fd)
+            self._late.raise_failure(ino)
             (os.fdatasync if data_only else os.fsync)(content.fd)
 
     def allocate(self, ino: int, mode: int, offset: int, size: int) -> None:

@@ -247,7 +247,7 @@ class MovePart(ChangePart, ListingPart):
         """Note that a name is gone."""
         self._nodes.unname(node, parent, name)
         if node.is_gone and self._late is not None:
-            self._late.drop(node)
+            self._late.drop(node.ino)
         if node.is_gone and self._born and node.fd >= 0:
             status = os.fstat(node.fd)
             if not status.st_nlink:

@@ -9,6 +9,7 @@ That leaves a second, and the time that the disk takes, in which others must not
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 import signal
@@ -24,8 +25,8 @@ __all__ = ["WriteBack"]
 #: Seconds that a copy waits for others; journals commit every five, the kernel's own flusher takes thirty.
 _DELAY = 1.0
 
-#: Copies that may wait: what a second brings.
-_MOST = 4096
+#: Copies that may wait, with those that are being written: what two seconds bring.
+_MOST = 8192
 
 #: Seconds that are given to those that wait when all ends; the kernel writes the others when it likes.
 _LAST = 1.0
@@ -41,11 +42,11 @@ class WriteBack:
             delay: seconds that a copy waits for others.
         """
         self._delay = delay
-        self._most = descriptor_share(_MOST)
+        self._most = descriptor_share(_MOST) // 2
         self._waiting: dict[Hashable, int] = {}
         self._changing = threading.Lock()  # held while that changes
         self._writing = threading.Lock()  # held by whoever writes copies, from taking them to their last byte
-        self._failed: dict[int, int] = {}
+        self._failed: dict[Hashable, int] = {}
         self._some, self._many = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
         self._closed = False
@@ -54,7 +55,7 @@ class WriteBack:
         """Take note of a copy.
 
         Args:
-            key: what it is called here.
+            key: what the file is called here, as long as it has a name.
             fd: the file, open for writing; the caller may close it.
 
         Blocking: waits for the device where no more can be kept.
@@ -66,7 +67,7 @@ class WriteBack:
                 self._thread = self._started(fd)
             own = os.dup(fd)
         except (OSError, RuntimeError):  # no descriptor, no thread
-            self._await(fd)
+            self._await(key, fd)
             return
         with self._changing:
             self._waiting[key] = own
@@ -78,6 +79,7 @@ class WriteBack:
 
     def drop(self, key: Hashable) -> None:
         """Let go of a copy that has lost its name: nobody will look for its bytes, and others want their space."""
+        self._failed.pop(key, None)
         if self._waiting:
             with self._changing:
                 fd = self._waiting.pop(key, -1)
@@ -94,16 +96,13 @@ class WriteBack:
         if self._waiting or self._writing.locked():
             self._write()
 
-    def raise_failure(self, fd: int) -> None:
+    def raise_failure(self, key: Hashable) -> None:
         """Tell once that a copy could not be written: the kernel told it to this class, and tells nobody again.
-
-        Args:
-            fd: the file, open in any way.
 
         Raises:
             OSError: EIO, ENOSPC.
         """
-        if self._failed and (number := self._failed.pop(os.fstat(fd).st_ino, None)) is not None:
+        if self._failed and (number := self._failed.pop(key, None)) is not None:
             raise OSError(number, os.strerror(number))
 
     def close(self) -> None:
@@ -115,7 +114,7 @@ class WriteBack:
         self._closed = True
         self._some.set()
         self._many.set()
-        for fd in self._taken():
+        for fd in self._taken().values():
             if time.monotonic() < end:
                 with contextlib.suppress(OSError):
                     start_writeback(fd)
@@ -149,29 +148,31 @@ class WriteBack:
             self._many.clear()
             self._write()
 
-    def _taken(self) -> list[int]:
+    def _taken(self) -> dict[Hashable, int]:
         """Take all copies that wait; from now on the next one is the first again."""
         with self._changing:
             taken, self._waiting = self._waiting, {}
-        return list(taken.values())
+        return taken
 
     def _write(self) -> None:
         """Write all copies that wait, after those that somebody else has taken."""
         with self._writing:
             taken = self._taken()
-            for fd in taken:  # all are on their way before the first one is waited for
-                with contextlib.suppress(OSError):
+            for key, fd in taken.items():  # all are on their way before the first one is waited for
+                try:
                     start_writeback(fd)
-            for fd in taken:
-                self._await(fd)
+                except OSError as error:
+                    self._failed[key] = error.errno or errno.EIO
+            for key, fd in taken.items():
+                self._await(key, fd)
                 _close(fd)
 
-    def _await(self, fd: int) -> None:
+    def _await(self, key: Hashable, fd: int) -> None:
         """Wait for one copy, and keep what went wrong."""
         try:
             await_writeback(fd)
         except OSError as error:
-            self._failed[os.fstat(fd).st_ino] = error.errno or 0
+            self._failed[key] = error.errno or errno.EIO
 
 
 def _close(fd: int) -> None:

@@ -652,8 +652,8 @@ def test_fsync_tells_that_a_copy_could_not_be_written(work: Work, monkeypatch: p
             raise OSError(EIO, os.strerror(EIO))
 
     monkeypatch.setattr(write_back, "await_writeback", fail)
-    union.fsync(other, data_only=True)
     union.close_spare()
+    union.fsync(other, data_only=True)
     with failing(EIO):
         union.fsync(one, data_only=False)
     union.fsync(one, data_only=False)

@@ -25,11 +25,14 @@ class Device:
         self.sent: list[int] = []
         self.waited: list[int] = []
         self.broken: set[int] = set()
+        self.refused: set[int] = set()
         self.running = threading.Event()
         self.running.set()
 
     def start(self, fd: int) -> None:
         self.sent.append(os.fstat(fd).st_ino)
+        if self.sent[-1] in self.refused:
+            raise OSError(errno.ENOSPC, "full")
 
     def wait(self, fd: int) -> None:
         assert self.running.wait(10)
@@ -157,12 +160,27 @@ def test_what_went_wrong_is_told_once_and_of_that_file(device: Device, copies: l
     with pytest.raises(OSError, match="Input/output error"):
         late.raise_failure(copies[3])
     late.raise_failure(copies[3])
+    late.add("another", copies[3])
+    late.finish()
+    late.drop("another")  # its number may come to mean another file
+    late.raise_failure("another")
     late.close()
+    del device.waited[-1]
     assert device.waited == inodes(copies)  # those behind it are not left out
 
 
+def test_what_is_told_at_the_start_counts_too(device: Device, copies: list[int]) -> None:
+    late = WriteBack(delay=_LONG)
+    device.refused = set(inodes(copies[3:4]))
+    add(late, copies)
+    late.finish()
+    with pytest.raises(OSError, match="No space left"):
+        late.raise_failure(copies[3])
+    late.close()
+
+
 def test_many_copies_do_not_wait(device: Device, copies: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_back, "descriptor_share", lambda _: 8)
+    monkeypatch.setattr(write_back, "descriptor_share", lambda _: 16)
     late = WriteBack(delay=_LONG)
     add(late, copies[:4])
     eventually(lambda: len(device.waited) == 4)
@@ -170,7 +188,7 @@ def test_many_copies_do_not_wait(device: Device, copies: list[int], monkeypatch:
 
 
 def test_no_more_descriptors_than_its_share(device: Device, copies: list[int], monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(write_back, "descriptor_share", lambda _: 2)
+    monkeypatch.setattr(write_back, "descriptor_share", lambda _: 4)
     monkeypatch.setattr(WriteBack, "_run", lambda _: None)
     late = WriteBack()
     before = len(os.listdir("/proc/self/fd"))
