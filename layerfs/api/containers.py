@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import contextlib
+import errno
 import os
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart, StrPath
-from layerfs.errors import Conflict, InvalidReference, MountError, NotFound
+from layerfs.errors import Conflict, InvalidReference, LayerfsError, MountError, NotFound, StoreReadOnly
 from layerfs.formats.digest import Digest
 from layerfs.store import image as catalog
 from layerfs.store.snapshot import Snapshot, create_snapshot, find_snapshot, list_snapshots, remove_snapshot
@@ -97,21 +99,37 @@ class ContainerPart(StorePart):
         if target is not None and not os.path.isdir(target):
             problem = "is not a directory" if os.path.lexists(target) else "does not exist"
             raise MountError(f"target {os.fspath(target)} {problem}", hint="Make it first with: mkdir -p")
-        if snapshot is None and not read_only:
-            snapshot, made = create_snapshot(self._handle, record, name), True
-        place, own = (target, False) if target is not None else self._own_target(record, snapshot)
+        with self._writing():
+            if snapshot is None and not read_only:
+                snapshot, made = create_snapshot(self._handle, record, name), True
+            place, own = (target, False) if target is not None else self._own_target(record, snapshot)
+            try:
+                mounted = mount_image(
+                    self._handle, record, place, snapshot=snapshot, read_only=read_only, backend=backend, lower=lower,
+                    options=options, check=check,
+                )  # fmt: skip
+            except BaseException:
+                if made and snapshot is not None:
+                    remove_snapshot(self._handle, snapshot)
+                if own:
+                    os.rmdir(place)
+                raise
+            return _mount(mounted)
+
+    @contextlib.contextmanager
+    def _writing(self) -> Iterator[None]:
+        """Say of a store that cannot be written to what can be done with it all the same."""
         try:
-            mounted = mount_image(
-                self._handle, record, place, snapshot=snapshot, read_only=read_only, backend=backend, lower=lower,
-                options=options, check=check,
-            )  # fmt: skip
-        except BaseException:
-            if made and snapshot is not None:
-                remove_snapshot(self._handle, snapshot)
-            if own:
-                os.rmdir(place)
-            raise
-        return _mount(mounted)
+            yield
+        except OSError as error:
+            if error.errno != errno.EROFS or isinstance(error, LayerfsError):
+                raise
+            root = self._handle.layout.root
+            where = f": {error.filename}" if error.filename else ""
+            raise StoreReadOnly(
+                f"the store {root} cannot be written to: {error.strerror}{where}", root=root,
+                hint="Mount an image alone, with --read-only; --runroot names a place for what is mounted.",
+            ) from error  # fmt: skip
 
     def umount(self, target_or_name: str, *, lazy: bool = False) -> Mount:
         """Unmount a container or image, by target, container name or ID, image name, or ID of the mount.

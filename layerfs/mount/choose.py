@@ -73,7 +73,7 @@ def choose_backend(backend: str = "auto", lower: str = "auto", *, tried: Sequenc
         tried: what turned out not to work after all, with the reason.
 
     Returns:
-        A usable backend: the first of :func:`explain_backends` that matches.
+        A usable backend: the first of :func:`explain_backends` that matches; behind what was tried FUSE comes first.
 
     Raises:
         BackendUnavailable: if none that matches is usable; ``reasons`` has one for each of them, ``hint`` names
@@ -88,21 +88,20 @@ def choose_backend(backend: str = "auto", lower: str = "auto", *, tried: Sequenc
         raise ValueError(f"unknown lower: {lower}")
     refused = list(tried)
     names = {status.name for status in tried}
-    candidates: list[Lower] = [] if backend == "fuse" else ["erofs", "dirs"]
-    for candidate in candidates:
-        if lower in {"auto", candidate}:
-            status = _overlay(candidate)
-            if status.name in names:
-                continue
-            if status.usable:
-                return status
-            refused.append(status)
-    if backend != "overlay" and "fuse" not in names:
-        status = fuse_status()
-        if status.usable and lower != "dirs":
-            return status
-        if status.usable:
+    ways: list[tuple[str, Lower | None]] = [("overlay", "erofs"), ("overlay", "dirs"), ("fuse", None)]
+    if tried:
+        # Where the kernel does not mount an image, FUSE reads it as it lies there; directories are a second copy of it.
+        ways = [ways[0], ways[2], ways[1]]
+    for name, candidate in ways:
+        if backend not in {"auto", name} or (candidate is not None and lower not in {"auto", candidate}):
+            continue
+        status = fuse_status() if candidate is None else _overlay(candidate)
+        if candidate is None and lower == "dirs" and status.usable:
             status = replace(status, usable=False, reason="it reads the image as it is stored, not directories")
+        if status.name in names:
+            continue
+        if status.usable:
+            return status
         refused.append(status)
     what = "no backend works here" if backend == "auto" else f"backend {refused[0].name} does not work here"
     raise BackendUnavailable(

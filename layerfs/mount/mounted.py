@@ -6,6 +6,7 @@ Apart from what mounts, so that those who only ask start without it.
 from __future__ import annotations
 
 import contextlib
+import errno
 import fcntl
 import os
 from collections.abc import Iterator
@@ -47,8 +48,15 @@ def adopt_mounts(handle: StoreHandle) -> None:
         return
     known = {record.mount_id for record in records.live()}
     for entry in found:
-        lock = FileLock(target_lock(handle, entry.target))
-        if entry.mount_id in known or not lock.try_acquire():
+        if entry.mount_id in known:
+            continue
+        try:
+            lock = FileLock(target_lock(handle, entry.target))
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
+            return  # and nothing can be recorded
+        if not lock.try_acquire():
             continue  # whoever holds it is about to record the mount
         try:
             if all(record.mount_id != entry.mount_id for record in records.live()):
@@ -168,8 +176,17 @@ def only_one(path: str) -> Iterator[None]:
 
 
 def target_lock(handle: StoreHandle, place: str) -> str:
-    """Return the path of the lock that a process holds while it mounts at a place."""
-    # Not in the store, which may lie on a file system that takes no files.
+    """Return the path of the lock that a process holds while it mounts at a place.
+
+    Raises:
+        OSError: EROFS if neither the store nor the run root takes a file.
+    """
+    name = f"target-{Digest.of(os.fsencode(place)).hex}"
+    lock = handle.layout.lock(name)
+    if os.access(os.path.dirname(lock), os.W_OK):
+        return lock
+    # A store that cannot be written to: what is mounted from it is a matter of this run root alone.
     directory = os.path.join(handle.layout.runroot, "locks")
+    os.makedirs(handle.layout.runroot, mode=0o700, exist_ok=True)
     os.makedirs(directory, mode=0o700, exist_ok=True)
-    return os.path.join(directory, f"target-{Digest.of(os.fsencode(place)).hex}")
+    return os.path.join(directory, name)

@@ -12,7 +12,7 @@
     ROOT/ingest/RANDOM/                work in progress
     ROOT/partial/ALG-HEX               what pulls received of blobs whose image is not there yet
     ROOT/locks/                        lock files
-    RUNROOT/                           mount records, locks of targets
+    RUNROOT/                           mount records; locks of targets for a store that cannot be written to
 
 ALG is sha256 or sha512, HEX a digest of it.
 """

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sqlite3
 import time
 from dataclasses import dataclass
 
-from layerfs.errors import Conflict, InvalidReference, NotFound, StoreReadOnly
+from layerfs.errors import Conflict, InvalidReference, NotFound
 from layerfs.formats.digest import Digest
 from layerfs.linux.durable import fsync_directory
 from layerfs.linux.safe_path import remove_tree
@@ -56,7 +55,6 @@ def create_snapshot(handle: StoreHandle, image: ImageRecord, name: str | None) -
     Raises:
         InvalidReference: the name has characters that names do not have.
         Conflict: the name is taken.
-        StoreReadOnly: the store lies on a file system that is read-only.
 
     Atomicity: its directories are durable before it is listed.
     """
@@ -66,16 +64,7 @@ def create_snapshot(handle: StoreHandle, image: ImageRecord, name: str | None) -
         )
     identifier = os.urandom(32).hex()
     directory = handle.layout.snapshot(identifier)
-    try:
-        os.mkdir(directory, 0o700)
-    except OSError as error:
-        if error.errno != errno.EROFS:
-            raise
-        raise StoreReadOnly(
-            f"no container can be made in the store {handle.layout.root}: {error.strerror}",
-            root=handle.layout.root,
-            hint="An image alone can be mounted from it, read-only.",
-        ) from error
+    os.mkdir(directory, 0o700)
     try:
         for part in ("upper", "work"):
             os.mkdir(os.path.join(directory, part), 0o755)
