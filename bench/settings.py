@@ -19,7 +19,7 @@ _SETTINGS = {
     "skopeo copy": "layers stay compressed as they are",
     "fuse-overlayfs": "root, its defaults: one thread, names and attributes kept by the kernel without end",
     "unionfs-fuse": "cow, its default ten threads",
-    "kernel overlayfs": "its defaults: a file that is copied up is synced, as it is not by any FUSE file system here",
+    "kernel overlayfs": "its defaults: syncs a file that is copied up; layerfs writes it later, fuse-overlayfs never",
     "mkfs.erofs --tar": "one image with data per layer; checks, stacks and shares nothing",
     "gzip, sha256sum": "both of Debian; this sha256sum uses no SHA instructions",
     "openssl": "reads the archive and digests it with SHA instructions",
