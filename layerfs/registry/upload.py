@@ -199,7 +199,7 @@ class Uploader:
     def _ask(self, place: str) -> tuple[str, int]:
         """Ask where an upload stands; return its place and how many bytes the registry has."""
         with self._to.server.send(
-            "GET", place, what="the state of an upload", scopes=self._to.push_scopes, expect=(204, 202, 200)
+            "GET", place, what="upload", scopes=self._to.push_scopes, expect=(204, 202, 200)
         ) as answer:
             found = _RANGE.fullmatch((answer.header("Range") or "").strip())
             # "0-0" is what registries say for nothing as well as for one byte; chunks are never one byte.
