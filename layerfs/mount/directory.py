@@ -292,8 +292,10 @@ class _Unpacking:
                 device, offset = self._device(place[0]), place[1]
                 if inode.size <= _SMALL:
                     content = os.pread(device, inode.size, offset)
-                    if len(content) != inode.size or os.write(fd, content) != inode.size:
-                        raise OSError(errno.EIO, f"only a part of {inode.size} bytes could be copied")
+                    if len(content) != inode.size:
+                        raise OSError(errno.EIO, f"the layer has only {len(content)} bytes of {inode.size}")
+                    while content:  # a full disk first takes a part, and says so at the next one
+                        content = content[os.write(fd, content) :]
                 else:
                     os.ftruncate(fd, inode.size)
                     if os.fstat(device).st_size < offset + inode.size:

@@ -6,6 +6,7 @@ import errno
 import fcntl
 import os
 import stat
+import subprocess
 import threading
 from collections.abc import Callable, Iterator
 from pathlib import Path
@@ -18,6 +19,7 @@ from layerfs.formats.erofs.writer import Device, write_tree
 from layerfs.formats.merge import apply_layer, empty_tree
 from layerfs.formats.tree import Node, directory, hard_link_marker, whiteout
 from layerfs.linux import probe
+from layerfs.linux.mount_api import umount
 from layerfs.linux.safe_path import remove_tree
 from layerfs.linux.sparse import allocated_bytes
 from layerfs.mount import directory as module
@@ -205,6 +207,20 @@ def test_a_failure_leaves_nothing(tmp_path: Path, data: Path, when: str, monkeyp
         assert str(caught.value).startswith("cannot unpack /a: " if when == "device" else "cannot unpack /b: ")
         assert caught.value.errno in {errno.ENOSPC, errno.ENOENT, errno.EIO}
     assert os.listdir(tmp_path) == ["layer.tar"]
+
+
+def test_a_full_disk_is_called_so(tmp_path: Path, data: Path) -> None:
+    disk = tmp_path / "disk"
+    disk.mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "-o", "size=128k", "none", disk], check=True)
+    try:
+        tree = _tree(_directory(**{str(number): _file(size=20_000, offset=1024) for number in range(10)}))
+        with pytest.raises(MountError, match="No space left on device") as caught:
+            unpack(tree, _opener(data), disk / "out")
+        assert caught.value.errno == errno.ENOSPC
+        assert not os.listdir(disk)
+    finally:
+        umount(disk, lazy=True)
 
 
 def test_leftovers_are_swept_unless_they_are_in_use(tmp_path: Path) -> None:
