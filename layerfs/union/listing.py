@@ -41,22 +41,19 @@ class _Listing:
     Attributes:
         places: in ascending order.
         rows: what lies at each place.
-        last: the place of the last name, or of the dots.
     """
 
-    __slots__ = ("_next", "_own", "last", "places", "rows")
+    __slots__ = ("_next", "_own", "places", "rows")
 
     def __init__(self) -> None:
         self.places: Sequence[int] = ()
         self.rows: list[_Row] = []
-        self.last = _FIRST - 1
         self._own: dict[bytes, int] = {}
         self._next = 0
 
     def take(self, lower: list[_Row]) -> None:
         """Show all names of the lower tree and nothing else."""
         self.places, self.rows = range(_FIRST, _FIRST + len(lower)), lower
-        self.last = _FIRST + len(lower) - 1
 
     def merge(self, lower: list[_Row], visible: set[bytes], hidden: set[bytes]) -> None:
         """Show names of the upper with those of the lower tree that nothing hides."""
@@ -75,7 +72,6 @@ class _Listing:
             self._own[name] = self._next
             self._next += 1
         self.places, self.rows = [*places, *self._own.values()], [*rows, *((name, None) for name in self._own)]
-        self.last = self.places[-1] if self.places else _FIRST - 1
 
 
 class ListingPart(UnionPart):
@@ -96,7 +92,7 @@ class ListingPart(UnionPart):
         """
         node = self._nodes[ino]
         known = node.listing
-        if known is not None and place >= 2 and place >= known.last:
+        if known is not None and place >= 2 and not (known.places and place < known.places[-1]):
             return  # every reading ends with a request that finds nothing
         if not node.is_directory:
             raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR))
