@@ -31,6 +31,8 @@ MAX_WINDOW = 1 << 27
 #: The magic number and the one compression method there is.
 _GZIP = b"\x1f\x8b\x08"
 _ZSTD = b"\x28\xb5\x2f\xfd"
+#: What the end of a zstd stream is known by.
+_END = b"layerfs: the end"
 _OTHER = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x04\x22\x4d\x18": "lz4", b"\x5d\x00\x00": "lzma"}
 
 #: isal's stub declares its exception class as if it were an instance.
@@ -67,8 +69,7 @@ def decompress(read: Callable[[int], bytes], codec: str) -> Iterator[bytes]:
         codec: what :func:`detect` returned.
 
     Raises:
-        FormatError: the compressed data is damaged, or (gzip) ends too soon. A zstd stream cut inside a frame just
-            ends, since the library does not tell: whoever reads must compare a digest, as for any blob.
+        FormatError: the compressed data is damaged, or ends too soon.
     """
     if codec == "gzip":
         return _gunzip(read)
@@ -123,23 +124,41 @@ def _gunzip(read: Callable[[int], bytes]) -> Iterator[bytes]:
 
 
 class _Source:
-    """The reader object that zstandard wants, around a read function."""
+    """The reader object that zstandard wants, around a read function, with something more at the end."""
 
-    def __init__(self, read: Callable[[int], bytes]) -> None:
+    def __init__(self, read: Callable[[int], bytes], last: bytes) -> None:
         self._read = read
+        self._last = last
 
     def read(self, size: int = -1) -> bytes:
-        return self._read(size if size > 0 else PIECE)
+        data = self._read(size if size > 0 else PIECE)
+        if not data:
+            # In pieces: the decoder takes a whole frame that comes alone for the one whose header it is waiting for.
+            data, self._last = self._last[:8], self._last[8:]
+        return data
 
 
 def _unzstd(read: Callable[[int], bytes]) -> Iterator[bytes]:
     # Here, because most layers are gzip and it takes as long to import as a load with nothing new.
     import zstandard  # noqa: PLC0415
 
+    # The library does not tell a stream that ends inside a frame. So a frame of ours follows: its content comes out
+    # last if a new frame could begin there. Its checksum is behind that, lest a raw block take it in and look the same.
+    last = zstandard.ZstdCompressor(write_checksum=True).compress(_END)
     decoder = zstandard.ZstdDecompressor(max_window_size=MAX_WINDOW)
-    reader = decoder.stream_reader(cast("IO[bytes]", _Source(read)), read_size=_INPUT, read_across_frames=True)
+    reader = decoder.stream_reader(cast("IO[bytes]", _Source(read, last)), read_size=_INPUT, read_across_frames=True)
+    held = b""
     try:
-        while piece := reader.read(PIECE):
-            yield piece
+        while len(piece := reader.read(PIECE)) == PIECE:
+            if held:
+                yield held
+            held = piece
     except zstandard.ZstdError as error:
-        raise FormatError(f"zstd data is damaged: {error}") from error
+        raise FormatError(f"zstd data is damaged or ends too soon: {error}") from error
+    if len(piece) < len(_END):
+        held, piece = b"", held + piece
+    if not piece.endswith(_END):
+        raise FormatError("zstd data ends too soon")
+    for rest in (held, piece[: -len(_END)]):
+        if rest:
+            yield rest

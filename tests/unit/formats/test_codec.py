@@ -122,6 +122,30 @@ def test_damage_is_refused(data: bytes, message: str) -> None:
         expand(data)
 
 
+@pytest.mark.parametrize("checksum", [False, True])
+@pytest.mark.parametrize(
+    "content", [bytes(300), os.urandom(300), b"a word, and " * 30], ids=["RLE", "raw", "compressed"]
+)
+def test_a_zstd_stream_may_end_between_frames_alone(content: bytes, checksum: bool) -> None:
+    compressor = zstandard.ZstdCompressor(write_checksum=checksum)
+    frames = [compressor.compress(content), SKIPPABLE, compressor.compress(content[:7])]
+    ends = {len(b"".join(frames[:count])): content * (count > 0) + content[:7] * (count > 2) for count in range(4)}
+    stream = b"".join(frames)
+    for cut in range(1, len(stream) + 1):
+        pieces = decompress(source(stream[:cut]), "zstd")
+        if cut in ends:
+            assert b"".join(pieces) == ends[cut]
+        else:
+            with pytest.raises(FormatError, match="too soon"):
+                list(pieces)
+
+
+@pytest.mark.parametrize("length", [PIECE - 16, PIECE - 15, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE - 8, 2 * PIECE])
+def test_a_zstd_stream_of_whole_pieces(length: int) -> None:
+    content = os.urandom(length)
+    assert expand(zstd(content)) == content
+
+
 def test_a_huge_window_is_refused() -> None:
     parameters = zstandard.ZstdCompressionParameters(window_log=28, enable_ldm=True)
     compressor = zstandard.ZstdCompressor(compression_params=parameters).compressobj()
