@@ -177,9 +177,13 @@ def merge_layers(
 
 
 def encode_merged_tree(merged: Node, chain: Sequence[LayerKey]) -> bytes:
-    """Return the image of a merged tree: a device for each layer of the chain, then for other donors by diffID."""
-    own = {key.known: key for key in chain}
+    """Return the image of a merged tree.
+
+    Its devices are the layers that something of it lies in, for mounting costs by the device: those of the chain from
+    the bottom, then others that lend them bytes, by diffID.
+    """
     used = {node.device for node in walk(merged) if node.device is not None}
+    own = {key.known: key for key in chain if key in used}
     others = {key.known: key for key in used if isinstance(key, LayerKey) and key.known not in own}
     devices = [_device(key) for key in own.values()] + [_device(others[diff_id]) for diff_id in sorted(others)]
     return write_tree(merged, devices, tree_uuid("chain", chain_id([key.known for key in chain])))

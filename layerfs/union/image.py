@@ -30,13 +30,15 @@ _new = tuple.__new__
 class ImageLower:
     """A merged tree and the files of its device table. References are the tree's own inode numbers."""
 
-    def __init__(self, tree: Tree, devices: Sequence[str]) -> None:
-        """Keep both; the files are opened when first read from.
+    def __init__(self, tree: Tree, devices: Sequence[str], path: str) -> None:
+        """Keep them; the files are opened when first read from.
 
         Args:
             tree: the merged tree.
             devices: paths of the layer tars, in the order of the tree's device table.
+            path: of the tree, for the space of its file system.
         """
+        self._path = path
         self._tree = tree
         self._devices = devices
         self._fds: dict[int, int] = {}
@@ -142,8 +144,8 @@ class ImageLower:
         return LowerFile(fd, offset, inode.size, owned=False)
 
     def statfs(self) -> os.statvfs_result:
-        """Return the space of the file system with the layers."""
-        return os.statvfs(self._devices[0] if self._devices else "/")
+        """Return the space of the file system with the tree."""
+        return os.statvfs(self._path)
 
     def paths(self, reference: int) -> list[list[bytes]]:
         """Return all paths of a file; the first call for a file with links walks the whole tree, once."""

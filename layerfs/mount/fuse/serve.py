@@ -132,7 +132,7 @@ def _union(wanted: FuseSpecification, *, raw_umask: bool) -> Union:
             stack.callback(upper.close)
         lower: Lower
         if wanted.tree is not None:
-            lower = ImageLower(open_tree(wanted.tree), wanted.devices)
+            lower = ImageLower(open_tree(wanted.tree), wanted.devices, wanted.tree)
         else:
             lower = StackLower(wanted.lowers, prefix, device=None if upper is None else upper.device)
         owners = wanted.owners

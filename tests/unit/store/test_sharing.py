@@ -12,6 +12,8 @@ from typing import BinaryIO
 import pytest
 
 from layerfs.api import Store
+from layerfs.formats.digest import Digest
+from layerfs.store.image import find_image, merged_tree
 from layerfs.store.layer import verify_layer
 from tests.image_builder import Members, TestImage, docker_new, docker_old, layer, noise, oci, outer, write_layout
 from tests.store_audit import assert_whole, contents, disk, tree_files
@@ -37,6 +39,23 @@ def test_a_layer_of_two_images_is_stored_once(store: Store) -> None:
     assert usage.saved_by_layers == len(base)
     assert disk(Path(store.info().root) / "layers") - before < 60_000
     assert [row.images for row in store.layers("one:1")] == [2, 1]
+    assert_whole(store)
+
+
+def test_a_merged_tree_names_only_the_layers_that_can_be_seen(store: Store) -> None:
+    hidden, seen, removes, borrows = (
+        layer({"hidden": BIG}),
+        layer({"seen": BELOW}),
+        layer({".wh.hidden": b"", "directory/": b""}),
+        layer({"borrowed": BIG}),
+    )
+    _load(store, TestImage([hidden, seen, removes], ["one:1"]), TestImage([hidden, seen, removes, borrows], ["two:1"]))
+    ids = [Digest.of(tar).hex.encode() for tar in (hidden, seen, removes, borrows)]
+    found = {}
+    for name in ("one:1", "two:1"):
+        record = find_image(store._handle, name)
+        found[name] = [slot.tag for slot in merged_tree(store._handle, record).devices]
+    assert found == {"one:1": ids[1:2], "two:1": ids[:2]}  # the bytes of "borrowed" lie where they came first
     assert_whole(store)
 
 
