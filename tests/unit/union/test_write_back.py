@@ -236,12 +236,49 @@ def test_an_error_of_closing_ends_nothing(device: Device, copies: list[int], mon
     assert device.waited == inodes(copies)
 
 
+def writer() -> threading.Thread | None:
+    """The thread that writes copies back."""
+    return next((thread for thread in threading.enumerate() if thread.name == "layerfs-write-back"), None)
+
+
+def test_the_thread_sleeps_until_there_is_a_copy_again(device: Device, copies: list[int]) -> None:
+    late = WriteBack(delay=0.001)
+    add(late, copies)
+    eventually(lambda: len(device.waited) == len(copies))
+    thread = writer()
+    assert thread is not None
+    path = Path(f"/proc/self/task/{thread.native_id}/status")
+
+    def switches() -> int:
+        return int(path.read_text().split("\nvoluntary_ctxt_switches:")[1].split()[0])
+
+    time.sleep(0.05)  # it may have to look once more
+    before = switches()
+    time.sleep(0.2)
+    assert switches() == before
+    late.close()
+
+
+def test_the_end_waits_for_the_thread(device: Device, copies: list[int]) -> None:
+    device.running.clear()
+    late = WriteBack(delay=0.001)
+    add(late, copies)
+    eventually(lambda: len(device.sent) == len(copies))
+    timer = threading.Timer(0.1, device.running.set)
+    timer.start()
+    late.close()
+    assert writer() is None
+    assert device.waited == inodes(copies)
+    timer.join()
+
+
 def test_the_thread_takes_no_signals(device: Device, copies: list[int]) -> None:
     """One that arrived there would not interrupt the thread that waits for requests."""
     late = WriteBack(delay=_LONG)
     add(late, copies[:1])
-    (task,) = (thread.native_id for thread in threading.enumerate() if thread.name == "layerfs-write-back")
-    blocked = int(Path(f"/proc/self/task/{task}/status").read_text().split("SigBlk:")[1].split()[0], 16)
+    thread = writer()
+    assert thread is not None
+    blocked = int(Path(f"/proc/self/task/{thread.native_id}/status").read_text().split("SigBlk:")[1].split()[0], 16)
     assert blocked & 1 << signal.SIGTERM - 1
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     late.close()
