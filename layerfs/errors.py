@@ -10,7 +10,7 @@ imperative sentence that says what to do about it.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import ClassVar
+from typing import ClassVar, Self
 
 __all__ = [
     "BackendUnavailable",
@@ -51,6 +51,11 @@ class LayerfsError(Exception):
         """Keep the one-line message and the optional hint."""
         super().__init__(message)
         self.hint = hint
+
+    def extended(self, text: str) -> Self:
+        """Return the error itself, with more behind its message."""
+        self.args = (f"{self}{text}",)
+        return self
 
 
 class InvalidReference(LayerfsError, ValueError):

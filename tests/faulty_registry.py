@@ -15,10 +15,11 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
+from typing import Any
 
 from tests.image_builder import INDEX_TYPE, MANIFEST_TYPE, TestImage, digest
 
-__all__ = ["Asked", "FaultyRegistry", "Handler", "serving"]
+__all__ = ["Asked", "Fault", "FaultyRegistry", "Handler", "serving"]
 
 _PATH = re.compile(r"/v2/(?P<name>.+)/(?P<kind>manifests|blobs|tags|referrers)/(?P<what>[^?]*)(?P<query>\?.*)?")
 
@@ -178,10 +179,23 @@ class _Server(ThreadingHTTPServer):
         """Say nothing: broken connections are the point."""
 
 
+class _Abrupt(_Server):
+    """Resets connections that begin with TLS, instead of answering nonsense."""
+
+    def verify_request(self, request: Any, client_address: Any) -> bool:  # noqa: ARG002 - of the base class
+        if request.recv(1, socket.MSG_PEEK) != b"\x16":
+            return True
+        request.setsockopt(socket.SOL_SOCKET, socket.SO_LINGER, b"\x01\0\0\0\0\0\0\0")
+        request.close()
+        return False
+
+
 @contextmanager
-def serving(registry: FaultyRegistry, *, tls: tuple[Path, Path] | None = None) -> Iterator[FaultyRegistry]:
-    """Run a registry on a free port of this machine; ``tls`` are certificate and key."""
-    server = _Server(("127.0.0.1", 0), type("Bound", (Handler,), {"registry": registry}))
+def serving(
+    registry: FaultyRegistry, *, tls: tuple[Path, Path] | None = None, abrupt: bool = False
+) -> Iterator[FaultyRegistry]:
+    """Run a registry on a free port of this machine; ``tls`` are certificate and key, ``abrupt`` resets TLS."""
+    server = (_Abrupt if abrupt else _Server)(("127.0.0.1", 0), type("Bound", (Handler,), {"registry": registry}))
     if tls is not None:
         import ssl
 

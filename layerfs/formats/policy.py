@@ -106,7 +106,7 @@ def reference_scopes(reference: Reference) -> list[str]:
         scopes = [str(reference.with_default_tag())]
     parts = reference.path.split("/")
     scopes += ["/".join((reference.domain, *parts[:count])) for count in range(len(parts), -1, -1)]
-    host = reference.domain
+    host = reference.domain.partition(":")[0]  # wildcards are about names of hosts, which have no port
     while "." in host:
         host = host.partition(".")[2]
         scopes.append(f"*.{host}")

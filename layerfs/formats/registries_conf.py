@@ -18,7 +18,10 @@ from layerfs.errors import Denied, FormatError, InvalidReference, LimitExceeded
 from layerfs.formats.document import MAX_DOCUMENT_SIZE, JsonObject, json_objects
 from layerfs.formats.reference import DEFAULT_DOMAIN, Reference
 
-__all__ = ["Endpoint", "Mirror", "RegistriesConfig", "Registry", "is_short_name"]
+__all__ = ["AUTH_FILES", "Endpoint", "Mirror", "RegistriesConfig", "Registry", "is_short_name"]
+
+#: What stands in a list of credential helpers for the files of containers-auth.json(5).
+AUTH_FILES = "containers-auth.json"
 
 _SHORT_NAME_MODES = ("", "enforcing", "permissive", "disabled")
 _PULL_FROM_MIRROR = ("", "all", "digest-only", "tag-only")
@@ -62,15 +65,15 @@ class RegistriesConfig:
         registries: by prefix.
         search: registries that a short name is looked for in, in order; None when no file says anything.
         aliases: references by short name.
-        short_name_mode: ``enforcing``, ``permissive`` or ``disabled``; empty when not set.
-        credential_helpers: names of helpers to ask besides those of the auth files.
+        short_name_mode: ``enforcing``, ``permissive`` or ``disabled``; empty when not set, which is ``permissive``.
+        credential_helpers: names of helpers in the order to ask them, :data:`AUTH_FILES` for the auth files.
     """
 
     registries: Mapping[str, Registry] = field(default_factory=dict)
     search: tuple[str, ...] | None = None
     aliases: Mapping[str, str] = field(default_factory=dict)
     short_name_mode: str = ""
-    credential_helpers: tuple[str, ...] = ()
+    credential_helpers: tuple[str, ...] = (AUTH_FILES,)
 
     @classmethod
     def parse(cls, files: Iterable[tuple[str, bytes]]) -> Self:
@@ -95,11 +98,9 @@ class RegistriesConfig:
             Denied: the registry is blocked.
             FormatError: a location makes no reference out of it.
         """
-        registry = self._registry(reference)
+        registry = self.find(str(reference))
         if registry is None:
             return [Endpoint(reference)]
-        if registry.blocked:
-            raise Denied(f"registry {registry.prefix} is blocked in registries.conf")
         found = []
         by_digest = reference.digest is not None
         for mirror in registry.mirrors:
@@ -112,10 +113,17 @@ class RegistriesConfig:
         own = reference if registry.location is None else _moved(reference, registry.prefix, registry.location)
         return [*found, Endpoint(own, registry.insecure)]
 
-    def is_insecure(self, domain: str) -> bool:
-        """Return whether a registry may be reached over plain HTTP, by its host alone."""
-        registry = self.registries.get(domain)
-        return registry is not None and registry.insecure
+    def find(self, text: str) -> Registry | None:
+        """Return the table about a canonical name, or about a host alone: that with the longest prefix that fits.
+
+        Raises:
+            Denied: the registry is blocked.
+        """
+        fitting = [entry for entry in self.registries.values() if _match(entry.prefix, text) is not None]
+        registry = max(fitting, key=lambda entry: len(entry.prefix), default=None)
+        if registry is not None and registry.blocked:
+            raise Denied(f"registry {registry.prefix} is blocked in registries.conf")
+        return registry
 
     def expand(self, text: str) -> list[Reference]:
         """Return what a name may mean, in the order to try.
@@ -136,21 +144,16 @@ class RegistriesConfig:
         colon = short.find(":", short.rfind("/") + 1)
         short = short if colon < 0 else short[:colon]
         alias = self.aliases.get(short)
-        if alias and self.short_name_mode != "disabled":
+        if alias:
             return [Reference.parse(alias + rest)]
         if not self.search:
             return [reference]
-        if len(self.search) > 1 and self.short_name_mode in ("", "enforcing"):
+        if len(self.search) > 1 and self.short_name_mode == "enforcing":
             raise InvalidReference(
                 f"{text!r:.120} may mean an image on any of {', '.join(self.search)}",
-                hint=f"Write {self.search[0]}/{text}, or set short-name-mode or an alias in registries.conf.",
+                hint=f"Write {self.search[0]}/{text}, or set an alias or another short-name-mode in registries.conf.",
             )
         return [Reference.parse(f"{host}/{short}{rest}") for host in self.search]
-
-    def _registry(self, reference: Reference) -> Registry | None:
-        """Return the table with the longest prefix that fits."""
-        fitting = [entry for entry in self.registries.values() if _fits(entry.prefix, reference)]
-        return max(fitting, key=lambda entry: len(entry.prefix), default=None)
 
     def _with(self, name: str, raw: bytes) -> Self:
         if len(raw) > MAX_DOCUMENT_SIZE:
@@ -172,7 +175,7 @@ class RegistriesConfig:
                 _location(host, f"{name}.unqualified-search-registries")
             config = replace(config, search=search)
         if top.has("credential-helpers"):
-            config = replace(config, credential_helpers=top.texts("credential-helpers"))
+            config = replace(config, credential_helpers=top.texts("credential-helpers") or (AUTH_FILES,))
         mode = top.optional_text("short-name-mode")
         if mode is not None:
             if mode not in _SHORT_NAME_MODES:
@@ -205,16 +208,15 @@ def _read_registry(table: JsonObject) -> Registry:
         location = _location(location, table.place("location"))
     if prefix is None:
         prefix = location or ""
-    elif prefix.startswith("*."):
-        if location is not None:
-            raise table.error("location", "does not go with a prefix that begins with *.")
-    else:
+    elif not prefix.startswith("*."):
         prefix = _location(prefix, table.place("prefix"))
     mirrors = []
     for mirror in table.children("mirror"):
         wanted = mirror.optional_text("pull-from-mirror") or "all"
         if wanted not in _PULL_FROM_MIRROR:
             raise mirror.error("pull-from-mirror", f"{wanted!r:.40} is none of {', '.join(_PULL_FROM_MIRROR[1:])}")
+        if mirror.has("pull-from-mirror") and table.flag("mirror-by-digest-only"):
+            raise mirror.error("pull-from-mirror", "does not go with mirror-by-digest-only")
         place = _location(mirror.text("location"), mirror.place("location"))
         mirrors.append(Mirror(place, mirror.flag("insecure"), wanted))
     return Registry(
@@ -227,26 +229,40 @@ def _location(text: str, where: str) -> str:
     """Return a location as it stands, after checking that a name can begin with it."""
     if "://" in text:
         raise FormatError(f"{text!r:.120} must have no scheme", where=where)
-    host, _, path = text.rstrip("/").partition("/")
+    text = text.rstrip("/")
+    host, _, path = text.partition("/")
     try:
-        Reference(host if host != "index.docker.io" else DEFAULT_DOMAIN, path or "library/x")
+        # Apart from each other: together they may be no whole name yet, as docker.io/library is none.
+        Reference(host if host != "index.docker.io" else DEFAULT_DOMAIN, "a/b")
+        if path:
+            Reference.parse(f"localhost/{path}")
     except InvalidReference as error:
         raise FormatError(str(error), where=where) from error
-    return text.rstrip("/")
+    return text
 
 
-def _fits(prefix: str, reference: Reference) -> bool:
+def _match(prefix: str, text: str) -> int | None:
+    """Return where in a name the part ends that a prefix stands for; None if it does not fit.
+
+    A port, a tag or a digest may follow like a component of the path, as containers/image has it.
+    """
     if prefix.startswith("*."):
-        return reference.domain.endswith(prefix[1:])
-    name = reference.name
-    return name == prefix or (name.startswith(prefix) and name[len(prefix)] == "/")
+        host = text.partition("/")[0]
+        # With the port or without it, as the prefix has it.
+        return next((len(name) for name in (host, host.rpartition(":")[0]) if name.endswith(prefix[1:])), None)
+    end = len(prefix)
+    return end if text.startswith(prefix) and text[end : end + 1] in ("", ":", "/", "@") else None
 
 
 def _moved(reference: Reference, prefix: str, location: str) -> Reference:
-    """Return a reference with the location in place of the prefix, or of the host for a wildcard."""
-    end = len(reference.domain) if prefix.startswith("*.") else len(prefix)
-    host, _, path = (location + reference.name[end:]).partition("/")
+    """Return a reference with the location in place of what the prefix stands for."""
+    text = str(reference)
+    wanted = location + text[_match(prefix, text) :]
     try:
-        return replace(reference, domain=host, path=path)
+        found = Reference.parse(wanted)
+        if str(found) != wanted:
+            raise InvalidReference(f"not a canonical name: {wanted!r:.120}")
     except InvalidReference as error:
         raise FormatError(f"location {location!r:.120} makes no name of {reference.name}: {error}") from error
+    # A prefix with a tag takes it away.
+    return found if found.tag or found.digest else replace(found, tag=reference.tag, digest=reference.digest)

@@ -49,16 +49,20 @@ class Authorizer:
     The header of :meth:`header` may go to that registry's own scheme, host and port only; who sends it sees to that.
     """
 
-    def __init__(self, http: HttpClient, credential: Credential | None, *, token: str | None, insecure: bool) -> None:
+    def __init__(
+        self, http: HttpClient, domain: str, credential: Credential | None, *, token: str | None, insecure: bool
+    ) -> None:
         """Prepare.
 
         Args:
             http: for requests to realms.
+            domain: of the registry, whose certificates count for its realms too.
             credential: for the registry, or None for anonymous.
             token: a bearer token to send as it is, or None.
             insecure: whether credentials may go over plain HTTP and to servers with bad certificates.
         """
         self._http = http
+        self._domain = domain
         self._credential = credential
         self._insecure = insecure
         self._fixed = f"Bearer {token}" if token else None
@@ -150,7 +154,9 @@ class Authorizer:
             fields = {"grant_type": "refresh_token", "refresh_token": refresh, "client_id": _CLIENT_ID}
             body = urlencode({**fields, "service": service, "scope": " ".join(scopes)}).encode()
             headers["Content-Type"] = "application/x-www-form-urlencoded"
-            answer = self._http.request("POST", realm, headers=headers, body=body, verify=not self._insecure)
+            answer = self._http.request(
+                "POST", realm, headers=headers, body=body, registry=self._domain, verify=not self._insecure
+            )  # fmt: skip
         else:
             query = [("service", service)] if service else []
             query += [("scope", scope) for scope in scopes]
@@ -158,7 +164,9 @@ class Authorizer:
                 headers["Authorization"] = f"Basic {credential.basic}"
                 query.append(("account", credential.username))
             url = realm + ("&" if urlsplit(realm).query else "?" if query else "") + urlencode(query)
-            answer = self._http.request("GET", url, headers=headers, verify=not self._insecure)
+            answer = self._http.request(
+                "GET", url, headers=headers, registry=self._domain, verify=not self._insecure
+            )  # fmt: skip
         with answer:
             return self._read(answer, host)
 

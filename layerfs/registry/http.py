@@ -16,7 +16,7 @@ import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 from urllib.parse import urljoin, urlsplit
 
 import urllib3
@@ -26,6 +26,7 @@ from urllib3.util import Timeout
 from layerfs.errors import LayerfsError, LimitExceeded, RegistryError, Unreachable
 from layerfs.formats.certs_d import sort_certificates
 from layerfs.registry.access import Access
+from layerfs.registry.proxy import find_proxy
 from layerfs.registry.watch import Cut, Cuttable, Watch
 
 __all__ = ["PIECE", "HttpClient", "HttpResponse", "NotTls", "origin", "resolve"]
@@ -41,6 +42,8 @@ _QUICK, _SLOW = 0.05, 1.0
 
 #: Seconds for a connection to be made; more than this is a host that does not answer.
 _CONNECT = 20.0
+
+_TLS_PORT = 443
 
 #: Connections kept to one host; more than that are made when needed and closed afterwards.
 _KEPT = 8
@@ -70,14 +73,25 @@ class NotTls(Unreachable):
     """Whatever answers, it does not speak TLS, or not as it should."""
 
 
+class _Peer(NamedTuple):
+    """Where connections go, and what for: they are shared by requests that agree in all of it."""
+
+    scheme: str
+    host: str
+    port: int
+    registry: str
+    verify: bool
+    proxy: str | None
+
+
 class HttpClient:
     """Makes requests. Thread-safe, for as many threads as there are; a context manager."""
 
     def __init__(self, access: Access) -> None:
         """Prepare; nothing is connected before the first request."""
         self._access = access
-        self._pools: dict[tuple[str, str, int, bool], urllib3.HTTPConnectionPool] = {}
-        self._managers: dict[str, urllib3.ProxyManager] = {}
+        self._pools: dict[_Peer, urllib3.HTTPConnectionPool] = {}
+        self._managers: list[urllib3.ProxyManager] = []
         self._guard = threading.Lock()
         self._watch = Watch(access.timeout)
 
@@ -97,7 +111,7 @@ class HttpClient:
         with self._guard:
             for pool in self._pools.values():
                 pool.close()
-            for manager in self._managers.values():
+            for manager in self._managers:
                 manager.clear()
 
     def abort(self) -> None:
@@ -110,6 +124,7 @@ class HttpClient:
         url: str,
         *,
         headers: Mapping[str, str],
+        registry: str,
         body: bytes | Callable[[], Iterator[bytes]] | None = None,
         verify: bool = True,
         timeout: float | None = None,
@@ -120,6 +135,8 @@ class HttpClient:
             method: GET, HEAD and so on.
             url: http or https.
             headers: besides those that every request has.
+            registry: the domain of the registry that it is for. What the user has put down in certs.d for that one
+                counts for its realms, and where it redirects to, as well.
             body: bytes, or something that yields them; with the latter, ``Content-Length`` is the caller's.
             verify: whether the server's certificate has to be good.
             timeout: seconds for the answer to begin; None for the usual ones. Sending a body does not count.
@@ -134,7 +151,12 @@ class HttpClient:
         parts = urlsplit(url)
         shown = parts.netloc.rpartition("@")[2]
         target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
-        pool, target = self._pool(scheme, host, port, verify=verify, url=url, target=target)
+        proxy = find_proxy(self._access.proxies, scheme, host, port)
+        if proxy is not None:
+            shown += f", through the proxy {urlsplit(proxy).netloc.rpartition('@')[2]}"
+            if scheme == "http":
+                target = url  # a plain proxy wants to know all of it
+        pool = self._pool(_Peer(scheme, host, port, registry, verify, proxy))
         sent = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
         seconds = self._access.timeout if timeout is None else timeout
         payload: Any = body if body is None or isinstance(body, bytes) else self._watch.extending(body(), seconds)
@@ -152,56 +174,37 @@ class HttpClient:
             raise
         return HttpResponse(self._watch, answer, operation.connection, url, self._access.timeout)
 
-    def _pool(
-        self, scheme: str, host: str, port: int, *, verify: bool, url: str, target: str
-    ) -> tuple[urllib3.HTTPConnectionPool, str]:
-        """Return the connections to a host, and what to ask them for: for a plain proxy that is the whole URL."""
-        proxy = self._proxy(scheme, host)
-        key = (scheme, host, port, verify)
+    def _pool(self, peer: _Peer) -> urllib3.HTTPConnectionPool:
+        """Return the connections to a host."""
         with self._guard:
-            pool = self._pools.get(key)
+            pool = self._pools.get(peer)
             if pool is None:
-                pool = self._pools[key] = self._make_pool(scheme, host, port, verify=verify, proxy=proxy)
-        return pool, url if proxy is not None and scheme == "http" else target
-
-    def _make_pool(
-        self, scheme: str, host: str, port: int, *, verify: bool, proxy: str | None
-    ) -> urllib3.HTTPConnectionPool:
-        extra: dict[str, Any] = {"maxsize": _KEPT, "block": False, "retries": False}
-        if scheme == "https":
-            extra["ssl_context"] = self._tls(host, port, verify=verify)
-            if not verify:
-                extra |= {"assert_hostname": False, "cert_reqs": "CERT_NONE"}
-        literal = f"[{host}]" if ":" in host else host
-        if proxy is not None:
-            manager = self._managers.get(f"{proxy} {host} {port} {verify}")
-            if manager is None:
-                manager = urllib3.ProxyManager(
-                    _without_user(proxy), proxy_headers=_proxy_headers(proxy), **extra
-                )  # fmt: skip
-                self._managers[f"{proxy} {host} {port} {verify}"] = manager
-            pool = manager.connection_from_host(literal, port, scheme)
-        elif scheme == "https":
-            pool = urllib3.HTTPSConnectionPool(literal, port, **extra)
-        else:
-            pool = urllib3.HTTPConnectionPool(literal, port, **extra)
-        pool.ConnectionCls = _tracked(self._watch, HTTPSConnection if scheme == "https" else HTTPConnection)
+                pool = self._pools[peer] = self._make_pool(peer)
         return pool
 
-    def _proxy(self, scheme: str, host: str) -> str | None:
-        proxies = self._access.proxies
-        url = proxies.get(scheme) or proxies.get("all")
-        if not url:
-            return None
-        for name in (proxies.get("no") or "").split(","):
-            exempt = name.strip().lower().lstrip(".").partition(":")[0]
-            if exempt == "*" or (exempt and (host == exempt or host.endswith(f".{exempt}"))):
-                return None
-        return url if "://" in url else f"http://{url}"
+    def _make_pool(self, peer: _Peer) -> urllib3.HTTPConnectionPool:
+        extra: dict[str, Any] = {"maxsize": _KEPT, "block": False, "retries": False}
+        if peer.scheme == "https":
+            extra["ssl_context"] = self._tls(peer)
+            if not peer.verify:
+                extra |= {"assert_hostname": False, "cert_reqs": "CERT_NONE"}
+        literal = f"[{peer.host}]" if ":" in peer.host else peer.host
+        if peer.proxy is not None:
+            manager = urllib3.ProxyManager(
+                _without_user(peer.proxy), proxy_headers=_proxy_headers(peer.proxy), **extra
+            )  # fmt: skip
+            self._managers.append(manager)
+            pool = manager.connection_from_host(literal, peer.port, peer.scheme)
+        elif peer.scheme == "https":
+            pool = urllib3.HTTPSConnectionPool(literal, peer.port, **extra)
+        else:
+            pool = urllib3.HTTPConnectionPool(literal, peer.port, **extra)
+        pool.ConnectionCls = _tracked(self._watch, HTTPSConnection if peer.scheme == "https" else HTTPConnection)
+        return pool
 
-    def _tls(self, host: str, port: int, *, verify: bool) -> ssl.SSLContext:
-        """Return what a connection trusts, with the certificates that the user has put down for the host."""
-        if verify:
+    def _tls(self, peer: _Peer) -> ssl.SSLContext:
+        """Return what a connection trusts, with the certificates that the user has put down for the registry."""
+        if peer.verify:
             context = ssl.create_default_context()
         else:
             # Without the machine's authorities: reading them takes longer than a small request.
@@ -211,8 +214,9 @@ class HttpClient:
         if self._access.certificates is not None:
             directories = [self._access.certificates]
         else:
-            shown = f"[{host}]" if ":" in host else host
-            names = [f"{shown}:{port}", *([shown] if port == 443 else [])]
+            # By what the user calls it: docker.io, not the host behind that.
+            own = peer.registry.removesuffix(f":{_TLS_PORT}")
+            names = [own] if ":" in own.rpartition("]")[2] else [f"{own}:{_TLS_PORT}", own]
             directories = [os.path.join(root, name) for root in self._access.certificate_roots for name in names]
         for directory in directories:
             _add_certificates(context, directory, required=directory == self._access.certificates)

@@ -10,6 +10,7 @@ from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
 from layerfs.errors import (
+    Denied,
     FormatError,
     InvalidReference,
     LayerfsError,
@@ -102,9 +103,14 @@ class Registries:
         return self.read_from(reference)[-1]
 
     def server(self, domain: str) -> Server:
-        """Return a registry without a repository."""
+        """Return a registry without a repository.
+
+        Raises:
+            Denied: it is blocked.
+        """
+        registry = self.config.find(domain)
         self._named = self._named or domain
-        return self._server(domain, "", insecure=self.config.is_insecure(domain))
+        return self._server(domain, "", insecure=registry is not None and registry.insecure)
 
     def _repository(self, reference: Reference, *, insecure: bool) -> Repository:
         return Repository(self._server(reference.domain, reference.path, insecure=insecure), reference.path)
@@ -154,24 +160,32 @@ def find_remote(
     Raises:
         NotFound: no place has it.
         Denied: the policy, or all places, refuse.
-        RegistryError: no place answers; the error is that of the last place, which is the registry itself.
+        RegistryError: no place answers. The error is that of a registry itself, the first one that says more than that
+            it has no such image; what mirrors and other registries said stands behind it.
     """
-    failure: LayerfsError | None = None
+    own: list[LayerfsError] = []
+    others: list[LayerfsError] = []
     for reference in registries.names(text):
         if policy is not None:
             policy.check("docker", reference_scopes(reference), str(reference))
-        places = registries.read_from(reference)
+        try:
+            places = registries.read_from(reference)
+        except Denied as error:
+            own.append(error)
+            continue
         for position, repository in enumerate(places):
+            is_last = position == len(places) - 1
             wanted: str | Digest = reference.digest or reference.tag or "latest"
             try:
-                received = repository.manifest(wanted)
+                # A mirror may lack it, be down or broken; only the registry itself is worth waiting for.
+                received = repository.manifest(wanted, attempts=None if is_last else 1)
             except LayerfsError as error:
-                # A mirror may lack it, be down or broken; what the registry itself says is what counts.
-                failure = error
+                (own if is_last else others).append(error)
                 continue
             return reference, [repository, *places[:position], *places[position + 1 :]], received
-    assert failure is not None
-    raise failure
+    failure = next((error for error in own if not isinstance(error, NotFound)), own[-1])
+    others += [error for error in own if error is not failure]
+    raise failure.extended(f" (also tried: {'; '.join(map(str, others))})") if others else failure
 
 
 def plan_remote(

@@ -5,16 +5,18 @@ Sources: OCI distribution-spec v1.1; docker registry HTTP API v2.
 
 from __future__ import annotations
 
+import json
 import re
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import Any
 from urllib.parse import quote
 
 from layerfs.errors import DigestMismatch, FormatError, IntegrityError, InvalidReference, NotFound, RegistryError
 from layerfs.formats.digest import Digest
 from layerfs.formats.document import MAX_DOCUMENT_SIZE, JsonObject, parse_document
 from layerfs.formats.media_type import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, SCHEMA_1_TYPES, document_kind
-from layerfs.formats.oci import Descriptor, Index, check_blob
+from layerfs.formats.oci import Descriptor, Index, Manifest, check_blob, parse_manifest_or_index
 from layerfs.registry.http import HttpResponse, origin, resolve
 from layerfs.registry.server import Server
 
@@ -81,8 +83,12 @@ class Repository:
         """Return the path of something in this repository."""
         return f"/v2/{self.path}/{rest}"
 
-    def manifest(self, reference: str | Digest) -> ReceivedManifest:
+    def manifest(self, reference: str | Digest, *, attempts: int | None = None) -> ReceivedManifest:
         """Get a manifest or index by tag or digest.
+
+        Args:
+            reference: the one or the other.
+            attempts: how often to try.
 
         Raises:
             NotFound: there is none.
@@ -92,8 +98,9 @@ class Repository:
         """
         what = f"manifest {self._called(reference)}"
         with self.server.send(
-            "GET", self.target(f"manifests/{reference}"), what=what, scopes=self._pull, headers={"Accept": _ACCEPT}
-        ) as answer:
+            "GET", self.target(f"manifests/{reference}"), what=what, scopes=self._pull, headers={"Accept": _ACCEPT},
+            attempts=attempts,
+        ) as answer:  # fmt: skip
             raw = answer.read_all(MAX_DOCUMENT_SIZE, what)
             media_type = (answer.header("Content-Type") or "").partition(";")[0].strip().lower()
             promised = answer.header("Docker-Content-Digest")
@@ -165,6 +172,8 @@ class Repository:
     def put_manifest(self, reference: str | Digest, raw: bytes, media_type: str) -> Digest:
         """Put a manifest or index under a tag or its digest; return the digest.
 
+        One with a subject is found by :meth:`referrers` from then on.
+
         Raises:
             IntegrityError: the registry says that it has stored something else.
         """
@@ -176,6 +185,9 @@ class Repository:
             headers={"Content-Type": media_type}, body=raw, expect=(201, 202, 200),
         ) as answer:  # fmt: skip
             self.check_stored(answer, digest, what)
+            knows_subjects = answer.header("OCI-Subject") is not None
+        if not knows_subjects and b'"subject"' in raw:
+            self._list_referrer(parse_manifest_or_index(raw, algorithm=algorithm))
         return digest
 
     def delete_manifest(self, reference: str | Digest) -> None:
@@ -227,11 +239,36 @@ class Repository:
             if isinstance(error, RegistryError) and error.status not in (400, 405, 501):
                 raise
             try:
-                received = self.manifest(f"{digest.algorithm}-{digest.hex[:64]}")
+                found = list(Index.parse(self.manifest(_referrers_tag(digest)).raw).manifests)
             except NotFound:
                 return []
-            found = list(Index.parse(received.raw).manifests)
         return [entry for entry in found if artifact_type is None or entry.artifact_type == artifact_type]
+
+    def _list_referrer(self, document: Manifest | Index) -> None:
+        """Enter a manifest in the list that stands in for the API of referrers where a registry has none.
+
+        Two that do so at once may lose one of the entries, as the specification has it.
+
+        Source: OCI distribution-spec v1.1, "Pushing Manifests with Subject".
+        """
+        if document.subject is None:
+            return
+        tag = _referrers_tag(document.subject.digest)
+        entries: list[Any] = []
+        try:
+            listed = Index.parse(self.manifest(tag).raw)
+        except NotFound:
+            pass
+        else:
+            if any(entry.digest == document.digest for entry in listed.manifests):
+                return
+            entries = json.loads(listed.raw)["manifests"]
+        kind = document.artifact_type or (document.config.media_type if isinstance(document, Manifest) else None)
+        entry = {"mediaType": document.media_type, "digest": str(document.digest), "size": len(document.raw)}
+        entry |= {"artifactType": kind} if kind else {}
+        entry |= {"annotations": dict(document.annotations)} if document.annotations else {}
+        index = {"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": [*entries, entry]}
+        self.put_manifest(tag, json.dumps(index, separators=(",", ":")).encode(), OCI_INDEX)
 
     def check_stored(self, answer: HttpResponse, digest: Digest, what: str) -> None:
         """Compare what the registry says that it has stored with what it should have.
@@ -245,6 +282,7 @@ class Repository:
 
     def _pages(self, rest: str, what: str, accept: str = "application/json") -> Iterator[JsonObject]:
         target = self.target(rest)
+        seen = set()
         for _ in range(_MAX_PAGES):
             with self.server.send(
                 "GET", target, what=what, scopes=self._pull, headers={"Accept": accept}
@@ -260,7 +298,15 @@ class Repository:
             target = resolve(url, link[1])
             if origin(target) != origin(self.server.url("")):
                 raise RegistryError(f"{self.server.domain} continues {what} on another host")
+            if target in seen:
+                raise RegistryError(f"{self.server.domain} sends {what} in a circle")
+            seen.add(target)
         raise RegistryError(f"{self.server.domain} sends {what} in more than {_MAX_PAGES} pages")
 
     def _called(self, reference: str | Digest) -> str:
         return f"{self.path}{'@' if isinstance(reference, Digest) else ':'}{reference}"
+
+
+def _referrers_tag(digest: Digest) -> str:
+    """Return the tag of the list of what refers to a manifest, on registries without the API for it."""
+    return f"{digest.algorithm}-{digest.hex[:64]}"

@@ -85,7 +85,7 @@ class Server:
         credential = credentials.find(domain, path, named=named)
         token = access.token if named else None
         self._has_credential = credential is not None or token is not None
-        self.authorizer = Authorizer(http, credential, token=token, insecure=insecure)
+        self.authorizer = Authorizer(http, domain, credential, token=token, insecure=insecure)
 
     def send(
         self,
@@ -168,7 +168,9 @@ class Server:
             if there[0] == "http" and home[0] == "https" and not self._insecure:
                 raise RegistryError(f"{self.domain} redirects to {there[1]} without TLS")
             sent = {**headers, "Authorization": header} if header and there == home else headers
-            answer = self._http.request(method, url, headers=sent, verify=not self._insecure)
+            answer = self._http.request(
+                method, url, headers=sent, registry=self.domain, verify=not self._insecure
+            )  # fmt: skip
         answer.close()
         raise RegistryError(f"{self.domain} redirects more than {_MAX_REDIRECTS} times")
 
@@ -181,7 +183,9 @@ class Server:
         url = self.url(target)
         own = origin(url) == origin(self._base)
         sent = {**headers, "Authorization": header} if header and own else headers
-        return self._http.request(method, url, headers=sent, body=body, verify=not self._insecure)
+        return self._http.request(
+            method, url, headers=sent, body=body, registry=self.domain, verify=not self._insecure
+        )  # fmt: skip
 
     def _find_out(self) -> str:
         """Find out whether a registry that may do without TLS does; return how its URLs begin.
@@ -192,16 +196,14 @@ class Server:
         base = f"https://{self._host}"
         failure: Unreachable | None = None
         try:
-            self._http.request("GET", f"{base}/v2/", headers={}, verify=False).close()
+            self._http.request("GET", f"{base}/v2/", headers={}, registry=self.domain, verify=False).close()
         except Unreachable as error:
-            # Without a port in its name, it may listen on the other one only.
-            if not isinstance(error, NotTls) and ":" in self._host.rpartition("]")[2]:
-                raise
+            # Not only what says that it is no TLS: some servers reset what they do not understand.
             failure = error
         if failure is not None:
             base = f"http://{self._host}"
             try:
-                self._http.request("GET", f"{base}/v2/", headers={}).close()
+                self._http.request("GET", f"{base}/v2/", headers={}, registry=self.domain).close()
             except Unreachable:
                 if not isinstance(failure, NotTls):
                     raise failure from None

@@ -22,9 +22,14 @@ from bench.registry import Certificates, Registry, registry_server, token_server
 from layerfs.api import Store
 from layerfs.errors import Denied, NotFound, RegistryError, Unauthorized, Unreachable
 from layerfs.formats.auth_file import Credential
+from layerfs.formats.digest import Digest
+from layerfs.formats.reference import Reference
 from layerfs.registry.access import Access
 from layerfs.registry.query import list_tags
+from layerfs.registry.remote import Registries
+from layerfs.registry.upload import Uploader
 from tests.cli.conftest import Shell
+from tests.faulty_registry import FaultyRegistry, Handler, serving
 from tests.image_builder import oci, write_layout
 from tests.integration.conftest import require
 from tests.integration.registry.conftest import IMAGE, PLAIN, put, skopeo
@@ -94,6 +99,66 @@ def test_tls_with_an_authority_of_its_own(
         assert store.pull(name, access=Access(verify_tls=False))
         pushed = store.push(name, registry.name("copy:1"), access=Access(certificates=str(trusted)))
         assert pushed.manifest_digest == store.resolve(name).manifest_digest
+
+
+def test_the_authority_of_a_registry_counts_for_where_it_sends_one(
+    store: Store, certificates: Certificates, tmp_path: Path
+) -> None:
+    tls = (certificates.certificate, certificates.key)
+    registry, realm = FaultyRegistry(), FaultyRegistry()
+    registry.add(IMAGE)
+    realm.add(IMAGE)
+
+    def fault(handler: Handler) -> bool:
+        if handler.headers.get("Authorization") != "Bearer word":
+            handler.answer(401, b"", {"WWW-Authenticate": f'Bearer realm="https://{realm.address}/token"'})
+        elif handler.kind == "blobs":
+            handler.answer(307, b"", {"Location": f"https://{realm.address}{handler.path}"})
+        else:
+            return False
+        return True
+
+    def token(handler: Handler) -> bool:
+        if handler.path.startswith("/token"):
+            handler.answer(200, b'{"token": "word"}')
+        return handler.path.startswith("/token")
+
+    registry.fault, realm.fault = fault, token
+    with serving(registry, tls=tls), serving(realm, tls=tls):
+        access = Access(certificate_roots=(str(tmp_path),), retry_delay=0.01)
+        with pytest.raises(Unreachable, match="certificate is not trusted"):
+            store.pull(f"{registry.address}/app", access=access)
+        trusted = tmp_path / registry.address
+        trusted.mkdir()
+        shutil.copy(certificates.authority, trusted / "ca.crt")
+        assert store.pull(f"{registry.address}/app", access=access)
+        assert realm.count("/token")
+        assert realm.count("/blobs/")
+        assert not any(asked.authorization for asked in realm.asked if "/blobs/" in asked.path)
+
+
+def test_what_has_a_subject_is_found_again(registry: Registry, layout: Path) -> None:
+    """Debian's registry has no API for it, so the list is kept under a tag."""
+    put(layout, registry.name("app:1"))
+    raw = skopeo_manifest(registry.name("app:1"))
+    about = {"mediaType": "application/vnd.oci.image.manifest.v1+json", "digest": str(Digest.of(raw)), "size": len(raw)}
+    empty = {"mediaType": "application/vnd.oci.empty.v1+json", "digest": str(Digest.of(b"{}")), "size": 2}
+    with Registries.open(PLAIN) as registries:
+        repository = registries.write_to(Reference.parse(registry.name("app:1")))
+        Uploader(repository, PLAIN, lambda: None).put(Digest.of(b"{}"), 2, lambda: [b"{}"], lambda _: None)
+        put_there = []
+        for kind in ("application/vnd.example.sbom", "application/vnd.example.signature"):
+            document = {
+                "schemaVersion": 2, "mediaType": about["mediaType"], "artifactType": kind, "config": empty,
+                "layers": [empty], "subject": about, "annotations": {"kind": kind},
+            }  # fmt: skip
+            text = json.dumps(document).encode()
+            put_there.append(repository.put_manifest(Digest.of(text), text, str(about["mediaType"])))
+            repository.put_manifest(Digest.of(text), text, str(about["mediaType"]))  # it is listed already
+        found = repository.referrers(Digest.of(raw))
+        assert [entry.digest for entry in found] == put_there
+        assert [entry.annotations["kind"] for entry in found] == [entry.artifact_type for entry in found]
+        assert repository.referrers(Digest.of(raw), "application/vnd.example.sbom") == found[:1]
 
 
 def htpasswd(directory: Path) -> dict[str, object]:

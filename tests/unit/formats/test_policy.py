@@ -24,7 +24,7 @@ def check(document: Any, name: str) -> None:
 def test_scopes() -> None:
     assert reference_scopes(Reference.parse("r.example.com:5000/a/b")) == [
         "r.example.com:5000/a/b:latest", "r.example.com:5000/a/b", "r.example.com:5000/a", "r.example.com:5000",
-        "*.example.com:5000", "*.com:5000",
+        "*.example.com", "*.com",
     ]  # fmt: skip
 
 

@@ -94,6 +94,65 @@ def test_the_longest_prefix_wins_and_ends_at_a_component() -> None:
         places(config, "bad.example/a")
 
 
+def test_a_port_is_no_part_of_what_a_prefix_stands_for() -> None:
+    config = parse(
+        """
+        [[registry]]
+        prefix = "*.corp.example"
+        location = "corp-mirror.example"
+        [[registry]]
+        prefix = "*.odd.example:5000"
+        location = "odd-mirror.example"
+        [[registry]]
+        location = "plain.example"
+        insecure = true
+        [[registry]]
+        prefix = "*.bad.example"
+        blocked = true
+        """
+    )
+    assert places(config, "x.corp.example/a:1") == [("corp-mirror.example/a:1", False)]
+    assert places(config, "x.y.corp.example:5000/a:1") == [("corp-mirror.example:5000/a:1", False)]
+    assert places(config, "corp.example/a:1") == [("corp.example/a:1", False)]
+    assert places(config, "x.odd.example:5000/a:1") == [("odd-mirror.example/a:1", False)]
+    assert places(config, "x.odd.example/a:1") == [("x.odd.example/a:1", False)]
+    assert places(config, "plain.example:5000/a:1") == [("plain.example:5000/a:1", True)]
+    assert places(config, "plain.example.org/a:1") == [("plain.example.org/a:1", False)]
+    for name in ("x.bad.example/a", "x.bad.example:5000/a:1"):
+        with pytest.raises(Denied, match=r"\*\.bad\.example is blocked"):
+            places(config, name)
+        with pytest.raises(Denied):
+            config.find(name.partition("/")[0])
+    found = config.find("plain.example:5000")
+    assert found is not None
+    assert found.insecure
+    assert config.find("other.example") is None
+
+
+def test_official_images_and_single_tags_can_be_moved() -> None:
+    config = parse(
+        """
+        unqualified-search-registries = ["docker.io/library"]
+        [[registry]]
+        prefix = "docker.io/library"
+        location = "r.example:5000/official"
+        [[registry]]
+        prefix = "r.example/app:v1"
+        location = "r.example/old/app"
+        [[registry]]
+        prefix = "q.example/team"
+        location = "docker.io/team"
+        """
+    )
+    assert places(config, "debian:12") == [("r.example:5000/official/debian:12", False)]
+    assert [str(name) for name in config.expand("debian")] == ["docker.io/library/debian:latest"]
+    assert places(config, "r.example/app:v1") == [("r.example/old/app:v1", False)]
+    assert places(config, "r.example/app:v2") == [("r.example/app:v2", False)]
+    assert places(config, f"q.example/team/app@{DIGEST}") == [(f"docker.io/team/app@{DIGEST}", False)]
+    with pytest.raises(FormatError, match="makes no name"):
+        places(parse('[[registry]]\nprefix = "q.example/team"\nlocation = "docker.io"'), "q.example/team/app")
+
+
 def test_drop_ins_replace_by_prefix_and_alias() -> None:
     config = parse(
         'unqualified-search-registries = ["one.example"]\n[aliases]\na = "x.example/a"\nb = "x.example/b"\n'
@@ -108,16 +167,17 @@ def test_drop_ins_replace_by_prefix_and_alias() -> None:
 def test_several_search_registries_never_ask() -> None:
     text = 'unqualified-search-registries = ["one.example", "two.example"]\n'
     with pytest.raises(InvalidReference, match=r"any of one\.example, two\.example"):
-        parse(text).expand("app:1")
-    for mode in ("permissive", "disabled"):
+        parse(f'{text}short-name-mode = "enforcing"').expand("app:1")
+    for mode in ("", "permissive", "disabled"):
         names = parse(f'{text}short-name-mode = "{mode}"').expand("team/app:1")
         assert [str(name) for name in names] == ["one.example/team/app:1", "two.example/team/app:1"]
     assert [str(name) for name in parse(text).expand("docker.io/app:1")] == ["docker.io/library/app:1"]
     assert [str(name) for name in parse(text).expand(f"localhost/app@{DIGEST}")] == [f"localhost/app@{DIGEST}"]
 
 
-def test_an_alias_keeps_tag_and_digest() -> None:
-    config = parse('[aliases]\n"team/app" = "x.example/team/app"')
+@pytest.mark.parametrize("mode", ["", "enforcing", "permissive", "disabled"])
+def test_an_alias_keeps_tag_and_digest(mode: str) -> None:
+    config = parse(f'short-name-mode = "{mode}"\n[aliases]\n"team/app" = "x.example/team/app"')
     assert str(config.expand(f"team/app:1@{DIGEST}")[0]) == f"x.example/team/app:1@{DIGEST}"
 
 
@@ -129,7 +189,12 @@ def test_an_alias_keeps_tag_and_digest() -> None:
         ("[[registry]]\nblocked = true", "registry[0].location"),
         ('[[registry]]\nlocation = "https://r.example"', "registry[0].location"),
         ('[[registry]]\nlocation = "r.example"\ninsecure = "yes"', "registry[0].insecure"),
-        ('[[registry]]\nprefix = "*.x.example"\nlocation = "r.example"', "registry[0].location"),
+        ('[[registry]]\nlocation = "r.example/A"', "registry[0].location"),
+        (
+            """[[registry]]\nlocation = "r.example"\nmirror-by-digest-only = true
+            mirror = [{location = "m.example", pull-from-mirror = "all"}]""",
+            "registry[0].mirror[0].pull-from-mirror",
+        ),
         ('[[registry]]\nlocation = "r.example"\nmirror = [{location = ""}]', "registry[0].mirror[0]"),
         ('[[registry]]\nlocation = "r.example"\nmirror = [{location = "m", pull-from-mirror = "x"}]', "pull-from"),
         ('[registry]\nlocation = "r.example"', "0.conf.registry"),

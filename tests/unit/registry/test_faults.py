@@ -579,7 +579,7 @@ def test_a_realm_without_tls_gets_no_password(store: Store, registry: FaultyRegi
     from layerfs.registry.http import HttpClient
 
     with HttpClient(QUICK) as http:
-        careful = Authorizer(http, Credential("me", SECRET), token=None, insecure=False)
+        careful = Authorizer(http, "registry.example", Credential("me", SECRET), token=None, insecure=False)
         from layerfs.formats.challenge import parse_challenges
 
         with pytest.raises(RegistryError, match="without TLS"):
