@@ -19,7 +19,15 @@ if TYPE_CHECKING:
     from layerfs.formats.auth_file import Credential
     from layerfs.registry.access import Access
 
-__all__ = ["access_of", "login_file", "narrowed", "parse_credential", "registry_options", "transfer_options"]
+__all__ = [
+    "access_of",
+    "credential_helpers",
+    "login_file",
+    "narrowed",
+    "parse_credential",
+    "registry_options",
+    "transfer_options",
+]
 
 Decorator = Callable[[Callable[..., Any]], Callable[..., Any]]
 
@@ -187,6 +195,13 @@ def login_file(authfile: str | None) -> str:
     return os.path.join(run or _config_home(), "containers", "auth.json")
 
 
+def credential_helpers() -> tuple[str, ...]:
+    """Return the credential helpers of registries.conf, in order."""
+    from layerfs.registry.access import Access
+
+    return Access(registries=_registries()).read_registries().credential_helpers
+
+
 def _auth_files() -> tuple[str, ...]:
     """Return the files with credentials in their order; $DOCKER_CONFIG hides all the others."""
     docker = os.environ.get("DOCKER_CONFIG")
@@ -209,14 +224,18 @@ def _certificate_roots() -> tuple[str, ...]:
 
 
 def _registries() -> tuple[str, ...]:
-    """Return the files of registries.conf: the user's main file hides the system's and its drop-ins."""
-    named = os.environ.get("CONTAINERS_REGISTRIES_CONF")
-    if named:
-        return (named,)
+    """Return the files of registries.conf: the user's main file hides the system's and its drop-ins.
+
+    Raises:
+        click.UsageError: the one that is named in the environment is not there: what it blocks would be asked.
+    """
     user, system = _configs("registries.conf")
-    if os.path.exists(user):
+    named = os.environ.get("CONTAINERS_REGISTRIES_CONF")
+    if named and not os.path.exists(named):
+        raise click.UsageError(f"CONTAINERS_REGISTRIES_CONF names {named}, which does not exist")
+    if not named and os.path.exists(user):
         return (user, *_drop_ins(f"{user}.d"))
-    return (system, *_drop_ins(f"{system}.d"), *_drop_ins(f"{user}.d"))
+    return (named or system, *_drop_ins(f"{system}.d"), *_drop_ins(f"{user}.d"))
 
 
 def _drop_ins(directory: str) -> list[str]:

@@ -60,12 +60,14 @@ class AuthFile:
         credentials: by normalised key; see :func:`normal_key`.
         helpers: names of credential helpers by normalised key.
         store: name of the helper for all other hosts, or None.
+        broken: what is wrong with entries that hold no credential, by normalised key: others are none the worse.
         document: the whole file, for :meth:`with_credential`; never shown.
     """
 
     credentials: Mapping[str, Credential] = field(default_factory=dict, repr=False)
     helpers: Mapping[str, str] = field(default_factory=dict)
     store: str | None = None
+    broken: Mapping[str, str] = field(default_factory=dict)
     document: Mapping[str, object] = field(default_factory=dict, repr=False)
 
     @classmethod
@@ -77,27 +79,40 @@ class AuthFile:
             legacy: it is a ``.dockercfg``, whose top is what other files have in ``auths``.
 
         Raises:
-            FormatError: no JSON, or a member of the wrong kind; the message names the member, never its value.
+            FormatError: no JSON, or a member of the wrong kind; the message names the member, never its value. An
+                entry whose text is no credential is an error for who asks for it.
         """
         if not raw.strip():
             return cls()
         document = parse_document(raw, "auth file")
         top = JsonObject({"auths": document} if legacy else document)
         credentials: dict[str, Credential] = {}
+        broken: dict[str, str] = {}
         auths = top.optional_child("auths")
         for key in auths.members if auths is not None else ():
             assert auths is not None
             entry = auths.optional_child(key)
-            credential = _credential(entry) if entry is not None else None
+            try:
+                credential = _credential(entry) if entry is not None else None
+            except FormatError as error:
+                broken[normal_key(key)] = str(error)
+                continue
             if credential is not None:
                 # Of several spellings of one host the last stands, as it does for who writes the file.
                 credentials[normal_key(key)] = credential
         helpers = {normal_key(key): name for key, name in top.text_map("credHelpers").items() if name}
-        return cls(credentials, helpers, top.optional_text("credsStore") or None, document)
+        return cls(credentials, helpers, top.optional_text("credsStore") or None, broken, document)
 
     def find(self, key: str) -> Credential | None:
-        """Return the credential under exactly this key."""
-        return self.credentials.get(normal_key(key))
+        """Return the credential under exactly this key.
+
+        Raises:
+            FormatError: what is there is none.
+        """
+        found = self.credentials.get(normal_key(key))
+        if found is None and normal_key(key) in self.broken:
+            raise FormatError(self.broken[normal_key(key)])
+        return found
 
     def helper(self, host: str) -> str | None:
         """Return the name of the helper that is to be asked about a host: its own, else the one for all."""
@@ -156,7 +171,9 @@ def parse_basic(text: str) -> Credential:
         FormatError: it is none; the message does not show it.
     """
     try:
-        user, colon, password = base64.b64decode(text, validate=True).decode().rstrip("\0").partition(":")
+        # Lines of base64(1) are joined, as by everybody.
+        joined = text.replace("\r", "").replace("\n", "")
+        user, colon, password = base64.b64decode(joined, validate=True).decode().rstrip("\0").partition(":")
     except (binascii.Error, ValueError):
         raise FormatError("auth is not base64 of USER:PASSWORD") from None
     if not colon:

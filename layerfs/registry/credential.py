@@ -9,6 +9,8 @@ import os
 import re
 import subprocess
 import threading
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import replace
 from typing import Any
 
@@ -16,6 +18,7 @@ from layerfs.errors import FormatError, LayerfsError, RegistryError
 from layerfs.formats.auth_file import HUB_KEY, TOKEN_USER, AuthFile, Credential, lookup_keys
 from layerfs.formats.document import JsonObject, parse_document
 from layerfs.formats.reference import DEFAULT_DOMAIN
+from layerfs.formats.registries_conf import AUTH_FILES
 from layerfs.registry.access import Access, read_optional
 
 __all__ = ["Credentials", "ask_helper", "list_helper", "read_auth_file"]
@@ -32,15 +35,15 @@ _NOTHING = ("credentials not found", "no credentials server url", "no credential
 class Credentials:
     """Looks credentials up, each once. Thread-safe."""
 
-    def __init__(self, access: Access, helpers: tuple[str, ...] = ()) -> None:
+    def __init__(self, access: Access, helpers: Sequence[str] = (AUTH_FILES,)) -> None:
         """Prepare; nothing is read before the first look.
 
         Args:
             access: which files there are.
-            helpers: names of helpers to ask last, from registries.conf.
+            helpers: the credential helpers of registries.conf, in order.
         """
         self._access = access
-        self._helpers = tuple(name for name in helpers if name != "containers-auth.json")
+        self._helpers = tuple(helpers)
         self._found: dict[tuple[str, str], Credential | None] = {}
         self._lock = threading.Lock()
 
@@ -73,15 +76,22 @@ class Credentials:
         access = self._access
         if access.required_auth_file is not None:
             return self._in_file(access.required_auth_file, domain, path, required=True)
-        for name in access.auth_files:
-            found = self._in_file(name, domain, path)
-            if found is not None:
-                return found
+        failures: list[RegistryError] = []
         for helper in self._helpers:
-            found = ask_helper(helper, domain)
+            try:
+                found = self._in_files(domain, path) if helper == AUTH_FILES else ask_helper(helper, domain)
+            except RegistryError as error:
+                failures.append(error)  # another one may know all the same
+                continue
             if found is not None:
                 return found
+        if failures:
+            raise failures[0]
         return None
+
+    def _in_files(self, domain: str, path: str) -> Credential | None:
+        found = (self._in_file(name, domain, path) for name in self._access.auth_files)
+        return next((credential for credential in found if credential is not None), None)
 
     def _in_file(self, name: str, domain: str, path: str, *, required: bool = False) -> Credential | None:
         file = read_auth_file(name)
@@ -94,7 +104,8 @@ class Credentials:
             found = ask_helper(helper, HUB_KEY if domain == DEFAULT_DOMAIN else domain)
             if found is not None:
                 return found
-        return next((found for key in lookup_keys(domain, path) if (found := file.find(key)) is not None), None)
+        with _naming(name):
+            return next((found for key in lookup_keys(domain, path) if (found := file.find(key)) is not None), None)
 
 
 def read_auth_file(path: str) -> AuthFile | None:
@@ -107,8 +118,15 @@ def read_auth_file(path: str) -> AuthFile | None:
     raw = read_optional(path)
     if raw is None:
         return None
-    try:
+    with _naming(path):
         return AuthFile.parse(raw, legacy=os.path.basename(path) == ".dockercfg")
+
+
+@contextmanager
+def _naming(path: str) -> Iterator[None]:
+    """Say of a broken file which one it is."""
+    try:
+        yield
     except FormatError as error:
         raise FormatError(f"{path}: {error}") from None
 

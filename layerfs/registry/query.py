@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
@@ -13,6 +13,7 @@ from layerfs.formats.digest import Digest
 from layerfs.formats.oci import ImageConfig, Index, Manifest
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import DEFAULT_DOMAIN, Reference
+from layerfs.formats.registries_conf import AUTH_FILES
 from layerfs.linux.durable import write_document
 from layerfs.linux.lock import FileLock
 from layerfs.registry.access import Access
@@ -148,7 +149,8 @@ def log_in(access: Access, key: str, credential: Credential, auth_file: str) -> 
         access: how registries are reached, but for the credential.
         key: from :func:`registry_domain`.
         credential: to keep.
-        auth_file: where; made if it is not there. If it names a helper for the registry, that one keeps it.
+        auth_file: where; made if it is not there. If it names a helper for the registry, that one keeps it. So does
+            the first helper of registries.conf, where that has a list of them.
 
     Returns:
         Who keeps it: the file or the helper.
@@ -163,32 +165,75 @@ def log_in(access: Access, key: str, credential: Credential, auth_file: str) -> 
         server = registries.server(domain)
         scopes = (f"repository:{path}:pull",) if path else ()
         server.send("GET", "/v2/", what="a login", scopes=scopes, attempts=2).close()
+        helpers = registries.config.credential_helpers
+    failures: list[RegistryError] = []
+    for helper in helpers:
+        try:
+            if helper == AUTH_FILES:
+                return _keep(key, credential, auth_file)
+            ask_helper(helper, domain, "store", credential)
+        except RegistryError as error:
+            failures.append(error)
+        else:
+            return f"docker-credential-{helper}"
+    raise failures[0]
+
+
+def _keep(key: str, credential: Credential, auth_file: str) -> str:
+    """Keep a credential in a file, or where the file says; return where."""
+    domain = key.partition("/")[0]
     with _changing(auth_file) as file:
         helper = file.helper(domain)
         if helper is not None:
-            ask_helper(helper, _spelling(domain, helper=True), "store", credential)
+            ask_helper(helper, _spelling(domain), "store", credential)
             return f"docker-credential-{helper}"
-        _write(auth_file, file.with_credential(_spelling(key, helper=False), credential))
+        # Docker looks for its Hub under the old URL, podman under docker.io or that.
+        is_docker = os.path.basename(auth_file) == "config.json"
+        _write(auth_file, file.with_credential(_spelling(key) if is_docker else key, credential))
     return auth_file
 
 
-def log_out(key: str | None, auth_file: str) -> list[str]:
+def log_out(key: str | None, auth_file: str, helpers: Sequence[str] = (AUTH_FILES,)) -> list[str]:
     """Forget the credential for a registry, or all of them.
 
     Args:
         key: from :func:`registry_domain`; None for all.
         auth_file: where they are.
+        helpers: the credential helpers of registries.conf, all of which are asked to forget it.
 
     Returns:
         The registries that were forgotten.
 
     Raises:
-        NotFound: the file has no such credential.
+        NotFound: there is no such credential.
         LayerfsError: the file cannot be written.
+        RegistryError: a helper failed; the others were asked all the same.
     """
+    forgotten: set[str] = set()
+    failures: list[RegistryError] = []
+    for helper in helpers:
+        try:
+            if helper == AUTH_FILES:
+                forgotten.update(_forget(key, auth_file))
+                continue
+            for server in list_helper(helper) if key is None else [key.partition("/")[0]]:
+                if ask_helper(helper, server) is not None:
+                    ask_helper(helper, server, "erase")
+                    forgotten.add(server if key is None else key)
+        except RegistryError as error:
+            failures.append(error)
+    if failures:
+        raise failures[0]
+    if key is not None and not forgotten:
+        raise NotFound("credential", f"for {key} in {auth_file}")
+    return sorted(forgotten)
+
+
+def _forget(key: str | None, auth_file: str) -> list[str]:
+    """Forget credentials that a file has, or the helpers that it names; return for which registries."""
     with _changing(auth_file) as file:
         if key is None:
-            found = sorted(file.credentials)
+            found = sorted({*file.credentials, *file.broken})
             raw = file.with_credential("", None)
             for each in found:
                 raw = AuthFile.parse(raw).with_credential(each, None)
@@ -198,9 +243,9 @@ def log_out(key: str | None, auth_file: str) -> list[str]:
         helper = file.helper(domain)
         if helper is not None:
             # As log_in keeps it: helpers know registries, not what is in them.
-            ask_helper(helper, _spelling(domain, helper=True), "erase")
-        elif file.find(key) is None:
-            raise NotFound("credential", f"for {key} in {auth_file}")
+            ask_helper(helper, _spelling(domain), "erase")
+        elif normal_key(key) not in {*file.credentials, *file.broken}:
+            return []
         _write(auth_file, file.with_credential(key, None))
         return [key]
 
@@ -219,7 +264,7 @@ def _erase_all(file: AuthFile) -> list[str]:
         erased.append(server)
 
     for host, helper in file.helpers.items():
-        server = _spelling(host, helper=True)
+        server = _spelling(host)
         try:
             if ask_helper(helper, server) is not None:
                 erase(helper, server)
@@ -259,6 +304,6 @@ def _write(path: str, raw: bytes) -> None:
         raise LayerfsError(f"cannot write {path}: {error.strerror}") from error
 
 
-def _spelling(key: str, *, helper: bool) -> str:
-    """Return how docker spells a key where it matters: helpers know Hub by its old URL only."""
-    return HUB_KEY if helper and key == DEFAULT_DOMAIN else key
+def _spelling(key: str) -> str:
+    """Return how docker spells a key, for its files and for helpers: it knows its Hub by the old URL only."""
+    return HUB_KEY if key == DEFAULT_DOMAIN else key

@@ -6,7 +6,7 @@ import click
 
 from layerfs_cli.output import write
 from layerfs_cli.program import verb
-from layerfs_cli.registry_option import login_file
+from layerfs_cli.registry_option import credential_helpers, login_file
 
 __all__ = ["command"]
 
@@ -22,5 +22,6 @@ def command(registry: str, authfile: str | None, *, everything: bool) -> None:
     """Forget the credential for a registry, docker.io by default."""
     from layerfs.registry.query import log_out, registry_domain
 
-    for key in log_out(None if everything else registry_domain(registry), login_file(authfile)):
+    wanted = None if everything else registry_domain(registry)
+    for key in log_out(wanted, login_file(authfile), credential_helpers()):
         write(f"Removed login credentials for {key}\n")

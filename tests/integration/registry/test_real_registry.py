@@ -204,10 +204,8 @@ def test_a_credential_helper(store: Store, layout: Path, tmp_path: Path, monkeyp
         assert (tmp_path / "asked").read_text() == f"get {registry.address}\n"
 
 
-def test_a_login_in_a_helper_is_forgotten_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Of one registry, named with a path or not, and of all, those that only the helper knows included."""
-    from layerfs.registry.query import log_in, log_out
-
+def keeping_helper(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+    """Install a helper ``testing``; return the directory in which it keeps a file per registry."""
     kept = tmp_path / "kept"
     kept.mkdir()
     helper = tmp_path / "bin" / "docker-credential-testing"
@@ -219,9 +217,59 @@ def test_a_login_in_a_helper_is_forgotten_there(tmp_path: Path, monkeypatch: pyt
         "    open(os.path.join(kept, json.loads(given)['ServerURL'].replace('/', '_')), 'w').write(given)\n"
         "elif sys.argv[1] == 'erase':\n    os.unlink(os.path.join(kept, given.replace('/', '_')))\n"
         "elif sys.argv[1] == 'list':\n    print(json.dumps({name: 'me' for name in os.listdir(kept)}))\n"
+        "elif os.path.exists(os.path.join(kept, given.replace('/', '_'))):\n"
+        "    print(open(os.path.join(kept, given.replace('/', '_'))).read())\n"
+        "else:\n    print('credentials not found in native keychain')\n    sys.exit(1)\n"
     )
     helper.chmod(0o755)
     monkeypatch.setenv("PATH", f"{helper.parent}:{os.environ['PATH']}")
+    return kept
+
+
+def test_helpers_of_registries_conf(
+    store: Store, layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    from layerfs.registry.query import log_in, log_out
+
+    kept, file, conf = keeping_helper(tmp_path, monkeypatch), tmp_path / "auth.json", tmp_path / "registries.conf"
+    conf.write_text('credential-helpers = ["testing", "containers-auth.json"]')
+    helpers = ("testing", "containers-auth.json")
+    access = replace(PLAIN, registries=(str(conf),), auth_files=(str(file),))
+    with registry_server(tmp_path / "registry", auth=htpasswd(tmp_path / "auth")) as registry:
+        name, me = registry.name("app:1"), Credential("me", "secret-pass")
+        put(layout, name, "--dest-creds", "me:secret-pass")
+        wrong = {"auth": base64.b64encode(b"me:old").decode()}
+        file.write_text(json.dumps({"auths": {registry.address: wrong}}))
+        assert log_in(access, registry.address, me, str(file)) == "docker-credential-testing"
+        assert os.listdir(kept) == [registry.address]
+        store.pull(name, access=access)  # and not by what the file says
+        assert log_out(registry.address, str(file), helpers) == [registry.address]
+        assert os.listdir(kept) == []
+        assert json.loads(file.read_text())["auths"] == {}
+        with pytest.raises(NotFound):
+            log_out(registry.address, str(file), helpers)
+        # One that fails is passed over.
+        conf.write_text('credential-helpers = ["is-not-there", "containers-auth.json"]')
+        assert log_in(access, registry.address, me, str(file)) == str(file)
+        assert store.pull(name, access=access)
+        file.unlink()
+        with pytest.raises(RegistryError, match="docker-credential-is-not-there is not installed"):
+            store.pull(name, access=access)
+
+
+@pytest.mark.parametrize(("name", "key"), [("config.json", "https://index.docker.io/v1/"), ("auth.json", "docker.io")])
+def test_the_hub_is_spelled_as_the_reader_of_the_file_does(tmp_path: Path, name: str, key: str) -> None:
+    from layerfs.registry import query
+
+    assert query._keep("docker.io", Credential("me", "p"), str(tmp_path / name)) == str(tmp_path / name)
+    assert list(json.loads((tmp_path / name).read_text())["auths"]) == [key]
+
+
+def test_a_login_in_a_helper_is_forgotten_there(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Of one registry, named with a path or not, and of all, those that only the helper knows included."""
+    from layerfs.registry.query import log_in, log_out
+
+    kept = keeping_helper(tmp_path, monkeypatch)
     file = tmp_path / "config.json"
     file.write_text('{"credsStore": "testing"}')
     with registry_server(tmp_path / "registry", auth=htpasswd(tmp_path / "auth")) as registry:

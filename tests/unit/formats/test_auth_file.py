@@ -83,9 +83,12 @@ def test_a_change_keeps_the_rest_and_replaces_all_spellings() -> None:
 
 @pytest.mark.parametrize("bad", ["no base64!", encoded("nocolon"), "/w==" + "=", encoded("x") + "é"])
 def test_errors_show_no_secret(bad: str) -> None:
+    file = parse({"auths": {"a": {"auth": bad}, "b": {"auth": encoded("me:p")}}})
+    assert file.find("b") == Credential("me", "p")  # one bad entry is no reason to know nothing
     with pytest.raises(FormatError, match=r"auths.a.auth: auth ") as caught:
-        parse({"auths": {"a": {"auth": bad}}})
+        file.find("a")
     assert bad not in str(caught.value)
+    assert bad not in repr(file)
 
 
 def test_secrets_are_in_no_repr() -> None:
@@ -93,6 +96,11 @@ def test_secrets_are_in_no_repr() -> None:
     shown = f"{file!r} {file.find('a')!r} {file.find('a')}"
     assert "secret" not in shown
     assert encoded("me:secret1") not in shown
+
+
+def test_lines_of_base64_are_joined() -> None:
+    text = encoded(f"me:{'p' * 90}")
+    assert parse_basic(f"{text[:76]}\r\n{text[76:]}\n") == Credential("me", "p" * 90)
 
 
 def test_basic_ends_at_nul() -> None:
