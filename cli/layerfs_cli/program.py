@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -24,7 +25,11 @@ Exit codes: 0 done, 1 other error, 2 usage, 3 not found, 4 damaged content, 5 re
 8 mount failed, 130 interrupted."""
 
 #: click knows flags or options, not flags that may have a value.
-_VALUED = {"--tls-verify=true": "--tls-verify", "--tls-verify=false": "--no-tls-verify"}
+_VALUED = {
+    f"--{side}tls-verify={word}": f"--{'no-' if word in ('false', '0') else ''}{side}tls-verify"
+    for side in ("", "src-", "dest-")
+    for word in ("true", "1", "false", "0")
+}
 
 
 class Verb(click.Command):
@@ -79,6 +84,7 @@ class Program(click.Group):
         """
         settings = Settings()
         del standalone_mode
+        _fill_standard_descriptors()
         try:
             # Not click's own main(): that one turns a broken pipe into exit code 1 and an interrupt into another error.
             name = prog_name or "layerfs"
@@ -97,6 +103,13 @@ class Program(click.Group):
         except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - a user sees no traceback
             code = report(error, debug=settings.debug)
         raise SystemExit(code)
+
+
+def _fill_standard_descriptors() -> None:
+    """Open what a caller has closed of the first three descriptors, lest files of the store get their numbers."""
+    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
+        os.set_inheritable(fd, True)  # noqa: FBT003 - of os
+    os.close(fd)
 
 
 def verb(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], Verb]:

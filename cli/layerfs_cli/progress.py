@@ -7,6 +7,7 @@ output.
 from __future__ import annotations
 
 import re
+import signal
 import sys
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
@@ -14,7 +15,8 @@ from typing import TYPE_CHECKING, Any, Final, Self
 
 import click
 
-from layerfs_cli.output import as_json, flush, write
+from layerfs_cli.failure import Terminated
+from layerfs_cli.output import STDOUT, as_json, flush, write
 from layerfs_cli.settings import Settings
 from layerfs_cli.text import human_size, printable, shorten
 
@@ -57,7 +59,7 @@ def show_progress(settings: Settings, *, quiet: bool, events: bool = False) -> I
         yield EventProgress()
     elif quiet or settings.quiet:
         yield None
-    elif sys.stderr.isatty():
+    elif sys.stderr is not None and sys.stderr.isatty():
         with TerminalProgress(color=settings.color) as bars:
             yield bars
     else:
@@ -80,8 +82,14 @@ class EventProgress:
     def update(self, key: str, state: str, done: int, total: int | None) -> None:
         """Print the event, at once."""
         event = {"id": key, "status": state, **({} if total is None else {"current": done, "total": total})}
-        write(as_json(event) + "\n")
-        flush()
+        try:
+            write(as_json(event) + "\n")
+            flush()
+        except BrokenPipeError:
+            raise Terminated(signal.SIGPIPE) from None  # who reads the events wants no more of this
+        except OSError as error:
+            # As another kind of error: those of the operating system are the store's, in a transfer.
+            raise click.ClickException(f"{STDOUT}: {error.strerror}") from error
 
 
 class PlainProgress:
@@ -91,7 +99,7 @@ class PlainProgress:
         """Print the line of a finished layer."""
         if _is_finished(state):
             size = f" {human_size(total)}" if total else ""
-            with suppress(BrokenPipeError):  # nobody reads it, and the load goes on
+            with suppress(OSError):  # nobody reads it, and the load goes on
                 click.echo(f"{layer_label(key)}: {state}{size}", err=True)
 
 

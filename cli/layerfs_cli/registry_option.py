@@ -25,6 +25,8 @@ __all__ = [
     "login_file",
     "narrowed",
     "parse_credential",
+    "policy_file",
+    "policy_options",
     "registry_options",
     "transfer_options",
 ]
@@ -72,14 +74,10 @@ def registry_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def transfer_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of :func:`registry_options`, and those about transfers."""
+def policy_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options about the trust policy; see :func:`policy_file`."""
     for option in reversed(
         [
-            click.option(
-                "-j", "--jobs", metavar="N", type=click.IntRange(1, 64), default=3, show_default=True,
-                help="Layers transferred at a time.",
-            ),
             click.option(
                 "--policy", metavar="FILE", type=click.Path(), help="Trust policy, instead of the usual policy.json."
             ),
@@ -87,7 +85,16 @@ def transfer_options(function: Callable[..., Any]) -> Callable[..., Any]:
         ]
     ):  # fmt: skip
         function = option(function)
-    return registry_options(function)
+    return function
+
+
+def transfer_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of :func:`registry_options`, and those about transfers."""
+    option = click.option(
+        "-j", "--jobs", metavar="N", type=click.IntRange(1, 64), default=3, show_default=True,
+        help="Layers transferred at a time.",
+    )  # fmt: skip
+    return registry_options(option(policy_options(function)))
 
 
 def access_of(options: dict[str, Any]) -> Access:
@@ -104,7 +111,7 @@ def access_of(options: dict[str, Any]) -> Access:
         if given["no_creds"]:
             raise click.UsageError("--creds and --no-creds exclude each other")
         credential = parse_credential(given["creds"])
-    policy = None if given.get("insecure_policy") else given.get("policy") or _first(_configs("policy.json"))
+    policy = policy_file(given.get("policy"), insecure=given.get("insecure_policy", False))
     return Access(
         auth_files=_auth_files(),
         required_auth_file=given["authfile"] or None,
@@ -121,6 +128,11 @@ def access_of(options: dict[str, Any]) -> Access:
         attempts=given["retry"] + 1,
         retry_delay=given["retry_delay"],
     )
+
+
+def policy_file(named: str | None, *, insecure: bool) -> str | None:
+    """Return the trust policy that counts: the one named, else the user's, else the system's; None for none."""
+    return None if insecure else named or _first(_configs("policy.json"))
 
 
 def narrowed(
@@ -143,7 +155,7 @@ def narrowed(
     found = None
     given = {f"--{side}-creds": credential, f"--{side}-tls-verify": verify_tls}
     for option, value in given.items():
-        if value is not None and not place.startswith("docker:"):
+        if value is not None and not place.startswith("docker://"):
             raise click.UsageError(f"{option} is about a registry, and {place} is none")
     if credential is not None:
         known = parse_credential(credential, f"--{side}-creds")

@@ -160,6 +160,7 @@ class AsyncStore:
         *,
         platform: Platform | str | None = None,
         all_platforms: bool = False,
+        name: str | None = None,
         keep_blobs: bool = False,
         access: Access | None = None,
         progress: Progress | None = None,
@@ -169,13 +170,14 @@ class AsyncStore:
         access = access or Access()
         store = self._store
         if not is_registry(source):
-            load = functools.partial(store.pull, source, platform=platform, all_platforms=all_platforms)
+            load = functools.partial(store.pull, source, platform=platform, all_platforms=all_platforms, name=name)
             return await trio.to_thread.run_sync(
                 lambda: load(keep_blobs=keep_blobs, access=access, progress=progress, check=_or_cancelled(check))
             )
         with store._explaining("pull"), Registries.open(access, check) as registries:
             remote = await in_thread(
-                lambda: store._plan(registries, source, platform, all_platforms=all_platforms), registries.http.abort
+                lambda: store._plan(registries, source, platform, all_platforms=all_platforms, name=name),
+                registries.http.abort,
             )
             with Pull(store._handle, remote, access, keep_blobs=keep_blobs, progress=progress, check=check) as pull:
                 records = await pull_layers(pull, registries.http, access.jobs)

@@ -39,6 +39,7 @@ from layerfs.registry.pull import Stopped
 from layerfs.registry.remote import Registries
 from layerfs.registry.save import save_archive, save_layout
 from layerfs.registry.target import open_target
+from layerfs.values import Image
 
 __all__ = ["copy"]
 
@@ -89,7 +90,9 @@ def copy(
     refuse_inside_trio()
     access = access or Access()
     origin, target = parse_source(source), parse_source(destination)
-    for place in (origin, target):
+    for text, place in ((source, origin), (destination, target)):
+        if place.transport == "docker" and not text.startswith("docker://"):
+            raise InvalidReference(f"{text!r:.200} has no transport", hint=f"Write docker://{text} for a registry.")
         if place.transport not in ("docker", "store", *_PATHS):
             raise UnsupportedFormat(f"copying with {place.transport}: is not supported")
         if place.transport == "store" and store is None:
@@ -101,8 +104,15 @@ def copy(
         return _into_store(store, source, origin, target, platform, everything, access, progress, check)
     if origin.transport == "store":
         assert store is not None
-        return _out_of_store(store, origin, destination, target, destination_access or access, progress, check)
+        if everything:
+            raise InvalidReference("an image of a store is one for one platform: there is no index to copy all of")
+        return _out_of_store(
+            store, origin, destination, target, Platform.of(platform) if platform else None,
+            destination_access or access, progress, check,
+        )  # fmt: skip
     if target.transport == "docker-archive":
+        if everything:
+            raise UnsupportedFormat("a docker archive holds no index", hint="Copy to oci-archive: instead.")
         return _through_store(source, destination, target, platform, access, progress, check)
     return _as_it_is(
         source, origin, destination, target, platform, everything, access, destination_access, progress, check
@@ -120,18 +130,25 @@ def _into_store(
     progress: Progress | None,
     check: Callable[[], None] | None,
 ) -> Digest:
-    name = Reference.parse(target.reference or "").with_default_tag()
+    name = target.reference or ""
     if origin.transport == "store":
-        image = store.resolve(origin.reference or "")
-    else:
-        images = store.pull(
-            source, platform=platform, all_platforms=everything, access=access, progress=progress, check=check
-        )
-        if not images:
-            raise NotFound("image", source)
-        image = images[0]
-    store.tag(image, str(name))
-    return image.manifest_digest
+        image = _resolved(store, origin, Platform.of(platform) if platform else None)
+        store.tag(image, name)
+        return image.manifest_digest
+    images = store.pull(
+        source, platform=platform, all_platforms=everything, name=name, access=access, progress=progress, check=check
+    )
+    if not images:
+        raise NotFound("image", source)
+    return next((image for image in images if image.given), images[0]).manifest_digest
+
+
+def _resolved(store: Store, origin: ImageSource, platform: Platform | None) -> Image:
+    """Return the image of a store that is meant, which has to be for the platform, if one is asked for."""
+    image = store.resolve(origin.reference or "")
+    if platform is not None and not platform.matches(image.platform):
+        raise NotFound("platform of the image", str(platform), hint=f"There is: {image.platform}.")
+    return image
 
 
 def _out_of_store(
@@ -139,11 +156,12 @@ def _out_of_store(
     origin: ImageSource,
     destination: str,
     target: ImageSource,
+    platform: Platform | None,
     access: Access,
     progress: Progress | None,
     check: Callable[[], None] | None,
 ) -> Digest:
-    image = store.resolve(origin.reference or "")
+    image = _resolved(store, origin, platform)
     if target.transport == "docker":
         return store.push(
             image, registry_name(destination), access=access, progress=progress, check=check
@@ -179,7 +197,7 @@ def _through_store(
         if len(images) != 1:
             raise FormatError(f"{source} has {len(images)} images", hint="Name one of them.")
         origin = ImageSource("store", "", str(images[0].id))
-        return _out_of_store(store, origin, destination, target, access, progress, check)
+        return _out_of_store(store, origin, destination, target, None, access, progress, check)
 
 
 def _as_it_is(
@@ -272,7 +290,8 @@ def _target(
     registries: Registries, destination: str, target: ImageSource, access: Access, poll: Callable[[], None]
 ) -> Iterator[CopyTarget]:
     if target.transport == "docker":
-        reference = registries.names(registry_name(destination))[0]
+        # As for a push: where something goes is not looked for.
+        reference = Reference.parse(registry_name(destination)).with_default_tag()
         if reference.digest is not None:
             raise InvalidReference(f"{destination} has a digest: an image is copied to a repository and a tag")
         yield RegistryTarget(registries.write_to(reference), reference.tag or DEFAULT_TAG, access, poll)

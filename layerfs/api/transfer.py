@@ -6,6 +6,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from errno import EDQUOT, ENOSPC, EROFS
+from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from layerfs.api.base import StorePart, StrPath, refuse_inside_trio
@@ -17,6 +18,7 @@ from layerfs.formats.transport import ImageSource, is_registry, parse_source, re
 from layerfs.store import image as catalog
 
 if TYPE_CHECKING:
+    from layerfs.formats.policy import Policy
     from layerfs.registry.access import Access
     from layerfs.registry.loader import Progress
     from layerfs.registry.remote import Registries, RemoteImages
@@ -43,6 +45,8 @@ class TransferPart(StorePart):
         reference: str | None = None,
         position: int | None = None,
         form: Form | None = None,
+        name: str | None = None,
+        policy: Policy | None = None,
         keep_blobs: bool = False,
         progress: Progress | None = None,
         check: Callable[[], None] | None = None,
@@ -58,6 +62,9 @@ class TransferPart(StorePart):
             reference: only the image of this name.
             position: only the image at this place in the archive, from 0.
             form: what the archive has to be; None takes either, and an archive that is both for an OCI one.
+            name: what the image is to be called, instead of what it is called there; of several, the one for this
+                machine.
+            policy: the trust policy, which knows an archive by its path; None lets everything in.
             keep_blobs: also keep the compressed layers as they are, for :meth:`save` and pushes with the same manifest
                 digest; takes their size on top. They go with their image.
             progress: told about every layer.
@@ -70,6 +77,7 @@ class TransferPart(StorePart):
             FormatError: no image archive, or a broken one; UnsupportedFormat says what is not supported.
             IntegrityError: a size or digest is not as promised.
             NotFound: a blob is missing, or nothing fits ``platform`` or ``reference``.
+            Denied: the policy refuses.
             StoreError: no space, or an error of the disk.
 
         Blocking: reads and writes all layers that the store does not have; with ``sync``, waits for the disk.
@@ -78,10 +86,12 @@ class TransferPart(StorePart):
         from layerfs.registry.load import load_source
         from layerfs.registry.plan import Selection
 
-        stem = None if hasattr(source, "read") else _stem(os.fspath(source))
+        path = None if hasattr(source, "read") else os.path.abspath(os.fspath(source))
         selection = Selection(
-            Platform.of(platform), platform is not None, all_platforms, reference, position, stem, form
-        )
+            Platform.of(platform), platform is not None, all_platforms, reference, position,
+            None if path is None else _stem(path), form, self._given(name),
+            None if policy is None else partial(_admit, policy, path, reference),
+        )  # fmt: skip
         with self._explaining("load"):
             records = load_source(
                 self._handle, source, selection, keep_blobs=keep_blobs, progress=progress, check=check
@@ -94,6 +104,7 @@ class TransferPart(StorePart):
         *,
         platform: Platform | str | None = None,
         all_platforms: bool = False,
+        name: str | None = None,
         keep_blobs: bool = False,
         access: Access | None = None,
         progress: Progress | None = None,
@@ -109,6 +120,7 @@ class TransferPart(StorePart):
                 ``oci:DIR[:REF]`` or ``dir:DIR``.
             platform: as for :meth:`load`.
             all_platforms: as for :meth:`load`.
+            name: as for :meth:`load`.
             keep_blobs: as for :meth:`load`.
             access: how registries are reached; None uses no credentials and no configuration files.
             progress: told about every layer, from several threads, one at a time.
@@ -135,13 +147,13 @@ class TransferPart(StorePart):
                 if wanted.transport == "dir":
                     return self._images(
                         self._load_directory(
-                            wanted.path, platform, all_platforms=all_platforms, keep_blobs=keep_blobs,
+                            wanted.path, platform, all_platforms=all_platforms, name=name, keep_blobs=keep_blobs,
                             progress=progress, check=check,
                         )
                     )  # fmt: skip
                 return self.load(
                     wanted.path, platform=platform, all_platforms=all_platforms, reference=wanted.reference,
-                    position=wanted.index, form="docker" if wanted.transport == "docker-archive" else "oci",
+                    position=wanted.index, form="docker" if wanted.transport == "docker-archive" else "oci", name=name,
                     keep_blobs=keep_blobs, progress=progress, check=check,
                 )  # fmt: skip
             refuse_inside_trio()
@@ -149,7 +161,7 @@ class TransferPart(StorePart):
             from layerfs.registry.remote import Registries
 
             with Registries.open(access, check) as registries:
-                remote = self._plan(registries, source, platform, all_platforms=all_platforms)
+                remote = self._plan(registries, source, platform, all_platforms=all_platforms, name=name)
                 with Pull(self._handle, remote, access, keep_blobs=keep_blobs, progress=progress, check=check) as pull:
                     if not pull.wanted:
                         return self._images(pull.lay_down())
@@ -213,21 +225,46 @@ class TransferPart(StorePart):
     def _pushed(self, image: str | Image, destination: str | None) -> tuple[catalog.ImageRecord, Reference]:
         record = self._record(image)
         if destination is None:
-            if not isinstance(image, str):
-                raise InvalidReference("a push of an image without its name needs a destination")
-            destination = image
+            destination = self._own_name(image, record)
+        if not is_registry(destination):
+            raise InvalidReference(f"{destination} is on no registry", hint="Use: layerfs copy store:IMAGE DESTINATION")
         reference = Reference.parse(registry_name(destination)).with_default_tag()
         if reference.digest is not None:
             raise InvalidReference(f"{destination} has a digest: an image is pushed to a repository and a tag")
         return record, reference
 
+    def _given(self, name: str | None) -> Reference | None:
+        """Return the name that an image shall get."""
+        return None if name is None else catalog.name_to_give(self._handle, name)
+
+    def _own_name(self, image: str | Image, record: catalog.ImageRecord) -> str:
+        """Return what an image was called that is to be pushed under its own name."""
+        try:
+            found = catalog.find_name(self._handle, Reference.parse(str(image)).with_default_tag())
+        except InvalidReference:
+            found = None
+        if isinstance(image, str) and found is not None and found.id == record.id:
+            return image
+        # Its ID would be taken for the name of a repository on docker.io.
+        names = catalog.image_names(self._handle, record)
+        raise InvalidReference(
+            f"{record.digest.short} is no name to push to",
+            hint=f"Push it as {' or '.join(names[:3])}, or name a destination." if names else "Name a destination.",
+        )
+
     def _plan(
-        self, registries: Registries, source: str, platform: Platform | str | None, *, all_platforms: bool
+        self,
+        registries: Registries,
+        source: str,
+        platform: Platform | str | None,
+        *,
+        all_platforms: bool,
+        name: str | None,
     ) -> RemoteImages:
         from layerfs.registry.plan import Selection
         from layerfs.registry.remote import plan_remote
 
-        selection = Selection(Platform.of(platform), platform is not None, all_platforms)
+        selection = Selection(Platform.of(platform), platform is not None, all_platforms, name=self._given(name))
         policy = registries.access.read_policy()
         return plan_remote(self._handle, registries, registry_name(source), selection, policy)
 
@@ -237,6 +274,7 @@ class TransferPart(StorePart):
         platform: Platform | str | None,
         *,
         all_platforms: bool,
+        name: str | None,
         keep_blobs: bool,
         progress: Progress | None,
         check: Callable[[], None] | None,
@@ -245,7 +283,7 @@ class TransferPart(StorePart):
         from layerfs.registry.load import load_archive
         from layerfs.registry.plan import Selection
 
-        selection = Selection(Platform.of(platform), platform is not None, all_platforms)
+        selection = Selection(Platform.of(platform), platform is not None, all_platforms, name=self._given(name))
         members = ImageDirectory(path)
         try:
             return load_archive(self._handle, members, selection, keep_blobs=keep_blobs, progress=progress, check=check)
@@ -292,6 +330,15 @@ def _stem(path: str) -> str | None:
     """Return what images of an archive are called that have only a tag: the file's name without its endings."""
     name = os.path.basename(os.path.abspath(path)).lower().partition(".")[0]
     return name or None
+
+
+def _admit(policy: Policy, path: str | None, reference: str | None, form: Form) -> None:
+    """Ask a policy about an archive, which is nowhere if it comes through a pipe."""
+    from layerfs.formats.policy import path_scopes
+
+    is_layout = path is not None and os.path.isdir(path)
+    transport = "docker-archive" if form == "docker" else "oci" if is_layout else "oci-archive"
+    policy.check(transport, [] if path is None else path_scopes(path, reference), path or "standard input")
 
 
 def _explain(error: OSError) -> str:

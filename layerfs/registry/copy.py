@@ -313,7 +313,8 @@ class LayoutTarget:
         self._directory = os.path.abspath(directory)
         self._name = name
         self._sync = sync
-        present = os.path.exists(os.path.join(self._directory, "index.json"))
+        # The marker comes first, so that what was interrupted can be told from what is something else.
+        present = any(os.path.exists(os.path.join(self._directory, name)) for name in ("index.json", "oci-layout"))
         if not present and os.path.isdir(self._directory) and os.listdir(self._directory):
             raise FormatError(f"{directory} is not empty, and no OCI layout", hint="Name another directory.")
 
@@ -323,10 +324,12 @@ class LayoutTarget:
 
     def put_blob(self, blob: Descriptor, pieces: Callable[[], Iterable[bytes]]) -> None:
         """See :class:`CopyTarget`."""
+        self._begin()
         _write_file(self._path(blob.digest), pieces(), sync=self._sync)
 
     def put_manifest(self, document: Manifest | Index, *, top: bool) -> None:
         """See :class:`CopyTarget`."""
+        self._begin()
         _write_file(self._path(document.digest), [document.raw], sync=self._sync)
         if not top:
             return
@@ -336,9 +339,15 @@ class LayoutTarget:
             with open(index, "rb") as file:
                 listed = parse_document(file.read(), "index.json").get("manifests")
             entries = [entry for entry in listed if _ref_name(entry) != self._name] if isinstance(listed, list) else []
-        marker = json.dumps({"imageLayoutVersion": LAYOUT_VERSION}).encode()
-        write_document(os.path.join(self._directory, "oci-layout"), marker, mode=0o644, sync=self._sync)
         write_document(index, _index([*entries, _entry(document, self._name)]), mode=0o644, sync=self._sync)
+
+    def _begin(self) -> None:
+        """See :meth:`DirectoryTarget._begin`."""
+        marker = os.path.join(self._directory, "oci-layout")
+        if not os.path.exists(marker):
+            os.makedirs(self._directory, exist_ok=True)
+            text = json.dumps({"imageLayoutVersion": LAYOUT_VERSION}).encode()
+            write_document(marker, text, mode=0o644, sync=self._sync)
 
     def _path(self, digest: Digest) -> str:
         return os.path.join(self._directory, "blobs", digest.algorithm, digest.hex)
@@ -367,17 +376,25 @@ class DirectoryTarget:
 
     def put_blob(self, blob: Descriptor, pieces: Callable[[], Iterable[bytes]]) -> None:
         """See :class:`CopyTarget`."""
+        self._begin()
         _write_file(blob_file(self._directory, blob.digest), pieces(), sync=self._sync)
 
     def put_manifest(self, document: Manifest | Index, *, top: bool) -> None:
         """See :class:`CopyTarget`."""
+        self._begin()
         if not top:
             path = blob_file(self._directory, document.digest, manifest=True)
             _write_file(path, [document.raw], sync=self._sync)
             return
-        write_document(os.path.join(self._directory, "version"), VERSION, mode=0o644, sync=self._sync)
         path = os.path.join(self._directory, "manifest.json")
         write_document(path, document.raw, mode=0o644, sync=self._sync)
+
+    def _begin(self) -> None:
+        """Say first what the directory is, so that it can be told later, whatever interrupts this."""
+        marker = os.path.join(self._directory, "version")
+        if not os.path.exists(marker):
+            os.makedirs(self._directory, exist_ok=True)
+            write_document(marker, VERSION, mode=0o644, sync=self._sync)
 
 
 class ArchiveTarget:

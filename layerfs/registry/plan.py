@@ -11,7 +11,7 @@ from __future__ import annotations
 import json
 import re
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Literal
 
 from layerfs.errors import DigestMismatch, FormatError, InvalidReference, NotFound
@@ -98,6 +98,8 @@ class Selection:
         position: only the image at this place, from 0.
         stem: what images are called whose archive gives only a tag: the archive's own name, or None.
         form: ``oci`` or ``docker`` to read the archive as only that; None for what it is.
+        name: what the image is to be called, instead of what it is called there; of several, the one for the platform.
+        admit: told what kind of archive it is, before anything in it counts; raises if it is not to be let in.
     """
 
     platform: Platform
@@ -107,6 +109,8 @@ class Selection:
     position: int | None = None
     stem: str | None = None
     form: Literal["oci", "docker"] | None = None
+    name: Reference | None = None
+    admit: Callable[[Literal["oci", "docker"]], None] | None = None
 
 
 def plan_images(read: ReadDocument, selection: Selection) -> list[ImagePlan]:
@@ -116,6 +120,7 @@ def plan_images(read: ReadDocument, selection: Selection) -> list[ImagePlan]:
         FormatError: neither is there, or a document is broken; UnsupportedFormat for images that cannot be mounted.
         IntegrityError: a document is not what its descriptor promises.
         NotFound: a document is missing, or nothing fits the selection.
+        Denied: ``admit`` refuses.
     """
     marker, index, manifest = (read(name) for name in TOP_DOCUMENTS)
     if selection.form == "oci" and index is None:
@@ -124,6 +129,8 @@ def plan_images(read: ReadDocument, selection: Selection) -> list[ImagePlan]:
         if manifest is None:
             raise FormatError("no docker archive: it has no manifest.json", hint="Try the transport oci-archive:")
         index = None
+    if selection.admit is not None:
+        selection.admit("docker" if index is None else "oci")
     if index is not None:
         if marker is None and manifest is None:
             raise FormatError("index.json without oci-layout is no image layout")
@@ -323,6 +330,8 @@ def _select(images: list[ImagePlan], selection: Selection) -> list[ImagePlan]:
         if not images:
             hint = f"There is: {', '.join(sorted(map(str, found)))}."
             raise NotFound("platform in the archive", str(selection.platform), hint=hint)
+    if selection.name is not None:
+        images = [replace(plan, names=(selection.name,)) for plan in images]
     # Of several images with one name the one for the wanted platform keeps it, else the first.
     owners: dict[Reference, ImagePlan] = {}
     for plan in sorted(images, key=lambda plan: not selection.platform.matches(plan.config.platform)):

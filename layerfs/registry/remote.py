@@ -279,7 +279,8 @@ class _Planner:
             for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
         )
         # A name by digest gives no tag: it must not take one away from another image.
-        names = (self._reference,) if asked is not None and self._reference.digest is None else ()
+        name = self._selection.name or (self._reference if self._reference.digest is None else None)
+        names = (name,) if asked is not None and name is not None else ()
         origin = (self._reference.name, asked or manifest.digest)
         return ImagePlan(config, (manifest.digest, manifest.raw), layers, names, origin)
 

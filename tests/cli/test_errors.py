@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import os
 import signal
 import subprocess
@@ -278,3 +279,62 @@ def test_standard_streams_that_are_closed(shell: Shell, image: Built) -> None:
     closed = run("<&-", "load")
     assert closed.returncode == 2
     assert b"standard input is closed" in closed.stderr
+
+
+@pytest.mark.parametrize("redirection", [">&-", "<&-", "2>&-", "<&- >&- 2>&-"])
+def test_files_of_the_store_get_no_standard_descriptor(shell: Shell, image: Built, redirection: str) -> None:
+    script = (
+        "import os, sys\nfrom layerfs_cli.main import main\n"
+        "try:\n    main()\nexcept SystemExit:\n    pass\n"
+        "os.write(int(sys.argv[2]), str([os.fstat(fd).st_rdev for fd in range(3)]).encode())"
+    )
+    reading, writing = os.pipe()
+    with os.fdopen(reading) as found:
+        subprocess.run(
+            ["sh", "-c", f'exec "$@" {redirection}', "sh", sys.executable, "-c", script, "--version", str(writing)],
+            env={**os.environ, **shell.env}, check=True, stdin=subprocess.DEVNULL, stdout=subprocess.DEVNULL,
+            stderr=subprocess.DEVNULL, pass_fds=[writing],
+        )  # fmt: skip
+        os.close(writing)
+        assert found.read() == str([os.stat(os.devnull).st_rdev] * 3)
+
+
+def test_progress_that_nobody_reads(shell: Shell, image: Built, tmp_path: Path) -> None:
+    archive = tmp_path / "image.tar"
+    shell("save", "-o", str(archive), image.id)
+    source = f"docker-archive:{archive}"
+
+    def run(command: str) -> int:
+        program = f"{sys.executable} -c 'from layerfs_cli.main import main; main()'"
+        script = f"set -o pipefail; {program} {command}"
+        return subprocess.run(
+            ["bash", "-c", script], env={**os.environ, **shell.env}, check=False, stdin=subprocess.DEVNULL,
+            capture_output=True,
+        ).returncode  # fmt: skip
+
+    assert run(f"--root {tmp_path}/a pull {source} 2>/dev/full") == 0
+    assert run(f"--root {tmp_path}/b pull {source} 2>&-") == 0
+    assert run(f"--root {tmp_path}/c pull --format jsonl {source} >/dev/full") == 1
+    assert run(f"--root {tmp_path}/d pull --format jsonl {source} | exec true") in (0, 141)
+
+
+def test_load_asks_the_policy(shell: Shell, image: Built, tmp_path: Path) -> None:
+    archive, layout = str(tmp_path / "image.tar"), str(tmp_path / "layout")
+    shell("save", "--format", "oci", "-o", layout, image.id)
+    shell.env["XDG_CONFIG_HOME"] = str(tmp_path / "config")
+    policy = tmp_path / "config/containers/policy.json"
+    policy.parent.mkdir(parents=True, exist_ok=True)
+    accept = [{"type": "insecureAcceptAnything"}]
+    policy.write_text(
+        json.dumps({"default": [{"type": "reject"}], "transports": {"docker-archive": {str(tmp_path): accept}}})
+    )
+    shell("load", "-q", "-i", archive)
+    assert "trust policy rejects" in shell.fails(5, "load", "-i", layout)
+    shell("load", "-q", "--insecure-policy", "-i", layout)
+    policy.write_text(json.dumps({"default": accept, "transports": {"docker-archive": {"": [{"type": "reject"}]}}}))
+    shell("load", "-q", "-i", layout)
+    assert "docker-archive default" in shell.fails(5, "load", "-i", archive)
+    with open(archive, "rb") as file:
+        process = shell.process("load", stdin=file, stdout=-1, stderr=-1)
+        assert b"trust policy rejects standard input" in process.communicate(timeout=30)[1]
+    assert process.returncode == 5

@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from layerfs_cli.digest_file import digestfile_option, write_digest
 from layerfs_cli.output import as_json, write
 from layerfs_cli.program import verb
 from layerfs_cli.progress import events_option, show_progress
@@ -24,7 +25,7 @@ __all__ = ["command"]
     help="Which image of an index.  [default: this machine's]",
 )  # fmt: skip
 @click.option("--all", "everything", is_flag=True, help="The whole index, with its images for all platforms.")
-@click.option("--digestfile", metavar="FILE", type=click.Path(), help="Write the digest of the copy to this file.")
+@digestfile_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.option("--src-creds", metavar="USER[:PASSWORD]", help="Credentials for the source alone.")
 @click.option("--dest-creds", metavar="USER[:PASSWORD]", help="Credentials for the destination alone.")
@@ -72,7 +73,9 @@ def command(
     access = access_of(options)
     from_there = narrowed(access, "src", source, src_creds, verify_tls=src_tls_verify)
     # Secrets for the source, and common ones where it is a registry too, never reach the destination.
-    common = replace(access, credential=None, token=None) if source.startswith("docker:") else access
+    common = access
+    if source.startswith("docker://") and _registry(source) != _registry(destination):
+        common = replace(access, credential=None, token=None)
     to_there = narrowed(common, "dest", destination, dest_creds, verify_tls=dest_tls_verify)
     if from_there is not None and to_there is None:
         to_there = common
@@ -84,7 +87,13 @@ def command(
             source, destination, store=store, platform=Platform.parse(platform) if platform else None,
             everything=everything, access=from_there or access, destination_access=to_there, progress=progress,
         )  # fmt: skip
-    if digestfile:
-        with open(digestfile, "w", encoding="ascii") as file:
-            file.write(str(digest))
+    write_digest(digestfile, digest)
     write(as_json({"Digest": str(digest)}) + "\n" if events else f"{digest}\n")
+
+
+def _registry(place: str) -> str | None:
+    """Return the registry that a place is on, or None."""
+    from layerfs.formats.reference import Reference
+    from layerfs.formats.transport import registry_name
+
+    return Reference.parse(registry_name(place)).domain if place.startswith("docker://") else None

@@ -13,6 +13,7 @@ from layerfs_cli.argument import keep_blobs_option, platform_options, selected_p
 from layerfs_cli.output import as_json, write
 from layerfs_cli.program import verb
 from layerfs_cli.progress import show_progress
+from layerfs_cli.registry_option import policy_file, policy_options
 from layerfs_cli.settings import settings_of
 
 if TYPE_CHECKING:
@@ -31,15 +32,18 @@ __all__ = ["command", "print_loaded"]
 @click.option("-q", "--quiet", is_flag=True, help="No progress; print image IDs alone.")
 @keep_blobs_option
 @platform_options
+@policy_options
 @click.pass_context
 def command(
     context: click.Context,
     source: str,
     platform: str | None,
+    policy: str | None,
     *,
     quiet: bool,
     all_platforms: bool,
     keep_blobs: bool,
+    insecure_policy: bool,
 ) -> None:
     """Load images from an archive of docker or podman, an OCI archive, or an OCI layout.
 
@@ -53,7 +57,10 @@ def command(
     if source == "-" and (sys.stdin is None or os.isatty(sys.stdin.fileno())):
         what = "closed" if sys.stdin is None else "a terminal"
         raise click.UsageError(f"standard input is {what}: redirect an archive into it, or name one with -i", context)
+    from layerfs.registry.access import Access
+
     settings = settings_of(context)
+    trusted = Access(policy=policy_file(policy, insecure=insecure_policy)).read_policy()
     with ExitStack() as stack:
         stream: BinaryIO | str = source
         if source == "-":
@@ -63,8 +70,9 @@ def command(
         store = stack.enter_context(settings.open_store())
         progress = stack.enter_context(show_progress(settings, quiet=quiet))
         images = store.load(
-            stream, platform=chosen, all_platforms=all_platforms, keep_blobs=keep_blobs, progress=progress
-        )
+            stream, platform=chosen, all_platforms=all_platforms, policy=trusted, keep_blobs=keep_blobs,
+            progress=progress,
+        )  # fmt: skip
     print_loaded(images, quiet=quiet)
 
 

@@ -7,6 +7,7 @@ from typing import Any
 import click
 
 from layerfs_cli.argument import image_argument
+from layerfs_cli.digest_file import digestfile_option, write_digest
 from layerfs_cli.output import as_json, write
 from layerfs_cli.program import verb
 from layerfs_cli.progress import events_option, show_progress
@@ -26,7 +27,7 @@ __all__ = ["command"]
 @click.option(
     "--compression-level", "level", metavar="N", type=int, help="1 to 9 for gzip, 1 to 22 for zstd.  [default: fast]"
 )
-@click.option("--digestfile", metavar="FILE", type=click.Path(), help="Write the digest of the manifest to this file.")
+@digestfile_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress; print the digest alone.")
 @events_option
 @transfer_options
@@ -58,9 +59,7 @@ def command(
         pushed = store.push(
             image, destination, compression=compression, level=level, access=access, progress=progress
         )  # fmt: skip
-    if digestfile:
-        with open(digestfile, "w", encoding="ascii") as file:
-            file.write(str(pushed.manifest_digest))
+    write_digest(digestfile, pushed.manifest_digest)
     if events:
         write(as_json({"Name": str(pushed.reference), "Digest": str(pushed.manifest_digest)}) + "\n")
     else:

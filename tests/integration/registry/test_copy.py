@@ -5,6 +5,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -145,6 +146,50 @@ def test_errors(store: Store, layout: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "z/manifest.json").exists()
 
 
+@pytest.mark.parametrize("transport", ["oci", "dir"])
+def test_what_was_interrupted_goes_on(layout: Path, tmp_path: Path, transport: str) -> None:
+    place = f"{transport}:{tmp_path}/copy"
+
+    def check() -> None:
+        if any(path.is_file() and path.stat().st_size > 100_000 for path in tmp_path.rglob("*")):
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        copy(f"oci:{layout}:app", place, access=replace(PLAIN, jobs=1), check=check)
+    assert not list(tmp_path.rglob("index.json")) + list(tmp_path.rglob("manifest.json"))
+    assert str(copy(f"oci:{layout}:app", place, access=PLAIN)) == DIGEST
+    assert json.loads(skopeo("inspect", place))["Digest"] == DIGEST
+
+
+def test_a_copy_has_the_name_that_it_was_given(store: Store, registry: Registry, layout: Path, tmp_path: Path) -> None:
+    put(layout, registry.name("app:1"))
+    skopeo("copy", "-q", f"oci:{layout}:app", f"docker-archive:{tmp_path}/a.tar:docker.io/library/inner:1")
+    kept = TestImage([layer({"kept": b"kept"})], [registry.name("app:1")])
+    store.load(write_layout(tmp_path / "kept", oci(kept)))
+    for number, source in enumerate(
+        (f"docker://{registry.name('app:1')}", f"docker-archive:{tmp_path}/a.tar", f"oci:{layout}:app")
+    ):
+        copy(source, f"store:copy:{number}", store=store, access=PLAIN)
+    assert str(store.resolve(registry.name("app:1")).id).endswith(kept.id.removeprefix("sha256:"))
+    assert sorted(store.resolve("copy:0").names) == [f"docker.io/library/copy:{number}" for number in range(3)]
+
+
+def test_flags_that_cannot_be_followed(store: Store, layout: Path, tmp_path: Path) -> None:
+    (image,) = store.load(layout)
+    source = f"store:{image.id}"
+    copy(source, f"oci:{tmp_path}/x", store=store, platform="linux/amd64")
+    with pytest.raises(NotFound, match="platform"):
+        copy(source, f"oci:{tmp_path}/y", store=store, platform="linux/arm64")
+    with pytest.raises(InvalidReference, match="one platform"):
+        copy(source, f"oci:{tmp_path}/y", store=store, everything=True)
+    with pytest.raises(UnsupportedFormat, match="no index"):
+        copy(f"oci:{layout}:app", f"docker-archive:{tmp_path}/y", everything=True)
+    for ends in (("app", f"oci:{tmp_path}/y"), (f"oci:{layout}:app", "backup")):
+        with pytest.raises(InvalidReference, match="has no transport"):
+            copy(*ends, store=store)
+    assert not (tmp_path / "y").exists()
+
+
 def test_command_line(shell: Shell, registry: Registry, layout: Path, tmp_path: Path) -> None:
     shell("load", "-q", "-i", str(layout))
     place = f"docker://{registry.name('app:1')}"
@@ -155,3 +200,11 @@ def test_command_line(shell: Shell, registry: Registry, layout: Path, tmp_path: 
     shell("copy", "-q", f"dir:{tmp_path}/dir", "store:copied")
     assert shell("images", "-q", "--no-trunc").split() == [IMAGE.id]
     shell.fails(2, "copy", "oci:", f"dir:{tmp_path}/x")
+    lost = shell.fails(2, "copy", f"oci:{layout}:app", f"dir:{tmp_path}/x", "--digestfile", f"{tmp_path}/no/d")
+    assert "no directory" in lost
+    assert not (tmp_path / "x").exists()
+    assert shell("copy", "-q", place, f"dir:{tmp_path}/x", "--src-tls-verify=false").strip() == digest
+    assert "is about a registry" in shell.fails(2, "copy", f"oci:{layout}:app", place, "--src-creds", "me:x")
+    # An ID is no name to push to.
+    assert "is no name" in shell.fails(2, "push", IMAGE.id.removeprefix("sha256:")[:12])
+    assert "on no registry" in shell.fails(2, "push", "copied", f"oci:{tmp_path}/z")

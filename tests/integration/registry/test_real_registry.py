@@ -475,7 +475,9 @@ def test_command_line(shell: Shell, layout: Path, tmp_path: Path, monkeypatch: p
         shell.fails(5, "copy", "-q", "--insecure-policy", "--dest-creds", "me:secret-pass", *ends)
         # What is for the source is not offered to the destination, not even when that asks for it.
         shell.fails(5, *copied, *ends)
-        shell.fails(5, *copied[:3], "--creds", "me:secret-pass", "--no-dest-tls-verify", *ends)
+        # What is for both is for one registry, however it is reached.
+        both = (*copied[:3], "--creds", "me:secret-pass", "--dest-tls-verify=false", *ends)
+        assert shell(*both) == f"{other['Digest']}\n"
 
 
 def test_progress_of_a_pull(store: Store, registry: Registry, layout: Path) -> None:
