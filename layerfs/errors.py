@@ -15,6 +15,7 @@ from typing import ClassVar, Self
 __all__ = [
     "BackendUnavailable",
     "Conflict",
+    "DamagedData",
     "Denied",
     "DigestMismatch",
     "FormatError",
@@ -75,6 +76,12 @@ class FormatError(LayerfsError, ValueError):
         """Prefix the message with the place, when there is one."""
         super().__init__(f"{where}: {message}" if where else message, hint=hint)
         self.where = where
+
+
+class DamagedData(FormatError):
+    """A stream breaks off, or does not agree with a checksum of its own."""
+
+    exit_code = 4
 
 
 class UnsafePath(FormatError):

@@ -87,8 +87,12 @@ class ChangePart(StorePart):
                     upper, tree, userxattr=uses_userxattr(), exact=exact, before=before, dressed=dressed
                 )
 
-    def layer_steps(self, diff_id: Digest) -> Iterator[Step]:
+    def layer_steps(self, diff_id: Digest, *, exact: bool = False) -> Iterator[Step]:
         """Yield what a layer does by itself: what it has as added, what it hides as deleted.
+
+        Args:
+            diff_id: of the layer.
+            exact: as for :meth:`steps`.
 
         Raises:
             NotFound: the store has no such layer.
@@ -98,7 +102,9 @@ class ChangePart(StorePart):
         if find_layer(self._handle, diff_id) is None:
             raise NotFound("layer", str(diff_id))
         with ImageTree(self._handle, open_tree(self._handle.layout.layer_tree(diff_id))) as tree:
-            yield from walk_layer(tree)
+            for step in walk_layer(tree):
+                if exact or step.kind is not None:
+                    yield step
 
     def layer_tar(
         self, old: str | Image | None, new: str | Image, *, latest: int | None = None,

@@ -13,7 +13,7 @@ from typing import IO, cast
 
 from isal import igzip_lib
 
-from layerfs.errors import FormatError, UnsupportedFormat
+from layerfs.errors import DamagedData, UnsupportedFormat
 from layerfs.formats.tar.header import BLOCK, checksum_matches
 
 __all__ = ["MAX_WINDOW", "PIECE", "decompress", "detect"]
@@ -69,7 +69,7 @@ def decompress(read: Callable[[int], bytes], codec: str) -> Iterator[bytes]:
         codec: what :func:`detect` returned.
 
     Raises:
-        FormatError: the compressed data is damaged, or ends too soon.
+        DamagedData: the compressed data is damaged, or ends too soon.
     """
     if codec == "gzip":
         return _gunzip(read)
@@ -104,7 +104,7 @@ def _gunzip(read: Callable[[int], bytes]) -> Iterator[bytes]:
                 if decoder.needs_input and not decoder.eof:
                     data = read(_INPUT)
                     if not data:
-                        raise FormatError("gzip data ends too soon")
+                        raise DamagedData("gzip data ends too soon")
             # Members may follow one another; zeros after the last are padding (gzip -t accepts them).
             data = decoder.unused_data or read(_INPUT)
             while data and not data.strip(b"\0"):
@@ -117,10 +117,10 @@ def _gunzip(read: Callable[[int], bytes]) -> Iterator[bytes]:
             while len(data) < len(_GZIP) and (more := read(_INPUT)):
                 data += more
             if not data.startswith(_GZIP):
-                raise FormatError("gzip data is followed by something else")
+                raise DamagedData("gzip data is followed by something else")
             decoder = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
     except _IsalError as error:
-        raise FormatError(f"gzip data is damaged: {error}") from error
+        raise DamagedData(f"gzip data is damaged: {error}") from error
 
 
 class _Source:
@@ -154,11 +154,11 @@ def _unzstd(read: Callable[[int], bytes]) -> Iterator[bytes]:
                 yield held
             held = piece
     except zstandard.ZstdError as error:
-        raise FormatError(f"zstd data is damaged or ends too soon: {error}") from error
+        raise DamagedData(f"zstd data is damaged or ends too soon: {error}") from error
     if len(piece) < len(_END):
         held, piece = b"", held + piece
     if not piece.endswith(_END):
-        raise FormatError("zstd data ends too soon")
+        raise DamagedData("zstd data ends too soon")
     for rest in (held, piece[: -len(_END)]):
         if rest:
             yield rest

@@ -142,10 +142,22 @@ def _survey(merged: Node, layer: Node) -> tuple[dict[int, Node], bool]:
         chain = _resolve(parent, (merged, None))
         target = (chain[0].children or {}).get(leaf) if chain is not None else None
         if target is None or target.children is not None:
-            problem = "is in no layer" if target is None else "is a directory"
-            raise FormatError(f"the target {quoted(path)} of a hard link {problem}")
+            problem = "is not there" if target is None else "is a directory"
+            name = b"/".join(_path_of(layer, node))
+            raise FormatError(f"the target {quoted(path)} of the hard link {quoted(name)} {problem}")
         found[id(node)] = target
     return found, hides
+
+
+def _path_of(root: Node, wanted: Node) -> list[bytes]:
+    """Return the names that lead to a node of a tree."""
+    stack: list[tuple[Node, list[bytes]]] = [(root, [])]
+    while stack:
+        node, path = stack.pop()
+        if node is wanted:
+            return path
+        stack += [(child, [*path, name]) for name, child in (node.children or {}).items()]
+    return []
 
 
 def _resolve(path: bytes, chain: _Chain) -> _Chain | None:

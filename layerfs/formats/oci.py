@@ -253,22 +253,6 @@ class Index:
         """The entries that can be images, in order: no attestations, no other artifacts."""
         return tuple(entry for entry in self.manifests if entry.is_image)
 
-    def select(self, platform: Platform) -> Descriptor:
-        """Return the image that fits a platform best.
-
-        Args:
-            platform: what is wanted.
-
-        Returns:
-            The best of :attr:`images`. When none of those that name a platform fits, the first that names none: then
-            the caller has to look into it.
-
-        Raises:
-            NotFound: nothing fits; the hint lists the platforms that there are.
-        """
-        images = self.images
-        return images[platform.select([image.platform for image in images])]
-
 
 @dataclass(frozen=True, slots=True)
 class History:

@@ -43,7 +43,10 @@ _MAX_PARENTS, _MAX_PARENT_PATH = 1 << 14, 4096
 #: Shared by all implicit directories: xattrs of a node are replaced, never changed.
 _IMPLICIT = {IMPLICIT_XATTR: b"y"}
 
-_TYPES = {b"0": stat.S_IFREG, b"2": stat.S_IFLNK, b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"6": stat.S_IFIFO}
+_TYPES = {
+    b"0": stat.S_IFREG, b"2": stat.S_IFLNK, b"3": stat.S_IFCHR, b"4": stat.S_IFBLK, b"5": stat.S_IFDIR,
+    b"6": stat.S_IFIFO,
+}  # fmt: skip
 
 
 class Node:
@@ -226,7 +229,7 @@ class LayerTree:
             member.gid,
             member.mtime,
             member.mtime_ns,
-            self._accepted(xattrs, member.name) if xattrs else None,
+            self._accepted(member) if xattrs else None,
         )
         kind = member.kind
         if kind == b"0":
@@ -249,7 +252,7 @@ class LayerTree:
         return node
 
     def _add_directory(self, member: Member) -> None:
-        xattrs = self._accepted(member.xattrs, member.name) if member.xattrs else None
+        xattrs = self._accepted(member) if member.xattrs else None
         path = member.name.rstrip(b"/") or member.name
         found = self._parent_of(path)
         if found is None:
@@ -279,9 +282,9 @@ class LayerTree:
             self._hidden.append((made, b""))
         return made
 
-    def _accepted(self, xattrs: dict[bytes, bytes], name: bytes) -> dict[bytes, bytes] | None:
+    def _accepted(self, member: Member) -> dict[bytes, bytes] | None:
         """Return the xattrs of a member that a tree may have; those that were there before share their memory."""
-        accepted = accepted_xattrs(xattrs, name)
+        accepted = accepted_xattrs(member.xattrs or {}, _TYPES[member.kind], member.name)
         if accepted is None:
             return None
         for key, value in accepted.items():
@@ -354,10 +357,10 @@ class LayerTree:
             if node is None:
                 if not make:
                     return None, [*names, name, *todo[::-1]]
-                if len(name) > 255:
-                    raise LimitExceeded(f"name of {len(name)} bytes in a symlink target")
                 if name.startswith(b".wh.") and hidden_name(name) is not None:
                     raise UnsafePath(f"a path runs through the whiteout {quoted(name)}")
+                if len(name) > MAX_NAME:
+                    raise LimitExceeded(f"name of {len(name)} bytes in a symlink target")
                 self._implicit += 1
                 if self._implicit > MAX_IMPLICIT:
                     raise LimitExceeded(f"paths run through more than {MAX_IMPLICIT} directories without an entry")

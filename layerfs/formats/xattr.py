@@ -9,6 +9,7 @@ Sources: xattr(7); Linux include/uapi/linux/{limits,xattr,posix_acl_xattr,capabi
 
 from __future__ import annotations
 
+import stat
 import struct
 from collections.abc import Mapping
 
@@ -24,7 +25,11 @@ MAX_XATTR_NAME = 255
 MAX_XATTR_VALUE = 0xFFFF
 
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
-_ACL_NAMES = frozenset((b"system.posix_acl_access", b"system.posix_acl_default"))
+_DEFAULT_ACL = b"system.posix_acl_default"
+_ACL_NAMES = frozenset((b"system.posix_acl_access", _DEFAULT_ACL))
+
+#: Bytes of all names of a file, each with a NUL: XATTR_LIST_MAX.
+_MAX_LIST = 65536
 
 _ACL_VERSION = 2
 _ACL_ENTRY = struct.Struct("<HHI")
@@ -34,24 +39,32 @@ _USER_OBJ, _USER, _GROUP_OBJ, _GROUP, _MASK, _OTHER = 1, 2, 4, 8, 16, 32
 _CAPABILITY_SIZES = {2: 20, 3: 24}
 
 
-def accepted_xattrs(xattrs: Mapping[bytes, bytes], file: bytes) -> dict[bytes, bytes] | None:
+def accepted_xattrs(xattrs: Mapping[bytes, bytes], kind: int, file: bytes) -> dict[bytes, bytes] | None:
     """Return the xattrs that a file of an archive gets in its tree, or None when none are left.
 
     Left out are names that a mount reads as commands, and namespaces that Linux does not have (macOS writes
-    ``com.apple.*``), which every other tool passes over too. An empty ACL is no ACL.
+    ``com.apple.*``), which every other tool passes over too. So is what this kind of file cannot have: the kernel lists
+    it and answers an error to who asks for it, and so to each copy of the file, those of overlayfs included. An empty
+    ACL is no ACL.
 
     Args:
         xattrs: full names and values as the archive has them.
+        kind: the type bits of the file's mode.
         file: the name of the file, for messages.
 
     Raises:
         FormatError: a name with a NUL, an ACL or a capability that the kernel would refuse to set.
-        LimitExceeded: a name or value too long.
+        LimitExceeded: a name or value too long, or more names than the kernel lists.
     """
     kept = {}
     for name, value in xattrs.items():
         acl = name in _ACL_NAMES
-        if is_private_xattr(name) or not (acl or name.startswith(_NAMESPACES)) or name in _NAMESPACES:
+        if (
+            not _may_have(kind, name)
+            or is_private_xattr(name)
+            or not (acl or name.startswith(_NAMESPACES))
+            or name in _NAMESPACES
+        ):
             continue
         if b"\0" in name:
             raise FormatError(f"{quoted(file)} has the xattr {quoted(name, 80)}, with a NUL in its name")
@@ -65,7 +78,18 @@ def accepted_xattrs(xattrs: Mapping[bytes, bytes], file: bytes) -> dict[bytes, b
         elif name == b"security.capability" and (len(value) < 4 or len(value) != _CAPABILITY_SIZES.get(value[3])):
             raise FormatError(f"{quoted(file)} has a malformed security.capability")
         kept[name] = value
+    if sum(map(len, kept)) + len(kept) > _MAX_LIST:
+        raise LimitExceeded(f"{quoted(file)} has xattrs whose names take more than {_MAX_LIST} bytes")
     return kept or None
+
+
+def _may_have(kind: int, name: bytes) -> bool:
+    """Return whether files of a type have xattrs of this name (xattr(7), "User extended attributes"; acl(5))."""
+    if name.startswith(b"user."):
+        return kind in (stat.S_IFREG, stat.S_IFDIR)
+    if name in _ACL_NAMES:
+        return kind == stat.S_IFDIR or (kind != stat.S_IFLNK and name != _DEFAULT_ACL)
+    return True
 
 
 def _is_acl(value: bytes) -> bool:

@@ -32,10 +32,11 @@ from layerfs.formats.reference import Reference
 from layerfs.formats.tar import END, Member, encode_member, padding
 from layerfs.linux.durable import write_document
 from layerfs.registry.access import Access
+from layerfs.registry.choice import MAX_NESTING, choose_entry
 from layerfs.registry.download import Receiver
 from layerfs.registry.image_directory import VERSION, blob_file
 from layerfs.registry.members import Members, chunks
-from layerfs.registry.plan import MAX_NESTING, LayerPlan, Selection, plan_images, synthesize_manifest
+from layerfs.registry.plan import LayerPlan, Selection, plan_images, synthesize_manifest
 from layerfs.registry.remote import Registries, find_remote, parse_received
 from layerfs.registry.repository import Repository
 from layerfs.registry.target import Target
@@ -66,7 +67,7 @@ class CopySource(Protocol):
         """Return the document under the name that was asked for."""
 
     def document(self, descriptor: Descriptor) -> bytes:
-        """Return a manifest, verified."""
+        """Return a manifest, an index or a config, verified."""
 
     def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """Yield a blob; its digest is for the caller."""
@@ -126,7 +127,7 @@ def plan_copy(source: CopySource, platform: Platform, *, everything: bool) -> Co
             documents.append(document)
 
     while isinstance(top, Index) and not everything:
-        entry = top.select(platform)
+        entry = choose_entry(top.images, platform, source.document)
         top = parse_manifest_or_index(source.document(entry), algorithm=entry.digest.algorithm)
         check_media_type(top, entry)
     visit(top, 0)
@@ -172,9 +173,7 @@ class RegistrySource:
 
     def document(self, descriptor: Descriptor) -> bytes:
         """See :class:`CopySource`."""
-        raw = self._places[0].manifest(descriptor.digest).raw
-        check_blob(raw, descriptor, "manifest")
-        return raw
+        return self._places[0].described(descriptor)
 
     def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """See :class:`CopySource`."""

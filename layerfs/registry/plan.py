@@ -31,11 +31,9 @@ from layerfs.formats.oci import (
 )
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import Reference
+from layerfs.registry.choice import MAX_NESTING, choose_entry
 
-__all__ = ["MAX_NESTING", "TOP_DOCUMENTS", "ImagePlan", "LayerPlan", "Selection", "plan_images", "synthesize_manifest"]
-
-#: Indexes inside indexes, in archives and on registries; builders make one level.
-MAX_NESTING = 4
+__all__ = ["TOP_DOCUMENTS", "ImagePlan", "LayerPlan", "Selection", "plan_images", "synthesize_manifest"]
 
 #: Images of one archive.
 _MAX_IMAGES = 1000
@@ -182,7 +180,10 @@ class _Layout:
     def images(self, top: Index) -> list[ImagePlan]:
         """Return one plan per image of the layout; an image for several platforms counts once unless all are wanted."""
         groups: dict[str | None, list[Descriptor]] = {}
-        for position, entry in enumerate(self._wanted(top)):
+        wanted = self._wanted(top)
+        if not wanted:
+            raise FormatError("index.json lists no image")
+        for position, entry in enumerate(wanted):
             # Entries of one name are one image for several platforms; nameless ones too, if they name platforms.
             name = entry.image_name or entry.ref_name
             key = name if name is not None or entry.platform is not None else f"\0{position}"
@@ -212,10 +213,8 @@ class _Layout:
             raise FormatError(f"indexes are nested more than {MAX_NESTING} deep")
         if self._selection.all_platforms:
             chosen = entries
-        elif len(entries) > 1:
-            chosen = [entries[self._selection.platform.select([entry.platform for entry in entries])]]
         else:
-            chosen = entries
+            chosen = [choose_entry(entries, self._selection.platform, self._document)]
         plans: list[ImagePlan] = []
         for entry in chosen:
             raw = self._document(entry)

@@ -17,8 +17,8 @@ from layerfs.formats.registries_conf import AUTH_FILES
 from layerfs.linux.durable import write_document
 from layerfs.linux.lock import FileLock
 from layerfs.registry.access import Access
+from layerfs.registry.choice import MAX_NESTING, choose_entry
 from layerfs.registry.credential import ask_helper, list_helper, read_auth_file
-from layerfs.registry.plan import MAX_NESTING
 from layerfs.registry.remote import Registries, find_remote, parse_received
 
 __all__ = [
@@ -124,7 +124,8 @@ def _fetch(access: Access, name: str, platform: Platform) -> tuple[Reference, Di
             if isinstance(document, Manifest):
                 return reference, digest, document, places[0].document(document.config, "config")
             assert isinstance(document, Index)
-            document = parse_received(places[0].manifest(document.select(platform).digest))
+            entry = choose_entry(document.images, platform, places[0].described)
+            document = parse_received(places[0].manifest(entry.digest))
         raise FormatError(f"indexes are nested more than {MAX_NESTING} deep")
 
 

@@ -18,7 +18,7 @@ from layerfs.errors import (
     StoreError,
 )
 from layerfs.formats.digest import Digest
-from layerfs.formats.media_type import layer_compression
+from layerfs.formats.media_type import document_kind, layer_compression
 from layerfs.formats.oci import (
     Descriptor,
     ImageConfig,
@@ -32,9 +32,10 @@ from layerfs.formats.policy import Policy, reference_scopes
 from layerfs.formats.reference import Reference
 from layerfs.formats.registries_conf import RegistriesConfig
 from layerfs.registry.access import Access
+from layerfs.registry.choice import MAX_NESTING, choose_entry
 from layerfs.registry.credential import Credentials
 from layerfs.registry.http import HttpClient
-from layerfs.registry.plan import MAX_NESTING, ImagePlan, LayerPlan, Selection
+from layerfs.registry.plan import ImagePlan, LayerPlan, Selection
 from layerfs.registry.repository import ReceivedManifest, Repository
 from layerfs.registry.server import Server
 from layerfs.store.handle import StoreHandle
@@ -251,7 +252,7 @@ class _Planner:
         if not entries:
             raise FormatError(f"index {document.digest} lists no image")
         if not self._selection.all_platforms:
-            entries = [entries[self._selection.platform.select([entry.platform for entry in entries])]]
+            entries = [choose_entry(entries, self._selection.platform, self._document)]
         for position, entry in enumerate(entries):
             raw = self._fetch(entry)
             inner = parse_manifest_or_index(raw, algorithm=entry.digest.algorithm)
@@ -283,6 +284,10 @@ class _Planner:
         names = (name,) if asked is not None and name is not None else ()
         origin = (self._reference.name, asked or manifest.digest)
         return ImagePlan(config, (manifest.digest, manifest.raw), layers, names, origin)
+
+    def _document(self, descriptor: Descriptor) -> bytes:
+        is_config = document_kind(descriptor.media_type) is None
+        return self._blob(descriptor, "config") if is_config else self._fetch(descriptor)
 
     def _fetch(self, entry: Descriptor) -> bytes:
         known = self._known(entry)

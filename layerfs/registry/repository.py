@@ -131,6 +131,14 @@ class Repository:
         check_blob(raw, descriptor, what)
         return raw
 
+    def described(self, descriptor: Descriptor) -> bytes:
+        """Get a manifest, an index or a config, verified. Raises as :meth:`manifest` and :meth:`document`."""
+        if document_kind(descriptor.media_type) is None:
+            return self.document(descriptor, "config")
+        raw = self.manifest(descriptor.digest).raw
+        check_blob(raw, descriptor, "manifest")
+        return raw
+
     def blob(self, digest: Digest, *, start: int = 0, attempts: int | None = None) -> HttpResponse:
         """Ask for a blob; the caller reads and closes it.
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from typing import Any
 
@@ -45,13 +45,16 @@ class _Connection(sqlite3.Connection):
 class Database:
     """The metadata of one store. Thread-safe: every thread gets a connection of its own."""
 
-    def __init__(self, path: str, *, sync: bool, frozen: bool = False) -> None:
+    def __init__(
+        self, path: str, *, sync: bool, frozen: bool = False, in_use: Callable[[], bool] = lambda: False
+    ) -> None:
         """Open, or make, the database.
 
         Args:
             path: the file; its directory exists.
             sync: whether commits survive a power cut.
             frozen: whether it lies where nobody can write, so that it can be read without locks and log.
+            in_use: whether there is something already that a database that is made now would not know.
 
         Raises:
             StoreTooNew: a newer layerfs wrote it.
@@ -61,6 +64,7 @@ class Database:
         self._path = path
         self._sync = sync
         self._frozen = frozen
+        self._in_use = in_use
         self._local = threading.local()
         self._all: list[tuple[threading.Thread, sqlite3.Connection]] = []
         self._guard = threading.Lock()
@@ -153,6 +157,12 @@ class Database:
             raise StoreError(
                 f"store database is of version {version}, which no release has written",
                 root=os.path.dirname(self._path), hint="Load the images into a new store: name another --root.",
+            )  # fmt: skip
+        if self._in_use():
+            # For the next collection all that would be rubbish.
+            raise StoreError(
+                f"store.db in {os.path.dirname(self._path)} is empty, but there are layers or containers",
+                root=os.path.dirname(self._path), hint="Restore store.db, or remove the directory to begin anew.",
             )  # fmt: skip
         connection.execute("PRAGMA journal_mode = WAL")
         with self.transaction():

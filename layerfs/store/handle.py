@@ -109,12 +109,13 @@ def open_store(root: str, runroot: str, *, sync: bool = True) -> StoreHandle:
             write_document(layout.marker, json.dumps(document, indent=2).encode() + b"\n", sync=sync)
         # SQLite answers "locked" at once, without waiting, when two make the same database.
         with FileLock(layout.lock("open")):
-            database = Database(layout.database, sync=sync)
+            database = Database(layout.database, sync=sync, in_use=lambda: _has_content(layout))
     except (FileExistsError, NotADirectoryError) as error:
         raise StoreError(f"{root} is no store: {error.strerror}: {error.filename}", root=root) from error
     except OSError as error:
         if error.errno == EROFS and _is_at_rest(layout):
-            return StoreHandle(layout, Database(layout.database, sync=sync, frozen=True), sync)
+            frozen = Database(layout.database, sync=sync, frozen=True, in_use=lambda: _has_content(layout))
+            return StoreHandle(layout, frozen, sync)
         message = f"cannot use the store at {root}: {error.strerror}"
         if error.errno in (EACCES, EPERM, EROFS):
             raise StoreReadOnly(message, root=root, hint="Run as its owner, or name another --root.") from error
@@ -153,7 +154,9 @@ def _read_marker(layout: Layout) -> bool:
             raw = file.read()
     except FileNotFoundError:
         if foreign:
-            raise StoreError(f"{layout.root} has a store.db but no store.json", root=layout.root) from None
+            raise StoreError(f"{layout.root} has a store.db but no store.json", root=layout.root,
+                hint="Name another --root, or restore store.json: it is the same for every store of this version.",
+            ) from None  # fmt: skip
         return False
     try:
         marker = parse_document(raw, "store.json")

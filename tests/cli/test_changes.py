@@ -74,6 +74,19 @@ def test_diff_of_a_layer(pair: Shell) -> None:
     pair.fails(3, "diff", "--layer", "sha256:" + "0" * 64)
 
 
+def test_diff_of_a_layer_with_an_entry_for_the_root(shell: Shell, tmp_path: Path) -> None:
+    tar = layer(("./", None), ("a", b"a"))
+    shell("load", "-q", "-i", str(Built(layers=(tar,), name="r:1").docker_archive(tmp_path / "r.tar")))
+    (name,) = shell("layers", "r:1", "-q", "--no-trunc").split()
+    assert shell("diff", "--layer", name) == "A /a\n"
+    assert shell("diff", "--metadata", "--layer", name) == "A /a\n"
+    assert shell.json("diff", "--format", "json", "--layer", name) == {"changed": [], "added": ["/a"], "deleted": []}
+    assert shell.try_("diff", "--exit-code", "--layer", name).exit_code == 1
+    shell("diff", "-o", str(tmp_path / "out.tar"), "--layer", name)
+    with tarfile.open(tmp_path / "out.tar") as written:
+        assert len(written.getnames()) == 2  # the root's attributes belong to the layer all the same
+
+
 @pytest.mark.parametrize(
     "words",
     [["diff"], ["diff", "a", "b", "c"], ["diff", "a", "--layer", "b"], ["diff", "a", "--stat", "--content"],

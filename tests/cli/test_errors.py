@@ -165,6 +165,7 @@ def test_every_error_has_the_exit_code_of_its_class() -> None:
         codes[kind.__name__] = exit_code(kind.__new__(kind))
     assert {codes[name] for name in ("FormatError", "UnsupportedFormat", "LimitExceeded", "LayerfsError")} == {1}
     assert (codes["InvalidReference"], codes["NotFound"], codes["DigestMismatch"]) == (2, 3, 4)
+    assert codes["DamagedData"] == 4
     assert (codes["RegistryError"], codes["Conflict"], codes["StoreTooNew"], codes["BackendUnavailable"]) == (
         5,
         6,

@@ -130,7 +130,7 @@ def _steps(store: Store, names: tuple[str, ...], layer: str | None, *, exact: bo
     from layerfs.errors import NotFound
 
     if layer is not None:
-        return store.layer_steps(store.find_layer(layer))
+        return store.layer_steps(store.find_layer(layer), exact=exact)
     if len(names) == 1:
         return store.steps(None, names[0], exact=exact)
     first, second = names

@@ -5,11 +5,15 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 from layerfs.errors import FormatError, LimitExceeded, UnsafePath, quoted
+from layerfs.formats.whiteout import WHITEOUT_PREFIX
 
 __all__ = ["MAX_ID", "MAX_NAME", "MAX_PATH", "Member", "SparseMap", "split_path"]
 
 #: The longest name of one path component: NAME_MAX of Linux (include/uapi/linux/limits.h).
 MAX_NAME = 255
+
+#: The longest name of a whiteout: what it hides has to fit, not what it is called in an archive.
+_MAX_WHITEOUT = len(WHITEOUT_PREFIX) + MAX_NAME
 
 #: The longest whole path. Beyond PATH_MAX (4096), because a tree may be deeper than one system call can name, but
 #: bounded, because each component costs memory.
@@ -71,7 +75,8 @@ def split_path(path: bytes, *, what: str = "path") -> list[bytes]:
 
     Raises:
         UnsafePath: a ``..`` component or a NUL byte.
-        LimitExceeded: a component longer than 255 bytes or a path longer than :data:`MAX_PATH`.
+        LimitExceeded: a component longer than 255 bytes, without the prefix of a whiteout, or a path longer than
+            :data:`MAX_PATH`.
         FormatError: an empty path.
     """
     if not path:
@@ -84,6 +89,6 @@ def split_path(path: bytes, *, what: str = "path") -> list[bytes]:
     for part in parts:
         if part == b"..":
             raise UnsafePath(f"{what} {quoted(path)} contains '..'")
-        if len(part) > MAX_NAME:
+        if len(part) > MAX_NAME and not (part.startswith(WHITEOUT_PREFIX) and len(part) <= _MAX_WHITEOUT):
             raise LimitExceeded(f"{what} {quoted(path, 80)} has a name longer than {MAX_NAME} bytes")
     return parts

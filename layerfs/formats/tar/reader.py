@@ -13,7 +13,7 @@ from __future__ import annotations
 import base64
 import binascii
 
-from layerfs.errors import FormatError, LimitExceeded, UnsupportedFormat, quoted
+from layerfs.errors import DamagedData, FormatError, LimitExceeded, UnsupportedFormat, quoted
 from layerfs.formats.tar.header import BLOCK, HEADER, NUL_BLOCK, checksum_matches, parse_number
 from layerfs.formats.tar.member import MAX_ID, Member
 from layerfs.formats.tar.pax import parse_records, parse_time
@@ -97,8 +97,10 @@ class TarReader:
                     self._gather(chunk, at, members)
                 else:
                     block = chunk[at : at + BLOCK]
+                    if len(block) < BLOCK and not self._next:
+                        raise FormatError(f"{len(block)} bytes are no tar archive")
                     if len(block) < BLOCK:
-                        raise FormatError("archive ends inside a header")
+                        raise DamagedData("archive ends inside a header")
                     self._block(block, members)
             except FormatError as error:
                 if error.where:
@@ -125,7 +127,7 @@ class TarReader:
         if self.ended:
             return
         if self._start >= 0 or self.position < self._skipping_to:
-            raise FormatError("archive is truncated", where=f"tar@{self.position:#x}")
+            raise DamagedData("archive is truncated", where=f"tar@{self.position:#x}")
 
     def _block(self, block: bytes, members: list[Member]) -> None:
         """Take one header block at the current position."""
@@ -140,7 +142,7 @@ class TarReader:
         (name, mode, uid, gid, size, mtime, _, kind, link, magic, _, _, major, minor, prefix) = HEADER.unpack(block)
         if not name[0] and block == NUL_BLOCK:
             if self._start >= 0:
-                raise FormatError("archive ends after an extension header")
+                raise DamagedData("archive ends after an extension header")
             self._next += BLOCK
             self.ended, self._closing = self._closing, True
             return

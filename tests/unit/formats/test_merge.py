@@ -110,7 +110,7 @@ def test_merged(layers: Layers, expected: dict[bytes, str]) -> None:
 def test_links_to_nothing_are_refused_and_change_nothing(link: bytes) -> None:
     merged = merge(BASE)
     before = describe(merged)
-    with pytest.raises(FormatError, match="hard link"):
+    with pytest.raises(FormatError, match="hard link 'h'"):
         apply_layer(merged, layer(link + entry(b".wh.f") + END))
     assert describe(merged) == before
 

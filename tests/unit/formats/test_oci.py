@@ -9,7 +9,7 @@ from typing import Any
 
 import pytest
 
-from layerfs.errors import DigestMismatch, FormatError, IntegrityError, NotFound, UnsupportedFormat
+from layerfs.errors import DigestMismatch, FormatError, IntegrityError, UnsupportedFormat
 from layerfs.formats import media_type
 from layerfs.formats.digest import Digest
 from layerfs.formats.oci import (
@@ -287,7 +287,7 @@ def test_index_errors_say_where() -> None:
     assert caught.value.where == "manifests"
 
 
-def test_select_skips_attestations_and_artifacts() -> None:
+def test_images_are_no_attestations_and_artifacts() -> None:
     parsed = Index.parse(
         dump(
             index(
@@ -301,18 +301,12 @@ def test_select_skips_attestations_and_artifacts() -> None:
         )
     )
     assert [item.size for item in parsed.images] == [40, 41]
-    assert parsed.select(Platform("linux", "x86_64")).size == 41
-    assert parsed.select(Platform("linux", "aarch64", "v8")).size == 40
-    with pytest.raises(NotFound) as caught:
-        parsed.select(Platform("linux", "riscv64"))
-    assert caught.value.hint == "choose one of linux/arm64, linux/amd64"
 
 
 @pytest.mark.parametrize("platform", [None, {}, {"os": "", "architecture": ""}, {"features": ["x"]}])
-def test_entries_that_do_not_say_are_the_last_resort(platform: object) -> None:
+def test_entries_that_do_not_say_what_they_are_for(platform: object) -> None:
     parsed = Index.parse(dump(index(entry("linux/arm64"), descriptor(media_type.OCI_MANIFEST, platform=platform))))
-    assert parsed.select(Platform("linux", "amd64")) == parsed.manifests[1]
-    assert parsed.select(Platform("linux", "arm64")) == parsed.manifests[0]
+    assert [entry.platform for entry in parsed.images] == [Platform("linux", "arm64"), None]
 
 
 def test_nested_indexes_are_images() -> None:

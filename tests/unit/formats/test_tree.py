@@ -117,6 +117,8 @@ ROOT = {b"/": "dir implicit"}
         ([entry(b".wh.f")], ROOT | {b"/f": "whiteout"}),
         ([entry(b"d/.wh.f")], ROOT | {b"/d": "dir implicit", b"/d/f": "whiteout"}),
         ([symlink(b"l", b"d"), entry(b"l/.wh.f")], ROOT | {b"/l": "-> d", b"/d": "dir implicit", b"/d/f": "whiteout"}),
+        ([pax({b"path": b"d/.wh." + b"n" * 255}) + entry()],
+         ROOT | {b"/d": "dir implicit", b"/d/" + b"n" * 255: "whiteout"}),
         ([entry(b".wh..wh..opq")], {b"/": "dir implicit opaque"}),
         ([entry(b".wh..wh..opq"), directory(b".")], {b"/": "dir opaque"}),
         ([directory(b"."), entry(b".wh..wh..opq")], {b"/": "dir opaque"}),
@@ -195,6 +197,8 @@ def test_whiteouts_mean_the_same_wherever_they_stand() -> None:
         ([pax({b"path": b"n" * 256}) + entry()], LimitExceeded),
         ([entry(b"a/x"), pax({b"path": b"a/" + b"n" * 256}) + entry()], LimitExceeded),
         ([pax({b"path": b"n/" * 32769}) + entry()], LimitExceeded),
+        ([pax({b"path": b".wh." + b"n" * 256}) + entry()], LimitExceeded),
+        ([pax({b"path": b".wh." + b"n" * 255 + b"/f"}) + entry()], UnsafePath),
         ([header(b"c", b"3")], UnsafePath),  # overlayfs would take it for a whiteout
         ([header(b"d/c", b"3", major=0, minor=0, mode=0o666)], UnsafePath),
         ([pax({b"SCHILY.xattr.system.posix_acl_access": b"junk"}) + entry()], FormatError),
@@ -274,9 +278,9 @@ def test_private_xattrs_are_dropped_in_every_spelling(name: bytes, kind: bytes) 
         {b"LIBARCHIVE.xattr." + name.replace(b".", b"%2e"): b"eQ"},
     ]
     for records in spellings:
-        records[b"SCHILY.xattr.user.kept"] = b"1"
+        records[b"SCHILY.xattr.trusted.kept"] = b"1"
         node = get(tree(pax(records) + header(b"f", kind, link=b"t")), b"f")
-        assert node.xattrs == {b"user.kept": b"1"}
+        assert node.xattrs == {b"trusted.kept": b"1"}
         assert not node.is_opaque
 
 

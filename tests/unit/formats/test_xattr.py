@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import stat
 import struct
 from pathlib import Path
 
@@ -51,7 +52,7 @@ def capability(revision: int, size: int) -> bytes:
     ],
 )
 def test_kept(name: bytes, value: bytes) -> None:
-    assert accepted_xattrs({name: value}, b"f") == {name: value}
+    assert accepted_xattrs({name: value}, stat.S_IFDIR, b"f") == {name: value}
 
 
 @pytest.mark.parametrize(
@@ -70,8 +71,8 @@ def test_kept(name: bytes, value: bytes) -> None:
     ],
 )
 def test_dropped(name: bytes, value: bytes) -> None:
-    assert accepted_xattrs({name: value}, b"f") is None
-    assert accepted_xattrs({name: value, b"user.keep": b"1"}, b"f") == {b"user.keep": b"1"}
+    assert accepted_xattrs({name: value}, stat.S_IFDIR, b"f") is None
+    assert accepted_xattrs({name: value, b"user.keep": b"1"}, stat.S_IFDIR, b"f") == {b"user.keep": b"1"}
 
 
 BAD_ACLS = [
@@ -105,7 +106,7 @@ BAD_ACLS = [
 )
 def test_refused(name: bytes, value: bytes) -> None:
     with pytest.raises(FormatError, match="'file'"):
-        accepted_xattrs({name: value}, b"file")
+        accepted_xattrs({name: value}, stat.S_IFDIR, b"file")
 
 
 @pytest.mark.parametrize(
@@ -113,7 +114,7 @@ def test_refused(name: bytes, value: bytes) -> None:
 )
 def test_limits(name: bytes, value: bytes) -> None:
     with pytest.raises(LimitExceeded, match="'file'"):
-        accepted_xattrs({name: value}, b"file")
+        accepted_xattrs({name: value}, stat.S_IFDIR, b"file")
 
 
 @pytest.mark.needs_root
@@ -125,10 +126,40 @@ def test_the_kernel_is_the_judge_of_acls(tmp_path: Path, value: bytes) -> None:
     except OSError as error:
         pytest.skip(f"no ACLs here: {error.strerror}")
     try:
-        accepted_xattrs({b"system.posix_acl_access": value}, b"f")
+        accepted_xattrs({b"system.posix_acl_access": value}, stat.S_IFDIR, b"f")
     except FormatError:
         if value:  # the kernel takes an empty value for the wish to have no ACL
             with pytest.raises(OSError, match=r"\[Errno"):
                 os.setxattr(tmp_path / "f", "system.posix_acl_access", value)
     else:
         os.setxattr(tmp_path / "f", "system.posix_acl_access", value)
+
+
+@pytest.mark.parametrize("name", [b"user.x", b"system.posix_acl_access", b"system.posix_acl_default", b"trusted.x"])
+@pytest.mark.parametrize(
+    "kind", [stat.S_IFREG, stat.S_IFDIR, stat.S_IFLNK, stat.S_IFIFO, stat.S_IFCHR, stat.S_IFBLK, stat.S_IFSOCK]
+)
+@pytest.mark.needs_root
+def test_the_kernel_is_the_judge_of_kinds(tmp_path: Path, name: bytes, kind: int) -> None:
+    path = tmp_path / "f"
+    if kind == stat.S_IFDIR:
+        path.mkdir()
+    elif kind == stat.S_IFLNK:
+        path.symlink_to("nowhere")
+    else:
+        os.mknod(path, kind | 0o600)
+    value = acl(MINIMAL) if b"acl" in name else b"1"
+    kept = accepted_xattrs({name: value}, kind, b"f")
+    try:
+        os.setxattr(path, name, value, follow_symlinks=False)
+    except OSError:
+        assert kept is None
+    else:
+        assert kept == {name: value}
+
+
+def test_no_more_names_than_can_be_listed() -> None:
+    most = {b"user.%03d%s" % (number, b"n" * 247): b"" for number in range(256)}
+    assert accepted_xattrs(most, stat.S_IFREG, b"f") == most
+    with pytest.raises(LimitExceeded, match="'file'"):
+        accepted_xattrs(most | {b"user.m": b""}, stat.S_IFREG, b"file")

@@ -13,7 +13,9 @@ from typing import Any, BinaryIO
 import pytest
 
 from layerfs.api import Store
+from layerfs.api.copying import copy
 from layerfs.errors import FormatError, InvalidReference, NotFound, UnsupportedFormat
+from layerfs.formats.digest import Digest
 from layerfs.formats.platform import Platform
 from tests.image_builder import (
     INDEX_TYPE,
@@ -221,6 +223,64 @@ def test_an_empty_layer(store: Store, tmp_path: Path, empty: bytes, codec: str) 
             assert contents(store, store.load(source)[0]) == {b"/a": b"a"}
             assert_whole(store)
             store.remove_image("t:1")
+
+
+def without_platforms(members: Members, *, nested: bool) -> Members:
+    """Return a layout of one index that says nothing of platforms; its images are indexes that do, if ``nested``."""
+    entries = []
+    for entry in json.loads(document(members, "index.json"))["manifests"]:
+        plain = entry
+        if nested:
+            raw = json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry]}).encode()
+            members[blob_path(digest(raw))] = raw
+            plain = {"mediaType": INDEX_TYPE, "digest": digest(raw), "size": len(raw)}
+        entries.append({name: plain[name] for name in ("mediaType", "digest", "size")})
+    raw = json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries}).encode()
+    members[blob_path(digest(raw))] = raw
+    entry = {
+        "mediaType": INDEX_TYPE, "digest": digest(raw), "size": len(raw),
+        "annotations": {"org.opencontainers.image.ref.name": "multi"},
+    }  # fmt: skip
+    members["index.json"] = json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry]}).encode()
+    return members
+
+
+@pytest.mark.parametrize("nested", [False, True])
+def test_platforms_that_only_the_images_themselves_say(store: Store, tmp_path: Path, nested: bool) -> None:
+    members = without_platforms(oci(ARM, AMD), nested=nested)
+    path = write_layout(tmp_path / "multi", members)
+    host = AMD if Platform.host().architecture == "amd64" else ARM
+    assert [str(image.id) for image in store.load(path)] == [host.id]
+    for name, image in (("amd64", AMD), ("arm64", ARM)):
+        assert [str(found.id) for found in store.load(path, platform=f"linux/{name}")] == [image.id]
+        assert copy(f"oci:{path}:multi", f"oci:{tmp_path}/{name}", platform=f"linux/{name}") == Digest.of(
+            image.manifest
+        )
+    assert len(store.load(path, all_platforms=True)) == 2
+    with pytest.raises(NotFound) as caught:
+        store.load(path, platform="linux/s390x")
+    assert "linux/amd64" in str(caught.value.hint)
+    # One that cannot be looked into keeps nobody from the others.
+    other = ARM if host is AMD else AMD
+    (path / "blobs/sha256" / digest(other.config).partition(":")[2]).unlink()
+    assert [str(image.id) for image in store.load(path)] == [host.id]
+
+
+def test_names_of_255_bytes_can_be_hidden(store: Store) -> None:
+    long = "n" * 255
+    image = TestImage(
+        [layer({long: b"1", f"d/{long}": b"2"}), layer({f".wh.{long}": b"", f"d/.wh.{long}": b""})], ["l:1"]
+    )
+    (loaded,) = store.load(pipe(outer(oci(image))))
+    assert contents(store, loaded) == {b"/d": b"type 40000"}
+
+
+def test_a_layout_without_an_image(store: Store) -> None:
+    for entries in ([], [{"mediaType": MANIFEST_TYPE, "digest": digest(b""), "size": 0, "artifactType": "a/b"}]):
+        members = oci(AMD)
+        members["index.json"] = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
+        with pytest.raises(FormatError, match="lists no image"):
+            store.load(pipe(outer(members)))
 
 
 def test_deeply_nested_indexes(store: Store) -> None:

@@ -78,7 +78,7 @@ def test_a_hard_link_to_a_file_of_a_lower_layer(store: Store) -> None:
 
 
 def test_a_hard_link_into_nowhere_is_refused(store: Store) -> None:
-    with pytest.raises(FormatError, match="is in no layer"):
+    with pytest.raises(FormatError, match="is not there"):
         _load(store, LOWER, layer([entry("x", kind=b"1", link="a/none")]))
     assert_clean(store)
 

@@ -190,6 +190,24 @@ def test_a_store_that_lost_its_database_is_not_taken_for_an_empty_one(tmp_path: 
     assert os.listdir(root / "layers" / "sha256")
 
 
+@pytest.mark.parametrize("what", ["layers/sha256", "snapshots"])
+def test_an_empty_database_is_not_taken_for_a_new_one(tmp_path: Path, what: str) -> None:
+    root = tmp_path / "store"
+    Store.open(root).close()
+    for name in ("store.db-wal", "store.db-shm"):
+        (root / name).unlink(missing_ok=True)
+    (root / "store.db").write_bytes(b"")
+    Store.open(root).close()  # nothing was lost
+    (root / what / ("0" * 64)).mkdir()
+    for name in ("store.db-wal", "store.db-shm"):
+        (root / name).unlink(missing_ok=True)
+    (root / "store.db").write_bytes(b"")
+    for _ in range(2):
+        with pytest.raises(StoreError, match=r"store\.db .* is empty"):
+            Store.open(root)
+    assert os.listdir(root / what)
+
+
 def test_an_unreadable_document_is_named_and_healed(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     archive = outer(oci(TestImage([layer({"a": noise(5000)})], ["a:1"])))
     with Store.open(tmp_path, sync=False) as store:
