@@ -32,18 +32,22 @@ _LONGEST_TIMEOUT = 366 * 86400
 #: Options that ask for what holds anyway, or that are the kernel's.
 _SILENT = frozenset({
     "async", "atime", "auto", "default_permissions", "defaults", "diratime", "fast_ino", "max_idle_threads",
-    "nodiratime", "noxattrs", "plugins", "relatime", "rw", "sync", "strictatime", "suid", "threaded",
-    "writeback", "xattr_permissions", "dev", "exec", "nofail", "user", "users", "lazytime", "index", "metacopy",
+    "nodiratime", "noxattrs", "plugins", "relatime", "rw", "sync", "strictatime", "threaded",
+    "writeback", "nofail", "user", "users", "lazytime", "index", "metacopy",
     "redirect_dir", "userxattr",
 })  # fmt: skip
+#: Where xattr_permissions keeps owners and modes.
+_OVERRIDES = {0: None, 1: "security.fuseoverlayfs.override_stat", 2: "user.containers.override_stat"}
+
 _HELP = """Stack directories through FUSE, as overlayfs in the kernel would.
 
 LOWERDIR is a list of directories with colons between them, the topmost first; upperdir takes the changes, workdir is an
 empty directory beside it. Without these two the mount is read-only.
 
-Further options: ro, nosuid, nodev, noexec, noatime, allow_other, uidmapping=SHOWN:STORED:COUNT, gidmapping=...,
-squash_to_uid=N, squash_to_gid=N, squash_to_root, static_nlink, noacl, volatile, fsync=0, timeout=SECONDS, fsname=TEXT,
-pyfuse3 (serve through it and libfuse instead of /dev/fuse). Others are ignored with a warning."""
+Further options: ro, nosuid, dev (devices have no effect without), noexec, noatime, allow_other,
+uidmapping=STORED:SHOWN:COUNT, gidmapping=..., squash_to_uid=N, squash_to_gid=N, squash_to_root, xattr_permissions=1 or
+2 (owners and modes are kept in an xattr), static_nlink, noacl, volatile, fsync=0, timeout=SECONDS, fsname=TEXT, pyfuse3
+(serve through it and libfuse instead of /dev/fuse). Others are ignored with a warning."""
 
 
 @click.command("layerfs-fuse", help=_HELP, context_settings={"help_option_names": ["-h", "--help"]})
@@ -77,8 +81,10 @@ def _program(places: tuple[str, ...], words: tuple[str, ...], *, foreground: boo
 def main() -> NoReturn:
     """Mount, and leave with an exit code: 0 when the mount works, 1 with one line when it does not, 2 for usage."""
     from layerfs.errors import LayerfsError
+    from layerfs_cli.descriptor import fill_standard_descriptors
     from layerfs_cli.text import printable
 
+    fill_standard_descriptors()
     try:
         _program.main(args=sys.argv[1:], prog_name="layerfs-fuse", standalone_mode=False)
         code = 0
@@ -105,6 +111,7 @@ def _options(words: tuple[str, ...]) -> dict[str, str | None]:
         for item in _split(word, ","):
             if item:
                 key, equals, value = item.partition("=")
+                found.pop(key, None)  # the last of several counts, and its place
                 found[key] = value if equals else None
     return found
 
@@ -159,15 +166,20 @@ def _specification(target: str, given: dict[str, str | None]) -> FuseSpecificati
         sync = False
     fields: dict[str, Any] = {
         "read_only": _flag(given, "ro") or upper is None,
-        "nosuid": _flag(given, "nosuid"),
-        "nodev": _flag(given, "nodev"),
-        "noexec": _flag(given, "noexec"),
+        "nosuid": not _last(given, "suid", "nosuid", default=True),
+        "nodev": not _last(given, "dev", "nodev", default=False),
+        "noexec": not _last(given, "exec", "noexec", default=True),
         "noatime": _flag(given, "noatime"),
         "static_nlink": _flag(given, "static_nlink"),
         "allow_other": _flag(given, "allow_other") or os.geteuid() == 0,
         "acl": not _flag(given, "noacl"),
         "pyfuse3": _flag(given, "pyfuse3"),
     }
+    permissions = _number(given, "xattr_permissions")
+    if permissions is not None:
+        if permissions not in _OVERRIDES:
+            raise click.UsageError(f"xattr_permissions is one of {', '.join(map(str, _OVERRIDES))}, not {permissions}")
+        fields["override"] = _OVERRIDES[permissions]
     timeout = given.pop("timeout", None)
     if timeout:
         try:
@@ -189,6 +201,14 @@ def _flag(given: dict[str, str | None], key: str) -> bool:
     if key not in given:
         return False
     return given.pop(key) not in {"0", "false", "no"}
+
+
+def _last(given: dict[str, str | None], positive: str, negative: str, *, default: bool) -> bool:
+    """Take two words that contradict each other; return whether the last of them is the positive one."""
+    found = [key for key in given if key in (positive, negative)]
+    for key in found:
+        del given[key]
+    return found[-1] == positive if found else default
 
 
 def _number(given: dict[str, str | None], key: str) -> int | None:
@@ -213,18 +233,19 @@ def _refuse_overlap(upper: str, work: str, lowers: Sequence[str]) -> None:
 
 
 def _ranges(text: str | None) -> tuple[Range, ...]:
-    """Parse ``SHOWN:STORED:COUNT``, repeated with colons between."""
+    """Parse ``STORED:SHOWN:COUNT``, repeated with colons between; containers/storage puts one before the first too."""
     from layerfs.union.owner import Range
 
     if not text:
         return ()
-    numbers = text.split(":")
+    numbers = text.removeprefix(":").split(":")
     if len(numbers) % 3 or not all(number.isdecimal() for number in numbers):
-        raise click.UsageError(f"a mapping is SHOWN:STORED:COUNT, not {text}")
+        raise click.UsageError(f"a mapping is STORED:SHOWN:COUNT, not {text}")
     values = [int(number) for number in numbers]
     if any(start + values[at + 2] > _MAX_ID + 1 for at in range(0, len(values), 3) for start in values[at : at + 2]):
         raise click.UsageError(f"a mapping ends at {_MAX_ID}, which {text} passes")
-    return tuple(Range(*values[at : at + 3]) for at in range(0, len(values), 3))
+    triples = (values[at : at + 3] for at in range(0, len(values), 3))
+    return tuple(Range(shown=shown, stored=stored, count=count) for stored, shown, count in triples)
 
 
 def _warn(keys: list[str]) -> None:

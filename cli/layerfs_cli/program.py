@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import os
 import sys
 from collections.abc import Callable, Sequence
 from typing import Any, NoReturn
@@ -11,6 +10,7 @@ from typing import Any, NoReturn
 import click
 
 from layerfs_cli.catalog import ALIASES, SECTIONS, VERBS
+from layerfs_cli.descriptor import fill_standard_descriptors
 from layerfs_cli.failure import Terminated, report
 from layerfs_cli.output import flush
 from layerfs_cli.settings import Settings, global_options, quiet_option
@@ -84,7 +84,7 @@ class Program(click.Group):
         """
         settings = Settings()
         del standalone_mode
-        _fill_standard_descriptors()
+        fill_standard_descriptors()
         try:
             # Not click's own main(): that one turns a broken pipe into exit code 1 and an interrupt into another error.
             name = prog_name or "layerfs"
@@ -103,13 +103,6 @@ class Program(click.Group):
         except (Exception, KeyboardInterrupt, Terminated) as error:  # noqa: BLE001 - a user sees no traceback
             code = report(error, debug=settings.debug)
         raise SystemExit(code)
-
-
-def _fill_standard_descriptors() -> None:
-    """Open what a caller has closed of the first three descriptors, lest files of the store get their numbers."""
-    while (fd := os.open(os.devnull, os.O_RDWR)) <= 2:
-        os.set_inheritable(fd, True)  # noqa: FBT003 - of os
-    os.close(fd)
 
 
 def verb(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], Verb]:

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from layerfs.errors import FormatError, LimitExceeded, quoted
 from layerfs.formats.whiteout import is_private_xattr
 
-__all__ = ["MAX_XATTR_NAME", "MAX_XATTR_VALUE", "accepted_xattrs"]
+__all__ = ["ACCESS_ACL", "MAX_XATTR_NAME", "MAX_XATTR_VALUE", "accepted_xattrs", "mode_of_acl"]
 
 #: The longest name, namespace included: XATTR_NAME_MAX.
 MAX_XATTR_NAME = 255
@@ -25,8 +25,9 @@ MAX_XATTR_NAME = 255
 MAX_XATTR_VALUE = 0xFFFF
 
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
+ACCESS_ACL = b"system.posix_acl_access"
 _DEFAULT_ACL = b"system.posix_acl_default"
-_ACL_NAMES = frozenset((b"system.posix_acl_access", _DEFAULT_ACL))
+_ACL_NAMES = frozenset((ACCESS_ACL, _DEFAULT_ACL))
 
 #: Bytes of all names of a file, each with a NUL: XATTR_LIST_MAX.
 _MAX_LIST = 65536
@@ -90,6 +91,18 @@ def _may_have(kind: int, name: bytes) -> bool:
     if name in _ACL_NAMES:
         return kind == stat.S_IFDIR or (kind != stat.S_IFLNK and name != _DEFAULT_ACL)
     return True
+
+
+def mode_of_acl(value: bytes) -> tuple[int, bool] | None:
+    """Return the permission bits that an access ACL means, and whether it says more than these; None if it is none.
+
+    Source: Linux fs/posix_acl.c, posix_acl_equiv_mode.
+    """
+    if not _is_acl(value):
+        return None
+    found = {tag: permissions for tag, permissions, _ in _ACL_ENTRY.iter_unpack(value[4:])}
+    group = found.get(_MASK, found[_GROUP_OBJ])
+    return found[_USER_OBJ] << 6 | group << 3 | found[_OTHER], len(value) > 4 + 3 * _ACL_ENTRY.size
 
 
 def _is_acl(value: bytes) -> bool:

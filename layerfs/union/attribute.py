@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import os
+import stat
 from typing import NamedTuple
 
-__all__ = ["Attributes", "from_status"]
+from layerfs.formats.whiteout import parse_override
+
+__all__ = ["Attributes", "from_status", "overridden"]
 
 
 class Attributes(NamedTuple):
@@ -30,3 +33,12 @@ def from_status(ino: int, status: os.stat_result) -> Attributes:
         ino, status.st_mode, status.st_nlink, status.st_uid, status.st_gid, status.st_rdev, status.st_size,
         status.st_blocks, status.st_atime_ns, status.st_mtime_ns, status.st_ctime_ns,
     )  # fmt: skip
+
+
+def overridden(found: Attributes, value: bytes | None) -> Attributes:
+    """Return attributes with the owner and the mode that an xattr says, if it says any."""
+    wanted = None if value is None else parse_override(value)
+    if wanted is None:
+        return found
+    uid, gid, bits = wanted
+    return found._replace(uid=uid, gid=gid, mode=stat.S_IFMT(found.mode) | bits)

@@ -134,8 +134,11 @@ class UnionPart:
         """How many inodes are in use."""
         return len(self._nodes)
 
-    def _find(self, parent: Node, name: bytes) -> Node | None:
-        """Return the inode that a name means, or None. It lives only if the caller keeps it."""
+    def _find(self, parent: Node, name: bytes) -> tuple[Node, os.stat_result | None] | None:
+        """Return the inode that a name means, or None; and its status, if the upper was asked for that.
+
+        It lives only if the caller keeps it.
+        """
         if len(name) > self._name_max:
             raise OSError(ENAMETOOLONG, os.strerror(ENAMETOOLONG))
         below = None
@@ -144,10 +147,10 @@ class UnionPart:
             if hidden:
                 return None
             if status is not None:
-                return self._find_upper(parent, name, status)
+                return self._find_upper(parent, name, status), status
         if parent.lower is not None:
             below = self._lower.lookup(parent.lower, name)
-        return None if below is None else self._lower_node(parent, name, below)
+        return None if below is None else (self._lower_node(parent, name, below), None)
 
     def _lower_node(self, parent: Node, name: bytes, reference: Reference) -> Node:
         """Return the node of a name that only the lower tree has."""
@@ -182,7 +185,8 @@ class UnionPart:
             below = self._lower.lookup(parent.lower, name)
             if below is not None and self._lower.kind(below) != stat.S_IFDIR:
                 below = None
-        if kind == stat.S_IFDIR and (below is not None or parent.marked) and self._upper is not None:
+        if kind == stat.S_IFDIR and self._upper is not None:
+            # Even with nothing below: a redirect to another place may stand there.
             mark = self._upper.opaque_mark(name, self._upper.directory(parent))
             if mark == b"y":
                 below = None
@@ -215,10 +219,10 @@ class UnionPart:
 
     def _lookup(self, parent: Node, name: bytes) -> Node:
         """As :meth:`_find`, but a name that means nothing is ENOENT."""
-        node = self._find(parent, name)
-        if node is None:
+        found = self._find(parent, name)
+        if found is None:
             raise FileNotFoundError(ENOENT, os.strerror(ENOENT))
-        return node
+        return found[0]
 
     def _attributes(self, node: Node, status: os.stat_result | None = None) -> Attributes:
         """Return what stat says of a node; ``status`` is that of its inode in the upper, if it is at hand."""
@@ -356,7 +360,8 @@ class UnionPart:
         for path in self._lower.paths(reference):
             directory: Node | None = self._nodes[ROOT]
             for name in path[:-1]:
-                directory = self._find(directory, name) if directory is not None else None
+                found = self._find(directory, name) if directory is not None else None
+                directory = None if found is None else found[0]
                 if directory is None or not directory.is_directory:
                     directory = None
                     break

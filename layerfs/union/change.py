@@ -12,6 +12,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
+from layerfs.formats.xattr import ACCESS_ACL, mode_of_acl
 from layerfs.linux.rename import EXCHANGE, rename
 from layerfs.union.attribute import Attributes
 from layerfs.union.base import Caller
@@ -226,12 +227,37 @@ class ChangePart(ViewPart, FilePart):
         stored = self._stored_name(name)
         self._copy_up(node)
         node.bare = False
-        with upper.inode(node) as fd:
-            os.setxattr(descriptor_path(fd), stored, value, flags)
+        if stored == ACCESS_ACL and upper.override and node.kind in {stat.S_IFREG, stat.S_IFDIR}:
+            self._set_overridden_acl(node, upper, value)
+        else:
+            with upper.inode(node) as fd:
+                os.setxattr(descriptor_path(fd), stored, value, flags)
         if strip_group:
             mode = self._attributes(node).mode
             if mode & stat.S_ISGID:
                 upper.change(node, mode=mode & ~stat.S_ISGID, uid=None, gid=None)
+
+    def _set_overridden_acl(self, node: Node, upper: Upper, value: bytes) -> None:
+        """Set an ACL, and the mode that goes with it: where that is kept beside the file the kernel cannot do so.
+
+        One that says no more than a mode becomes just that, as in every file system (fs/posix_acl.c,
+        posix_acl_equiv_mode); cp -p and mv set such.
+        """
+        meant = mode_of_acl(value)
+        if meant is None:
+            raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
+        mode, is_more = meant
+        with upper.inode(node) as fd:
+            if is_more:
+                os.setxattr(descriptor_path(fd), ACCESS_ACL, value)
+            else:
+                try:
+                    os.removexattr(descriptor_path(fd), ACCESS_ACL)
+                except OSError as error:
+                    if error.errno not in {errno.ENODATA, errno.EOPNOTSUPP}:
+                        raise
+        old = self._attributes(node).mode
+        upper.change(node, mode=stat.S_IMODE(old) & ~0o777 | mode, uid=None, gid=None)
 
     def removexattr(self, ino: int, name: bytes) -> None:
         """Remove an xattr; the inode is copied up first if it has one of that name.

@@ -15,7 +15,7 @@ from layerfs.linux.durable import start_writeback
 from layerfs.linux.sparse import copy_data
 from layerfs.union.attribute import Attributes
 from layerfs.union.lower import Lower, LowerFile, Reference
-from layerfs.union.mark import OVERRIDE_XATTR, descriptor_path, open_inode
+from layerfs.union.mark import descriptor_path, open_inode
 from layerfs.union.upper import Upper
 
 __all__ = ["copy_inode"]
@@ -122,7 +122,7 @@ def _dress(
         if stat.S_IFMT(mode) in {stat.S_IFREG, stat.S_IFDIR}:
             os.chmod(path, stat.S_IMODE(mode) & 0o777 | (0o700 if stat.S_ISDIR(mode) else 0o600))
             text = b"%d:%d:%o" % (attributes.uid, attributes.gid, stat.S_IMODE(mode))
-            os.setxattr(path, OVERRIDE_XATTR, text)
+            os.setxattr(path, upper.override, text)
     else:
         if (attributes.uid, attributes.gid) != upper.owner:
             if name is None:

@@ -13,6 +13,7 @@ from errno import EACCES, EINVAL, EIO, ENXIO, EPERM, EROFS
 
 from layerfs.linux.sparse import allocate
 from layerfs.union.base import UnionPart
+from layerfs.union.mark import refuse_metacopy
 from layerfs.union.node import Content, Node
 
 __all__ = ["FilePart"]
@@ -161,6 +162,11 @@ class FilePart(UnionPart):
                 if error.errno not in _NO_WRITING:
                     raise
                 content = Content(self._open_upper(node, os.O_RDONLY), 0, None, owned=True, writable=False)
+            try:
+                refuse_metacopy(content.fd, self._prefix)
+            except BaseException:
+                os.close(content.fd)
+                raise
         else:
             found = self._lower.open(node.lower)
             content = Content(found.fd, found.offset, found.size, owned=found.owned, writable=False)

@@ -31,6 +31,7 @@ __all__ = [
     "open_quietly",
     "read_opaque",
     "read_xattrs",
+    "refuse_metacopy",
 ]
 
 TRUSTED_PREFIX = b"trusted.overlay."
@@ -130,6 +131,26 @@ def read_opaque(fd: int, prefix: bytes) -> bytes:
         if mark in raw:
             return get_xattr(fd, mark) or b""
     return b""
+
+
+def refuse_metacopy(fd: int, prefix: bytes) -> None:
+    """Refuse the bytes of a metadata-only copy, which has its size and holes for them.
+
+    Args:
+        fd: the file, open for reading.
+        prefix: of the xattrs that are marks.
+
+    Raises:
+        OSError: EPERM, as in the kernel with ``metacopy=off``.
+    """
+    # Its blocks do not tell: the xattrs may take one.
+    try:
+        os.getxattr(fd, prefix + b"metacopy")
+    except OSError as error:
+        if error.errno in _NONE:
+            return
+        raise
+    raise OSError(EPERM, "file is a metadata-only copy")
 
 
 def has_whiteout_mark(name: bytes, dir_fd: int, prefix: bytes) -> bool:

@@ -101,7 +101,8 @@ class MovePart(ChangePart, ListingPart):
         old = self._lookup(source, old_name)
         new = None
         try:
-            new = self._find(target, new_name)
+            found = self._find(target, new_name)
+            new = None if found is None else found[0]
             self._check_rename(old, new, flags)
             if new is old:
                 return

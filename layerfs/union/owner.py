@@ -61,4 +61,5 @@ def _stored(number: int, ranges: tuple[Range, ...]) -> int:
     for entry in ranges:
         if entry.shown <= number < entry.shown + entry.count:
             return number - entry.shown + entry.stored
-    return number
+    # One that no range has would be another one's, seen from here.
+    return _NOBODY if ranges and number >= 0 else number

@@ -11,15 +11,15 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Sequence
-from errno import EIO, EISDIR
+from errno import EISDIR, ENOTDIR
 
-from layerfs.union.attribute import Attributes, from_status
+from layerfs.linux.mount_api import clone_tree
+from layerfs.union.attribute import Attributes, from_status, overridden
 from layerfs.union.limit import descriptor_share
 from layerfs.union.lower import LowerFile
 from layerfs.union.mark import (
     AUFS_OPAQUE,
     AUFS_WHITEOUT,
-    get_xattr,
     has_whiteout_mark,
     is_whiteout,
     open_below,
@@ -27,6 +27,7 @@ from layerfs.union.mark import (
     open_quietly,
     read_opaque,
     read_xattrs,
+    refuse_metacopy,
 )
 
 __all__ = ["StackLower"]
@@ -66,18 +67,22 @@ class _Entry:
 class StackLower:
     """Directories, merged by overlayfs's rules. References are entries; two of one inode may differ as objects."""
 
-    def __init__(self, layers: Sequence[str | bytes], prefix: bytes, *, device: int | None = None) -> None:
+    def __init__(
+        self, layers: Sequence[str | bytes], prefix: bytes, *, device: int | None = None, override: bytes | None = None
+    ) -> None:
         """Open the directories.
 
         Args:
             layers: the directories, top first.
             prefix: of the xattrs that are marks.
             device: st_dev of the upper directory, if there is one.
+            override: the xattr that keeps owners and modes, if one does.
 
         Raises:
             OSError: ENOENT, ENOTDIR, EACCES with the path concerned.
         """
         self._prefix = prefix
+        self._override = override
         #: Directories held open; climbing to others costs one open per level.
         self._kept = descriptor_share()
         self._roots: list[int] = []
@@ -86,7 +91,7 @@ class StackLower:
         self._links: dict[int, dict[int, list[list[bytes]]]] = {}
         try:
             for layer in layers:
-                self._roots.append(os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC))
+                self._roots.append(_open_alone(layer))
         except BaseException:
             self.close()
             raise
@@ -141,7 +146,10 @@ class StackLower:
 
     def attributes(self, reference: _Entry) -> Attributes:
         """Return what stat says; of a merged directory about the topmost one."""
-        return from_status(reference.number, self._status(reference))
+        found = from_status(reference.number, self._status(reference))
+        if self._override is not None and reference.kind in {stat.S_IFREG, stat.S_IFDIR}:
+            return overridden(found, self._raw_xattrs(reference).get(self._override))
+        return found
 
     def is_merged(self, reference: _Entry) -> bool:
         """Whether several directories lie on each other here."""
@@ -153,15 +161,19 @@ class StackLower:
 
     def xattrs(self, reference: _Entry) -> dict[bytes, bytes]:
         """Return the extended attributes without the marks."""
+        return {
+            name: value for name, value in self._raw_xattrs(reference).items()
+            if not name.startswith(self._prefix) and name != self._override
+        }  # fmt: skip
+
+    def _raw_xattrs(self, reference: _Entry) -> dict[bytes, bytes]:
         if reference.kind == stat.S_IFDIR:
-            found = read_xattrs(self._directory(reference.sources[0]))
-        else:
-            fd = open_inode(reference.name, self._directory(reference.sources[0]))
-            try:
-                found = read_xattrs(fd)
-            finally:
-                os.close(fd)
-        return {name: value for name, value in found.items() if not name.startswith(self._prefix)}
+            return read_xattrs(self._directory(reference.sources[0]))
+        fd = open_inode(reference.name, self._directory(reference.sources[0]))
+        try:
+            return read_xattrs(fd)
+        finally:
+            os.close(fd)
 
     def open(self, reference: _Entry) -> LowerFile:
         """Open a regular file."""
@@ -170,9 +182,7 @@ class StackLower:
         fd = open_quietly(reference.name, _FILE, dir_fd=self._directory(reference.sources[0]))
         try:
             status = os.fstat(fd)
-            # The file of a metadata-only copy-up has its size and holes for its bytes.
-            if status.st_blocks * 512 < status.st_size and get_xattr(fd, self._prefix + b"metacopy") is not None:
-                raise OSError(EIO, "file is a metadata-only copy")
+            refuse_metacopy(fd, self._prefix)
         except BaseException:
             os.close(fd)
             raise
@@ -319,6 +329,18 @@ class StackLower:
             return status.st_ino if status.st_ino > 1 else 1 << _DEVICE_SHIFT
         device = self._devices.setdefault(status.st_dev, len(self._devices) + 1)
         return device << _DEVICE_SHIFT | status.st_ino
+
+
+def _open_alone(layer: str | bytes) -> int:
+    """Open a layer without what is mounted below it: overlayfs does not see that, and it may be the union itself."""
+    try:
+        fd = clone_tree(os.fsdecode(layer))
+    except OSError:  # no privilege for it, or a mount that may not be looked behind
+        return os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+    if not stat.S_ISDIR(os.fstat(fd).st_mode):
+        os.close(fd)
+        raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR), layer)
+    return fd
 
 
 def _find_links(root: int) -> dict[int, list[list[bytes]]]:

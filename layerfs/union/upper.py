@@ -18,10 +18,9 @@ import stat
 from collections import OrderedDict
 from collections.abc import Iterator
 
-from layerfs.formats.whiteout import parse_override
 from layerfs.linux.rename import EXCHANGE, rename
 from layerfs.linux.safe_path import remove_tree
-from layerfs.union.attribute import Attributes, from_status
+from layerfs.union.attribute import Attributes, from_status, overridden
 from layerfs.union.limit import descriptor_share
 from layerfs.union.mark import (
     OVERRIDE_XATTR,
@@ -49,14 +48,17 @@ class Upper:
         root: O_PATH descriptor of the upper directory.
         work: descriptor of the directory where things are made before they get their place.
         prefix: of the xattrs that are marks.
-        override: whether owners are kept in an xattr.
+        override: the xattr that keeps owners and modes, or None where the files themselves do.
         device: st_dev of the upper directory.
         name_max: the longest name that it can hold.
         owner: user and group that a new file in the work directory has by itself.
         quiet: the flag with which files are opened whose atimes are to stay as they are, or 0.
     """
 
-    def __init__(self, upper: str | bytes, work: str | bytes, prefix: bytes, *, noatime: bool = False) -> None:
+    def __init__(
+        self, upper: str | bytes, work: str | bytes, prefix: bytes, *, noatime: bool = False,
+        override: bytes | None = None,
+    ) -> None:  # fmt: skip
         """Open both, and clear what an earlier mount left in the work directory.
 
         Args:
@@ -64,10 +66,13 @@ class Upper:
             work: the other.
             prefix: of the xattrs that are marks.
             noatime: whether reading leaves the atimes of files and directories alone.
+            override: the xattr that is to keep owners and modes; None for none, unless this process may give no file
+                away.
 
         Raises:
-            OSError: EBUSY if another union uses the work directory, EXDEV if the two lie on different file systems,
-                else what opening or clearing them answers.
+            OSError: EINVAL if an overlay of the kernel with the option ``volatile`` may have lost some of what was
+                written to the upper, EBUSY if another union uses the work directory, EXDEV if the two lie on different
+                file systems, else what opening or clearing them answers.
         """
         self.prefix = prefix
         self.quiet = os.O_NOATIME if noatime else 0
@@ -87,11 +92,17 @@ class Upper:
             self.device = os.fstat(self.root).st_dev
             if os.fstat(self._lock).st_dev != self.device:
                 raise OSError(errno.EXDEV, "upper and work directory are on different file systems", work)
+            if _exists(b"work/incompat/volatile", self._lock):
+                # As the kernel does: that the marker is still there says that nobody has looked (fs/overlayfs/super.c).
+                raise OSError(
+                    errno.EINVAL, "an overlay with the option volatile was mounted; if what it wrote is whole, remove",
+                    os.path.join(os.fsencode(work), b"work/incompat/volatile"),
+                )  # fmt: skip
             remove_tree(b"work", dir_fd=self._lock, missing_ok=True)
             os.mkdir(b"work", 0o700, dir_fd=self._lock)
             self.work = _opened(stack, os.open(b"work", _DIRECTORY, dir_fd=self._lock))
             self._disinherit(descriptor_path(self.work))
-            self.override = not self._may_give_away()
+            self.override = override or (None if self._may_give_away() else OVERRIDE_XATTR)
             self.name_max: int = os.fstatvfs(self.root).f_namemax
             stack.pop_all()
 
@@ -191,7 +202,7 @@ class Upper:
         found = from_status(node.ino, status or self.status(node))
         if self.override and node.kind in {stat.S_IFREG, stat.S_IFDIR}:
             with self.inode(node) as fd:
-                return _overridden(found, get_xattr(fd, OVERRIDE_XATTR))
+                return overridden(found, get_xattr(fd, self.override))
         return found
 
     def dress(self, name: bytes, dir_fd: int, mode: int, uid: int, gid: int) -> None:
@@ -212,14 +223,14 @@ class Upper:
         if stat.S_IFMT(mode) in {stat.S_IFREG, stat.S_IFDIR}:
             fd = open_inode(name, dir_fd)
             try:
-                _override(fd, mode, uid, gid)
+                self._override(fd, mode, uid, gid)
             finally:
                 os.close(fd)
 
     def dress_open(self, fd: int, mode: int, uid: int, gid: int) -> None:
         """As :meth:`dress`, for a new regular file that is open and has no name."""
         if self.override:
-            _override(fd, mode, uid, gid)
+            self._override(fd, mode, uid, gid)
             return
         os.fchown(fd, uid, gid)
         if mode & _PRIVILEGE_BITS:
@@ -243,7 +254,7 @@ class Upper:
             if mode is None and node.kind == stat.S_IFREG:
                 bits &= ~_PRIVILEGE_BITS
             with self.inode(node) as fd:
-                _override(fd, bits, old.uid if uid is None else uid, old.gid if gid is None else gid)
+                self._override(fd, bits, old.uid if uid is None else uid, old.gid if gid is None else gid)
             return
         if uid is not None or gid is not None:
             owner, group = -1 if uid is None else uid, -1 if gid is None else gid
@@ -259,6 +270,13 @@ class Upper:
         elif mode is not None:
             with self.inode(node) as fd:
                 os.chmod(descriptor_path(fd), stat.S_IMODE(mode))
+
+    def _override(self, fd: int, mode: int, uid: int, gid: int) -> None:
+        """Keep owner and mode in the xattr, and keep the inode usable for its real owner."""
+        assert self.override is not None
+        path = descriptor_path(fd)
+        os.chmod(path, stat.S_IMODE(mode) & 0o777 | (0o700 if stat.S_ISDIR(mode) else 0o600))
+        os.setxattr(path, self.override, b"%d:%d:%o" % (uid, gid, stat.S_IMODE(mode)))
 
     def temporary(self) -> bytes:
         """Return a name that is free in the work directory."""
@@ -361,19 +379,9 @@ def _opened(stack: contextlib.ExitStack, fd: int) -> int:
     return fd
 
 
-def _override(fd: int, mode: int, uid: int, gid: int) -> None:
-    """Keep owner and mode in the xattr, and keep the inode usable for its real owner."""
-    path = descriptor_path(fd)
-    os.chmod(path, stat.S_IMODE(mode) & 0o777 | (0o700 if stat.S_ISDIR(mode) else 0o600))
-    os.setxattr(path, OVERRIDE_XATTR, b"%d:%d:%o" % (uid, gid, stat.S_IMODE(mode)))
-
-
-def _overridden(found: Attributes, value: bytes | None) -> Attributes:
-    """Return attributes with owner and mode from the xattr."""
-    if value is None:
-        return found
-    wanted = parse_override(value)
-    if wanted is None:
-        return found
-    uid, gid, bits = wanted
-    return found._replace(uid=uid, gid=gid, mode=stat.S_IFMT(found.mode) | bits)
+def _exists(path: bytes, dir_fd: int) -> bool:
+    try:
+        os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
+    except OSError:
+        return False
+    return True

@@ -9,7 +9,7 @@ from errno import EINVAL, ENODATA, ENOTSUP
 
 from layerfs.union.attribute import Attributes
 from layerfs.union.base import Caller, UnionPart
-from layerfs.union.mark import OVERRIDE_XATTR, descriptor_path, read_xattrs
+from layerfs.union.mark import descriptor_path, read_xattrs
 from layerfs.union.node import Node
 
 __all__ = ["ViewPart"]
@@ -30,15 +30,16 @@ class ViewPart(UnionPart):
             OSError: ENAMETOOLONG, ESTALE for a directory that nobody knows.
         """
         directory = self._nodes[parent]
+        status = None
         if name in {b".", b".."}:
             node = directory if name == b"." or directory.parent is None else directory.parent
         else:
             found = self._find(directory, name)
             if found is None:
                 return None
-            node = found
+            node, status = found
         try:
-            attributes = self._attributes(node)
+            attributes = self._attributes(node, status)
         except BaseException:
             self._nodes.drop(node)
             raise
@@ -124,7 +125,7 @@ class ViewPart(UnionPart):
         if stored.startswith(self._prefix):
             rest = stored[len(self._prefix) :]
             return self._prefix + rest[len(_ESCAPE) :] if rest.startswith(_ESCAPE) else None
-        if stored == OVERRIDE_XATTR and self._upper is not None and self._upper.override:
+        if self._upper is not None and stored == self._upper.override:
             return None
         return stored
 
@@ -136,7 +137,7 @@ class ViewPart(UnionPart):
         """
         if shown.startswith(self._prefix):
             return self._prefix + _ESCAPE + shown[len(self._prefix) :]
-        if shown == OVERRIDE_XATTR and self._upper is not None and self._upper.override:
+        if self._upper is not None and shown == self._upper.override:
             raise OSError(ENOTSUP, os.strerror(ENOTSUP))
         return shown
 

@@ -403,7 +403,7 @@ class Connection:
                 ctime, ctime_rest = divmod(ctime_ns, _SECOND)
             directory_entry(length).pack_into(
                 buffer, position,
-                0 if after < 3 else child, 0, seconds, seconds, nanoseconds, nanoseconds,
+                child if nlink else 0, 0, seconds, seconds, nanoseconds, nanoseconds,
                 child, size, blocks, atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest,
                 mode, nlink, uid, gid, rdev, _BLOCK, 0,
                 child, after, length, mode >> 12, name,

@@ -125,16 +125,22 @@ def _union(wanted: FuseSpecification, *, raw_umask: bool) -> Union:
     prefix = USER_PREFIX if userxattr else TRUSTED_PREFIX
     with contextlib.ExitStack() as stack:
         upper = None
+        override = None if wanted.override is None else os.fsencode(wanted.override)
         if wanted.upper is not None and wanted.work is not None:
             if find_upper_mount(wanted.upper) is not None:
                 raise OSError(errno.EBUSY, "upper directory is mounted by the kernel", wanted.upper)
-            upper = Upper(wanted.upper, wanted.work, prefix, noatime=wanted.noatime or wanted.read_only)
+            upper = Upper(
+                wanted.upper, wanted.work, prefix, noatime=wanted.noatime or wanted.read_only, override=override
+            )  # fmt: skip
             stack.callback(upper.close)
         lower: Lower
         if wanted.tree is not None:
             lower = ImageLower(open_tree(wanted.tree), wanted.devices, wanted.tree)
         else:
-            lower = StackLower(wanted.lowers, prefix, device=None if upper is None else upper.device)
+            lower = StackLower(
+                wanted.lowers, prefix, device=None if upper is None else upper.device,
+                override=override if upper is None else upper.override,
+            )  # fmt: skip
         owners = wanted.owners
         if owners is None and os.geteuid() != 0:
             # An ordinary user can only ever own files; root of the image is whoever mounts it.

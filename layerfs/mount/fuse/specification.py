@@ -36,6 +36,8 @@ class FuseSpecification:
         allow_other: whether other users may look inside.
         userxattr: whether marks are ``user.overlay.*``; None decides by what this process may do.
         owners: how owners are mapped.
+        override: name of the xattr that keeps owners and modes; None for none, unless this process may give no file
+            away.
         sync: False answers every fsync at once.
         acl: whether POSIX ACLs are enforced.
         static_nlink: show one link for every directory.
@@ -58,6 +60,7 @@ class FuseSpecification:
     allow_other: bool = False
     userxattr: bool | None = None
     owners: OwnerMap | None = None
+    override: str | None = None
     sync: bool = True
     acl: bool = True
     static_nlink: bool = False

@@ -372,7 +372,7 @@ def test_the_command_says_what_is_wrong(target: Path, lower: Path) -> None:
          "layerfs-fuse: error: upperdir and workdir go together\n"),
         (["-o", f"lowerdir={lower}", lower / "file"], 2, f"layerfs-fuse: error: {lower}/file is not a directory\n"),
         (["-o", f"lowerdir={lower},uidmapping=1:2", target], 2,
-         "layerfs-fuse: error: a mapping is SHOWN:STORED:COUNT, not 1:2\n"),
+         "layerfs-fuse: error: a mapping is STORED:SHOWN:COUNT, not 1:2\n"),
         (["-o", f"lowerdir={lower},squash_to_uid=x", target], 2,
          "layerfs-fuse: error: squash_to_uid needs a number up to 4294967294\n"),
         (["-o", f"lowerdir={lower},squash_to_gid=4294967295", target], 2,

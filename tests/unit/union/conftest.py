@@ -88,6 +88,14 @@ class Work:
         return found
 
 
+@pytest.fixture(autouse=True)
+def _own_umask() -> Iterator[None]:
+    """A union sets the umask of its process, which is that of all tests here."""
+    before = os.umask(0o022)
+    yield
+    os.umask(before)
+
+
 def make_directories(folder: Path) -> list[str]:
     """Return two layers, top first: together they show FILES and a link pair."""
     top, bottom = folder / "top-layer", folder / "bottom-layer"

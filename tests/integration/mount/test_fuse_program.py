@@ -1,0 +1,228 @@
+"""``layerfs-fuse`` with what containers/storage and others hand to it: options, old uppers, odd surroundings."""
+
+from __future__ import annotations
+
+import errno
+import os
+import shutil
+import signal
+import stat
+import subprocess
+import sys
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from pathlib import Path
+
+import pytest
+
+from layerfs.linux.mount_api import umount
+from layerfs.linux.mountinfo import find_mount
+from layerfs.linux.process import wait_for_end
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
+
+_PROGRAM = Path(sys.executable).with_name("layerfs-fuse")
+
+
+@pytest.fixture
+def lower(tmp_path: Path) -> Path:
+    path = tmp_path / "lower"
+    (path / "dir").mkdir(parents=True)
+    (path / "dir/file").write_text("lower\n")
+    (path / "file").write_text("other\n")
+    return path
+
+
+@contextmanager
+def served(target: Path, options: str) -> Iterator[Path]:
+    """A mount whose server is ended for good, whatever became of it."""
+    target.mkdir(exist_ok=True)
+    with subprocess.Popen(
+        [_PROGRAM, "-f", "-o", options, target], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
+    ) as server:
+        try:
+            for _ in range(500):
+                if find_mount(target) is not None:
+                    break
+                if server.poll() is not None:
+                    assert server.stderr is not None
+                    raise OSError(server.returncode, server.stderr.read().decode())
+                with suppress(subprocess.TimeoutExpired):
+                    server.wait(0.02)
+            yield target
+        finally:
+            with suppress(OSError):
+                umount(target, lazy=True)
+            try:
+                server.wait(10)
+            except subprocess.TimeoutExpired:
+                server.send_signal(signal.SIGKILL)
+                raise
+
+
+def owner(path: Path) -> tuple[int, int]:
+    status = path.lstat()
+    return status.st_uid, status.st_gid
+
+
+@pytest.mark.parametrize("colon", ["", ":"])
+def test_mappings_are_those_of_fuse_overlayfs(target: Path, lower: Path, upper: Path, work: Path, colon: str) -> None:
+    os.chown(lower / "file", 5, 6)
+    os.chown(lower / "dir", 70_000, 0)
+    mapping = f"{colon}0:100000:65536"
+    with served(target, f"lowerdir={lower},upperdir={upper},workdir={work},uidmapping={mapping},gidmapping={mapping}"):
+        assert owner(target / "file") == (100_005, 100_006)
+        assert owner(target / "dir") == (65534, 100_000)
+        assert owner(target) == (100_000, 100_000)
+        os.chown(target / "file", 100_007, -1)
+        assert owner(target / "file") == (100_007, 100_006)
+        os.chown(target, 100_008, 100_008)
+        subprocess.run(["touch", "made"], check=True, cwd=target, user=100_008, group=100_008)
+        assert owner(target / "made") == (100_008, 100_008)
+    assert owner(upper / "file") == (7, 6)
+    assert owner(upper / "made") == (8, 8)
+
+
+@pytest.mark.parametrize(("number", "xattr"), [(1, "security.fuseoverlayfs"), (2, "user.containers")])
+def test_owners_and_modes_in_an_xattr(
+    target: Path, lower: Path, upper: Path, work: Path, number: int, xattr: str
+) -> None:
+    name = f"{xattr}.override_stat"
+    os.setxattr(lower / "file", name, b"7:8:4640")
+    os.setxattr(lower / "dir", name, b"9:9:1700:dir")
+    with served(target, f"lowerdir={lower},upperdir={upper},workdir={work},xattr_permissions={number}"):
+        assert ((target / "file").stat().st_mode, owner(target / "file")) == (stat.S_IFREG | 0o4640, (7, 8))
+        assert ((target / "dir").stat().st_mode, owner(target / "dir")) == (stat.S_IFDIR | 0o1700, (9, 9))
+        assert os.listxattr(target / "file") == []
+        os.chmod(target / "file", 0o600)
+        (target / "made").touch(0o400)
+        os.chown(target / "made", 3, 4)
+        assert ((target / "file").stat().st_mode, owner(target / "file")) == (stat.S_IFREG | 0o600, (7, 8))
+        assert ((target / "made").stat().st_mode, owner(target / "made")) == (stat.S_IFREG | 0o400, (3, 4))
+    assert os.getxattr(upper / "file", name) == b"7:8:600"
+    assert os.getxattr(upper / "made", name) == b"3:4:400"
+    assert owner(upper / "made") == (0, 0)
+
+
+def test_an_acl_sets_the_mode_that_is_kept_beside_the_file(target: Path, lower: Path, upper: Path, work: Path) -> None:
+    plain = target.parent / "plain"
+    subprocess.run(["cp", "-a", lower, plain], check=True)
+    with served(target, f"lowerdir={lower},upperdir={upper},workdir={work},xattr_permissions=2"):
+        for place in (target, plain):
+            os.chmod(place / "dir", 0o755)
+            os.chmod(place / "dir/file", 0o4644)
+            subprocess.run(["cp", "-a", place / "dir", place / "copy"], check=True)
+            (place / "new").touch(0o640)
+            subprocess.run(["setfacl", "-m", "u:0:rwx,g::rx,o::r", place / "new"], check=True)
+            subprocess.run(["setfacl", "-m", "u::rw,g::r,o::-", place / "file"], check=True)
+        for name in ("dir", "dir/file", "copy", "copy/file", "new", "file"):
+            assert (target / name).stat().st_mode == (plain / name).stat().st_mode, name
+        shown = [
+            subprocess.run(["getfacl", "-c", place / "new"], check=True, capture_output=True).stdout
+            for place in (target, plain)
+        ]
+        assert shown[0] == shown[1]
+        with pytest.raises(OSError, match="Invalid") as caught:
+            os.setxattr(target / "new", "system.posix_acl_access", b"\2\0\0\0junk")
+        assert caught.value.errno == errno.EINVAL
+
+
+@pytest.mark.needs_overlay
+def test_what_other_options_of_the_kernel_left_in_an_upper_is_refused(
+    target: Path, lower: Path, upper: Path, work: Path
+) -> None:
+    target.mkdir(exist_ok=True)
+    places = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    (lower / "other").mkdir()
+    (lower / "other/inner").write_text("i")
+    kernel = ["mount", "-t", "overlay", "-o", f"{places},metacopy=on,redirect_dir=on", "overlay", str(target)]
+    subprocess.run(kernel, check=True)
+    os.chmod(target / "file", 0o600)
+    os.rename(target / "other", target / "moved")
+    umount(target)
+    with served(target, places):
+        with pytest.raises(PermissionError):
+            (target / "file").read_bytes()
+        with pytest.raises(PermissionError):
+            (target / "file").write_bytes(b"x")
+        with pytest.raises(PermissionError):
+            (target / "moved").stat()
+        with pytest.raises(PermissionError):
+            os.rmdir(target / "moved")
+        assert sorted(os.listdir(target)) == ["dir", "file", "moved"]
+        assert (target / "dir/file").read_text() == "lower\n"
+    subprocess.run(kernel, check=True)
+    assert (target / "file").read_text() == "other\n"
+    assert (target / "moved/inner").read_text() == "i"
+    umount(target)
+
+
+@pytest.mark.needs_overlay
+def test_an_upper_that_may_have_lost_something_is_refused(target: Path, lower: Path, upper: Path, work: Path) -> None:
+    places = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    subprocess.run(["mount", "-t", "overlay", "-o", f"{places},volatile", "overlay", target], check=True)
+    umount(target)
+    with pytest.raises(OSError, match="work/incompat/volatile"), served(target, places):
+        pass
+    shutil.rmtree(work / "work/incompat/volatile")
+    with served(target, places):
+        assert (target / "file").exists()
+
+
+def test_a_lower_that_contains_the_mount(tmp_path: Path, upper: Path, work: Path) -> None:
+    """A server that looked into its own mount would wait for itself."""
+    outer = tmp_path / "outer"
+    target = outer / "below/target"
+    target.mkdir(parents=True)
+    (target / "covered").touch()
+    subprocess.run(["mount", "-t", "tmpfs", "other", outer / "below"], check=True)
+    try:
+        target.mkdir()
+        with served(target, f"lowerdir={outer},upperdir={upper},workdir={work}"):
+            found = subprocess.run(["find", target], check=True, capture_output=True, text=True, timeout=20)
+            # As for overlayfs, what is mounted below a layer is no part of it.
+            assert found.stdout.splitlines() == [
+                str(target), *(f"{target}/{name}" for name in ("below", "below/target", "below/target/covered"))
+            ]  # fmt: skip
+    finally:
+        umount(outer / "below")
+
+
+def test_devices_need_an_option(target: Path, lower: Path) -> None:
+    for options, words in (
+        ("", {"nodev"}), (",dev", set()), (",nosuid,nodev,dev,suid", set()), (",dev,nodev,nosuid", {"nodev", "nosuid"}),
+        (",noexec,exec", {"nodev"}), (",noexec", {"nodev", "noexec"}),
+    ):  # fmt: skip
+        with served(target, f"lowerdir={lower}{options}"):
+            entry = find_mount(target)
+            assert entry is not None
+            assert {word for word in entry.options if word.startswith("no") and "atime" not in word} == words
+
+
+@pytest.mark.parametrize("closed", ["<&-", ">&-", "2>&-", "<&- >&- 2>&-"])
+def test_a_caller_that_has_closed_its_streams(target: Path, lower: Path, upper: Path, work: Path, closed: str) -> None:
+    command = f'exec "$@" {closed}'
+    places = f"lowerdir={lower},upperdir={upper},workdir={work}"
+    subprocess.run(["sh", "-c", command, "sh", _PROGRAM, "-o", places, target], check=True, timeout=30)
+    entry = find_mount(target)
+    assert entry is not None
+    try:
+        assert (target / "file").read_text() == "other\n"
+        (target / "new").write_text("n")
+        # The locks are held: nobody else may have the upper.
+        again = subprocess.run([_PROGRAM, "-o", places, target.parent], check=False, capture_output=True, text=True)
+        assert "in use by another mount" in again.stderr
+    finally:
+        server = next(
+            int(name) for name in os.listdir("/proc")
+            if name.isdigit() and str(target).encode() in _command_line(name).split(b"\0")
+        )  # fmt: skip
+        umount(target)
+        assert wait_for_end(server, 10)
+
+
+def _command_line(name: str) -> bytes:
+    try:
+        return Path("/proc", name, "cmdline").read_bytes()
+    except OSError:
+        return b""
