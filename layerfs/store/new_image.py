@@ -145,10 +145,8 @@ def _insert(handle: StoreHandle, connection: sqlite3.Connection, image: NewImage
 
 
 def _has_merged_tree(path: str) -> bool:
-    if not os.path.exists(path):
-        return False
+    """Return whether a merged tree is there, and whole: images with more layers begin with it."""
     try:
-        open_tree(path)
-    except FormatError:
+        return open_tree(path).is_whole()
+    except (FileNotFoundError, FormatError):
         return False
-    return True

@@ -23,7 +23,7 @@ Source: Linux fs/erofs/erofs_fs.h (the kernel's own reader is the reference). Wh
     40      4     meta_blkaddr        block of inode number 0
     44      4     xattr_blkaddr       block of shared xattr number 0
     48      16    uuid
-    64      16    volume_name
+    64      16    volume_name         "layerfs ", and the CRC-32 of zlib over all behind the superblock in hex digits
     80      4     feature_incompat    INCOMPAT_*
     84      2     available_compr     0
     86      2     extra_devices       slots of the device table
@@ -50,7 +50,9 @@ Source: Linux fs/erofs/erofs_fs.h (the kernel's own reader is the reference). Wh
 from __future__ import annotations
 
 import struct
+from collections.abc import Iterable
 from functools import lru_cache
+from zlib import crc32
 
 __all__ = [
     "BLOCK",
@@ -79,6 +81,7 @@ __all__ = [
     "XATTR_PREFIXES",
     "crc32c",
     "dirents",
+    "label_of",
 ]
 
 MAGIC = 0xE0F5E1E2
@@ -144,6 +147,19 @@ _CRC_TABLE = _table()
 def dirents(count: int) -> struct.Struct:
     """Return the form of so many directory entries in a row: one call for a block instead of one per entry."""
     return struct.Struct("<" + DIRENT.format.lstrip("<") * count)
+
+
+def label_of(image: bytes | bytearray | memoryview, rest: Iterable[bytes] = ()) -> bytes:
+    """Return the volume name of an image, by which it can be told whether all of it is what was written.
+
+    Args:
+        image: the image or, as long as it is in pieces, the first of these.
+        rest: the others.
+    """
+    crc = crc32(memoryview(image)[SUPER_OFFSET + SUPERBLOCK.size :])
+    for piece in rest:
+        crc = crc32(piece, crc)
+    return b"layerfs %08x" % crc
 
 
 def crc32c(data: bytes) -> int:

@@ -41,6 +41,7 @@ from layerfs.formats.erofs.layout import (
     XATTR_PREFIXES,
     crc32c,
     dirents,
+    label_of,
 )
 from layerfs.formats.tree import Node
 
@@ -306,14 +307,15 @@ class _Writer:
     ) -> None:
         count = len(self._devices)
         incompat = INCOMPAT_CHUNKED_FILE | INCOMPAT_DEVICE_TABLE if count else INCOMPAT_CHUNKED_FILE
-        SUPERBLOCK.pack_into(
-            image, SUPER_OFFSET, MAGIC, 0, COMPAT_SB_CHECKSUM | COMPAT_MTIME, BLOCK_BITS, 0, root, len(self._nodes),
-            0, 0, total, meta_block, xattr_block, uuid, b"layerfs", incompat, 0, count, (SUPER_OFFSET + 128) // 128, 0,
-        )  # fmt: skip
         at = SUPER_OFFSET + SUPERBLOCK.size
         for device in self._devices:
             DEVICE_SLOT.pack_into(image, at, device.tag, device.blocks)
             at += DEVICE_SLOT.size
+        SUPERBLOCK.pack_into(
+            image, SUPER_OFFSET, MAGIC, 0, COMPAT_SB_CHECKSUM | COMPAT_MTIME, BLOCK_BITS, 0, root, len(self._nodes),
+            0, 0, total, meta_block, xattr_block, uuid, label_of(image, self._data), incompat, 0, count,
+            (SUPER_OFFSET + 128) // 128, 0,
+        )  # fmt: skip
         checksum = crc32c(bytes(image[SUPER_OFFSET : SUPER_OFFSET + BLOCK]))
         struct.pack_into("<I", image, SUPER_OFFSET + 4, checksum)
 

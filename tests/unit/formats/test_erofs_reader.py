@@ -138,6 +138,18 @@ def test_data(tree: Tree) -> None:
     assert tree.inode(tree.resolve(b"null")).rdev == os.makedev(1, 3)
 
 
+def test_any_change_of_an_image_is_found() -> None:
+    image = write(folder({b"many": folder({b"%04d" % number: regular(number, 512) for number in range(99)})}))
+    assert Tree(image).is_whole()
+    for position in range(SUPER_OFFSET, len(image), 7):
+        changed = bytearray(image)
+        changed[position] ^= 4
+        try:
+            assert not Tree(bytes(changed)).is_whole(), position
+        except FormatError:
+            assert position < SUPER_OFFSET + BLOCK
+
+
 def test_an_image_can_be_mapped(tmp_path: Path) -> None:
     path = tmp_path / "tree.erofs"
     path.write_bytes(write(folder({b"d": folder({b"f": regular()})})))

@@ -229,6 +229,21 @@ def test_a_merged_tree_is_made_again(store: Store, tmp_path: Path, source: Sourc
 
 
 @pytest.mark.parametrize("source", SOURCES)
+def test_a_merged_tree_with_another_byte_goes_into_no_other_image(store: Store, tmp_path: Path, source: Source) -> None:
+    longer = TestImage([*BOTH.layers, layer({"more": b"more"})], ["longer:1"])
+    (image,) = store.load(source(tmp_path, BOTH))
+    path = Path(store._handle.layout.merged_tree(image.chain_id))
+    good = path.read_bytes()
+    path.write_bytes(good.replace(b"borrowed", b"barrowed"))
+    assert b"/barrowed" in contents(store, image)
+    (other,) = store.load(source(tmp_path, longer))
+    assert contents(store, other)[b"/borrowed"] == SHARED
+    store.load(source(tmp_path, BOTH))  # and is healed like a layer
+    assert path.read_bytes() == good
+    assert_whole(store)
+
+
+@pytest.mark.parametrize("source", SOURCES)
 @pytest.mark.parametrize("kind", ["config", "manifest"])
 def test_a_document_is_healed(store: Store, tmp_path: Path, source: Source, kind: str) -> None:
     (image,) = store.load(source(tmp_path, DONOR))
