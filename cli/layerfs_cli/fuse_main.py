@@ -32,7 +32,7 @@ _LONGEST_TIMEOUT = 366 * 86400
 #: Options that ask for what holds anyway, or that are the kernel's.
 _SILENT = frozenset({
     "async", "atime", "auto", "default_permissions", "defaults", "diratime", "fast_ino", "max_idle_threads",
-    "nodiratime", "noxattrs", "plugins", "relatime", "rw", "sync", "strictatime", "threaded",
+    "nodiratime", "noxattrs", "plugins", "relatime", "rw", "sync", "threaded",
     "writeback", "nofail", "user", "users", "lazytime", "index", "metacopy",
     "redirect_dir", "userxattr",
 })  # fmt: skip

@@ -93,6 +93,7 @@ class ContainerPart(StorePart):
                 )  # fmt: skip
         from layerfs.mount.fuse.start import clear_dead
         from layerfs.mount.image import mount_image
+        from layerfs.mount.mounted import container_lock
 
         if target is not None:
             clear_dead(target)
@@ -110,7 +111,8 @@ class ContainerPart(StorePart):
                 )  # fmt: skip
             except BaseException:
                 if made and snapshot is not None:
-                    remove_snapshot(self._handle, snapshot)
+                    with container_lock(self._handle, snapshot):
+                        remove_snapshot(self._handle, snapshot)
                 if own:
                     os.rmdir(place)
                 raise

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterator
 from dataclasses import replace
 from typing import TYPE_CHECKING
@@ -51,11 +52,16 @@ class UpkeepPart(StorePart):
         yield from check_store(self._handle, repair=repair, check=check)
 
     def gc(self) -> Reclaimed:
-        """Remove what nothing refers to: layers of failed loads, trees, documents, what broken pulls have received."""
+        """Remove what nothing refers to: layers of failed loads, trees, documents, what broken pulls have received.
+
+        What killed processes have left goes as well: of loads, of containers that they made or removed, of unpacking.
+        """
+        from layerfs.mount.directory import sweep_staging
         from layerfs.store.gc import collect
         from layerfs.store.part import sweep_parts
 
-        sweep_snapshots(self._handle)
-        freed = sweep_parts(self._handle)
+        freed = sweep_snapshots(self._handle) + sweep_parts(self._handle)
+        for algorithm in ("sha256", "sha512"):
+            freed += sweep_staging(os.path.join(self._handle.layout.root, "unpacked", algorithm))
         found = collect(self._handle)
         return replace(found, size=found.size + freed)

@@ -34,6 +34,7 @@ from layerfs.errors import MountError, UnsafePath
 from layerfs.formats.erofs.reader import Inode, Tree
 from layerfs.formats.whiteout import IMPLICIT_XATTR, LINK_XATTR, OPAQUE_XATTR, is_private_xattr
 from layerfs.linux.directory_stack import DirectoryStack
+from layerfs.linux.disk_use import tree_disk
 from layerfs.linux.durable import fsync_directory, publish, sync_filesystem
 from layerfs.linux.safe_path import remove_tree
 from layerfs.linux.sparse import copy_data
@@ -130,28 +131,34 @@ def unpack(
             os.close(fd)
 
 
-def sweep_staging(parent: StrPath) -> None:
+def sweep_staging(parent: StrPath) -> int:
     """Remove what killed processes have left of unfinished work.
 
     Args:
         parent: directory of the destinations.
+
+    Returns:
+        The bytes of disk that it took.
 
     Raises:
         OSError: EACCES, EROFS, EIO.
     """
     with os.scandir(parent) as entries:
         names = [entry.name for entry in entries if entry.name.startswith(_STAGING)]
+    freed = 0
     for name in names:
         path = os.path.join(parent, name)
         with contextlib.suppress(FileNotFoundError):
             fd = os.open(path, _DIRECTORY)
             try:
                 fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                freed += tree_disk(path)
                 remove_tree(path)
             except BlockingIOError:
                 continue
             finally:
                 os.close(fd)
+    return freed
 
 
 def _make_staging(parent: str) -> tuple[str, int]:

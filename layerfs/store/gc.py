@@ -66,13 +66,12 @@ def collect(handle: StoreHandle) -> Reclaimed:
 
     Blocking: waits for loads that are just making their images visible.
     """
-    sweep(handle)
+    size = sweep(handle)
     lock = FileLock(handle.layout.lock(f"ingest-{COLLECTOR}"))
     if not lock.try_acquire():
-        return Reclaimed((), 0, 0, 0)
+        return Reclaimed((), 0, 0, size)
     try:
         removed = []
-        size = 0
         # The newest first: what a failed load brought in borrows from older layers, and has not to inherit from them.
         rows = handle.database.connection.execute(f"{_UNUSED} ORDER BY id DESC").fetchall()
         for (identifier,) in rows:

@@ -27,6 +27,7 @@ from typing import Self
 from layerfs.errors import DigestMismatch, LayerfsError, LimitExceeded
 from layerfs.formats.digest import Digest
 from layerfs.formats.tree import MAX_TEXT, Node
+from layerfs.linux.disk_use import tree_disk
 from layerfs.linux.durable import publish
 from layerfs.linux.lock import FileLock
 from layerfs.linux.safe_path import remove_tree
@@ -474,12 +475,12 @@ class Ingest:
             pending.lock.release(remove=True)
 
 
-def sweep(handle: StoreHandle) -> bool:
-    """Remove what loads left behind that died; return whether there was anything.
+def sweep(handle: StoreHandle) -> int:
+    """Remove what loads left behind that died; return the bytes of disk that it took.
 
     Layers that they had finished lose their lease, and go with the next garbage collection if no image uses them.
     """
-    swept = False
+    freed = 0
     with os.scandir(handle.layout.ingest) as entries:
         owners = {entry.name for entry in entries}
     # A lease without a directory: its load could not delete it, for want of space.
@@ -491,11 +492,13 @@ def sweep(handle: StoreHandle) -> bool:
         try:
             with handle.database.transaction() as connection:
                 connection.execute("DELETE FROM lease WHERE owner = ?", (owner,))
-            remove_tree(os.path.join(handle.layout.ingest, owner), missing_ok=True)
-            swept = True
+            path = os.path.join(handle.layout.ingest, owner)
+            if os.path.isdir(path):
+                freed += tree_disk(path)
+                remove_tree(path)
         finally:
             lock.release(remove=True)
-    return swept
+    return freed
 
 
 def _layer_id(connection: sqlite3.Connection, diff_id: Digest) -> int:

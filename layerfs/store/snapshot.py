@@ -10,7 +10,9 @@ from dataclasses import dataclass
 
 from layerfs.errors import Conflict, InvalidReference, NotFound
 from layerfs.formats.digest import Digest
+from layerfs.linux.disk_use import tree_disk
 from layerfs.linux.durable import fsync_directory
+from layerfs.linux.lock import FileLock
 from layerfs.linux.safe_path import remove_tree
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import MIN_PREFIX, ImageRecord
@@ -64,8 +66,11 @@ def create_snapshot(handle: StoreHandle, image: ImageRecord, name: str | None) -
         )
     identifier = os.urandom(32).hex()
     directory = handle.layout.snapshot(identifier)
-    os.mkdir(directory, 0o700)
+    # Held until it is listed: what is neither listed nor locked was left by somebody who died.
+    lock = FileLock(handle.layout.lock(f"snapshot-{identifier}"))
+    lock.acquire()
     try:
+        os.mkdir(directory, 0o700)
         for part in ("upper", "work"):
             os.mkdir(os.path.join(directory, part), 0o755)
         fsync_directory(directory, sync=handle.sync)
@@ -74,6 +79,8 @@ def create_snapshot(handle: StoreHandle, image: ImageRecord, name: str | None) -
     except BaseException:
         remove_tree(directory, missing_ok=True)
         raise
+    finally:
+        lock.release(remove=True)
 
 
 def list_snapshots(handle: StoreHandle) -> list[Snapshot]:
@@ -117,7 +124,7 @@ def is_dressed(upper: str) -> bool:
 
 
 def remove_snapshot(handle: StoreHandle, snapshot: Snapshot) -> None:
-    """Remove a container and everything written in it. It must not be mounted.
+    """Remove a container and everything written in it. It must not be mounted, and its lock is held.
 
     Atomicity: it is no longer listed before its files go; a crash leaves files that :func:`sweep_snapshots` removes.
     """
@@ -126,15 +133,29 @@ def remove_snapshot(handle: StoreHandle, snapshot: Snapshot) -> None:
     remove_tree(handle.layout.snapshot(snapshot.id), missing_ok=True)
 
 
-def sweep_snapshots(handle: StoreHandle) -> None:
-    """Remove writable layers of containers that are no longer listed: what a crash during their removal left."""
+def sweep_snapshots(handle: StoreHandle) -> int:
+    """Remove writable layers that are not listed: a crash while one was made or removed left them.
+
+    Returns:
+        The bytes of disk that they took.
+    """
+    connection = handle.database.connection
     directory = os.path.join(handle.layout.root, "snapshots")
-    known = {row[0] for row in handle.database.connection.execute("SELECT id FROM snapshot")}
+    known = {row[0] for row in connection.execute("SELECT id FROM snapshot")}
+    freed = 0
     for name in set(os.listdir(directory)) - known:
-        # One that is just being made is young; an hour is more than its making takes.
-        path = os.path.join(directory, name)
-        if time.time() - os.stat(path).st_mtime > 3600:
-            remove_tree(path, missing_ok=True)
+        lock = FileLock(handle.layout.lock(f"snapshot-{name}"))
+        if not lock.try_acquire():
+            continue  # it is being made or removed
+        try:
+            path = os.path.join(directory, name)
+            listed = connection.execute("SELECT 1 FROM snapshot WHERE id = ?", (name,)).fetchone()
+            if listed is None and os.path.isdir(path):
+                freed += tree_disk(path)
+                remove_tree(path)
+        finally:
+            lock.release(remove=True)
+    return freed
 
 
 def _insert(handle: StoreHandle, identifier: str, image: ImageRecord, name: str | None) -> Snapshot:

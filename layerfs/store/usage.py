@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Iterable
 from dataclasses import dataclass
 
 from layerfs.formats.digest import Digest
-from layerfs.linux.directory_stack import DirectoryStack
+from layerfs.linux.disk_use import tree_disk
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import image_layers, list_images
 from layerfs.store.layer import LayerRecord, get_layer
@@ -96,11 +95,11 @@ def measure(handle: StoreHandle) -> Usage:
         size = sum(layer.tar_size for layer in own)
         count = sum(snapshot.image == image.digest for snapshot in snapshots)
         images.append(ImageUsage(image.digest, size, shared, size - shared, count))
-    containers = {snapshot.id: _tree_disk(handle.layout.snapshot(snapshot.id)) for snapshot in snapshots}
+    containers = {snapshot.id: tree_disk(handle.layout.snapshot(snapshot.id)) for snapshot in snapshots}
     trees = _files_disk(os.path.join(handle.layout.root, "images"))
     other = _files_disk(os.path.join(handle.layout.root, "blobs"))
     places = (os.path.join(handle.layout.root, "unpacked", algorithm) for algorithm in ("sha256", "sha512"))
-    unpacked = sum(map(_tree_disk, places))
+    unpacked = sum(map(tree_disk, places))
     partial = _files_disk(os.path.join(handle.layout.root, "partial"))
     return Usage(
         tuple(layers),
@@ -128,31 +127,3 @@ def _disk(paths: Iterable[str]) -> int:
 def _files_disk(directory: str) -> int:
     """Return the bytes allocated for the files in ``directory/*/``."""
     return _disk(os.path.join(top, name) for top, _, names in os.walk(directory) for name in names)
-
-
-def _tree_disk(directory: str) -> int:
-    """Return the bytes allocated below a directory, each inode once. Its depth is no limit."""
-    seen: set[int] = set()
-    total = 0
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        with DirectoryStack(fd) as stack:
-            todo: list[list[bytes]] = []
-            while True:
-                below = []
-                for name in os.listdir(stack.fd):
-                    status = os.stat(name, dir_fd=stack.fd, follow_symlinks=False)
-                    if status.st_ino not in seen:
-                        seen.add(status.st_ino)
-                        total += status.st_blocks * 512
-                    if stat.S_ISDIR(status.st_mode):
-                        below.append(os.fsencode(name))
-                todo.append(below)
-                while not todo[-1]:
-                    todo.pop()
-                    if not todo:
-                        return total
-                    stack.pop()
-                stack.push(todo[-1].pop())
-    finally:
-        os.close(fd)

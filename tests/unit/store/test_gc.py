@@ -15,7 +15,9 @@ from layerfs.formats.digest import Digest
 from layerfs.linux.lock import FileLock
 from layerfs.store.gc import collect
 from layerfs.store.handle import open_store
+from layerfs.store.image import find_image
 from layerfs.store.ingest import Ingest
+from layerfs.store.snapshot import create_snapshot
 from tests.image_builder import TestImage, docker_old, layer, noise, oci, outer, pipe, write_layout
 from tests.store_audit import assert_clean, assert_whole, contents, disk, tree_files
 
@@ -201,3 +203,24 @@ def test_the_directory_of_an_unpacked_image_goes_with_the_image(tmp_path: Path) 
         assert not os.path.exists(gone)
     finally:
         handle.close()
+
+
+def test_what_killed_processes_left_goes_and_is_counted(store: Store) -> None:
+    root = Path(store.info().root)
+    image = TestImage([layer({"f": noise(9000)})], ["a:1"])
+    store.load(pipe(outer(oci(image))))
+    kept = create_snapshot(store._handle, find_image(store._handle, "a:1"), "kept")
+    left = [root / "snapshots" / ("a" * 64), root / "unpacked/sha256/.unpack-0123", root / "ingest/dead"]
+    busy = root / "snapshots" / ("b" * 64)
+    for path in (*left, busy):
+        (path / "upper").mkdir(parents=True)
+        (path / "upper/file").write_bytes(noise(50_000))
+    with FileLock(store._handle.layout.lock(f"snapshot-{busy.name}")):
+        assert store.gc().size >= 150_000
+        assert not any(path.exists() for path in left)
+        assert (busy / "upper/file").exists()  # somebody is making or removing it
+    assert store.gc().size >= 50_000
+    assert not busy.exists()
+    assert store.gc().size == 0
+    assert [container.id for container in store.containers()] == [kept.id]
+    assert (root / "snapshots" / kept.id / "upper").is_dir()
