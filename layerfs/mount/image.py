@@ -13,6 +13,7 @@ from dataclasses import replace
 from layerfs.errors import BackendUnavailable, Conflict, IntegrityError, MountError
 from layerfs.formats.digest import chain_id
 from layerfs.formats.erofs.reader import Tree
+from layerfs.linux.durable import sync_filesystem
 from layerfs.linux.mount_api import umount
 from layerfs.linux.mountinfo import find_mount
 from layerfs.linux.probe import feature
@@ -158,8 +159,11 @@ def unmount_record(handle: StoreHandle, record: MountRecord, *, lazy: bool = Fal
 
     Raises:
         MountError: EBUSY with who holds it.
+        OSError: EIO, ENOSPC if what was written could not be made durable.
 
-    Blocking: waits for the process of a FUSE mount to close its files.
+    Blocking: waits for the process of a FUSE mount to close its files. Unless ``lazy``, and with a store that syncs,
+    what was written to the container is durable then: overlayfs sees to that by itself (fs/overlayfs/super.c,
+    ovl_sync_fs), for a FUSE mount the file system of the store is synced.
     """
     if is_dead(record.target):
         clear_dead(record.target)
@@ -173,6 +177,12 @@ def unmount_record(handle: StoreHandle, record: MountRecord, *, lazy: bool = Fal
         raise MountError(
             f"{record.target} is unmounted, but process {record.pid} that served it goes on", backend=record.backend
         )
+    if record.pid is not None and not record.read_only and not lazy:
+        fd = os.open(handle.layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            sync_filesystem(fd, sync=handle.sync)
+        finally:
+            os.close(fd)
 
 
 def _specification(

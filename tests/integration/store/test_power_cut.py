@@ -76,6 +76,33 @@ def test_names_and_removals_survive(disk: Disk, tmp_path: Path) -> None:
         assert_whole(store)
 
 
+@pytest.mark.parametrize(
+    "backend",
+    [pytest.param("overlay", marks=pytest.mark.needs_overlay), pytest.param("fuse", marks=pytest.mark.needs_fuse)],
+)
+def test_what_was_written_to_a_container_survives_once_it_is_unmounted(
+    disk: Disk, tmp_path: Path, backend: str
+) -> None:
+    root, target = disk.path / "store", tmp_path / "target"
+    target.mkdir()
+    with Store.open(root, runroot=tmp_path / "run") as store:
+        store.load(_archive(tmp_path, IMAGE, "oci"))
+        store.mount("cut:1", target, name="c", backend=backend)
+        (target / "new").write_bytes(noise(50_000, "new"))
+        os.chmod(target / "top", 0o600)
+        (target / "d/0").unlink()
+        store.umount("c")
+    disk.cut()
+    with Store.open(root, runroot=tmp_path / "run") as store:
+        store.mount(None, target, name="c", backend=backend)
+        try:
+            assert (target / "new").read_bytes() == noise(50_000, "new")
+            assert (target / "top").read_bytes() == EXPECTED[b"/top"]
+            assert not (target / "d/0").exists()
+        finally:
+            store.umount("c")
+
+
 def test_healing_survives(disk: Disk, tmp_path: Path) -> None:
     root = disk.path / "store"
     archive = _archive(tmp_path, IMAGE, "oci")
