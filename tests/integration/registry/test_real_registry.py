@@ -161,6 +161,21 @@ def test_what_has_a_subject_is_found_again(registry: Registry, layout: Path) -> 
         assert repository.referrers(Digest.of(raw), "application/vnd.example.sbom") == found[:1]
 
 
+def test_a_push_says_when_it_is_another_manifest_that_goes_out(
+    store: Store, registry: Registry, layout: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    put(layout, registry.name("app:1"))
+    put(layout, registry.name("app:2"), "--format", "v2s2")
+    digests = [Digest.of(skopeo_manifest(registry.name(f"app:{number}"))) for number in (1, 2)]
+    assert digests[0] != digests[1]
+    for number in (1, 2):
+        store.pull(registry.name(f"app:{number}"), access=PLAIN)
+    named = [f"{registry.name('app')}@{digest}" for digest in digests]
+    for name in named[::-1]:
+        store.push(name, registry.name("copy:1"), access=PLAIN)
+        assert (str(digests[0]) in caplog.text) == (name == named[0])
+
+
 def htpasswd(directory: Path) -> dict[str, object]:
     file = directory / "htpasswd"
     file.parent.mkdir(parents=True, exist_ok=True)
