@@ -69,6 +69,15 @@ def target(tmp_path: Path) -> Iterator[Path]:
 
 
 @pytest.fixture
+def lower(tmp_path: Path) -> Path:
+    path = tmp_path / "lower"
+    (path / "dir").mkdir(parents=True)
+    (path / "dir/file").write_text("lower\n")
+    (path / "file").write_text("other\n")
+    return path
+
+
+@pytest.fixture
 def upper(tmp_path: Path) -> Path:
     path = tmp_path / "upper"
     path.mkdir()

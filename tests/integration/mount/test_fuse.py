@@ -62,15 +62,6 @@ def mount() -> Iterator[Mounter]:
 
 
 @pytest.fixture
-def lower(tmp_path: Path) -> Path:
-    path = tmp_path / "lower"
-    (path / "dir").mkdir(parents=True)
-    (path / "dir/file").write_text("lower\n")
-    (path / "file").write_text("other\n")
-    return path
-
-
-@pytest.fixture
 def wanted(target: Path, lower: Path, upper: Path, work: Path) -> FuseSpecification:
     return FuseSpecification(target=str(target), lowers=(str(lower),), upper=str(upper), work=str(work))
 

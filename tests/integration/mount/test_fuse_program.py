@@ -24,15 +24,6 @@ pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
 _PROGRAM = Path(sys.executable).with_name("layerfs-fuse")
 
 
-@pytest.fixture
-def lower(tmp_path: Path) -> Path:
-    path = tmp_path / "lower"
-    (path / "dir").mkdir(parents=True)
-    (path / "dir/file").write_text("lower\n")
-    (path / "file").write_text("other\n")
-    return path
-
-
 @contextmanager
 def served(target: Path, options: str) -> Iterator[Path]:
     """A mount whose server is ended for good, whatever became of it."""
