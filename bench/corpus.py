@@ -258,6 +258,16 @@ def _deep(layers: int) -> Callable[[Path, Path, Callable[[str], None]], None]:
     return build
 
 
+def _spread(layers: int) -> Callable[[Path, Path, Callable[[str], None]], None]:
+    """Of every layer something can be seen: the dearest kind of depth."""
+
+    def build(_work: Path, layout: Path, say: Callable[[str], None]) -> None:
+        say(f"==> {layers} layers with a file each")
+        write_image(layout, (files_layer([(f"files/{number}", b"%d" % number * 500)]) for number in range(layers)))
+
+    return build
+
+
 def _flat(name: str) -> Callable[[Path, Path, Callable[[str], None]], None]:
     def build(work: Path, layout: Path, say: Callable[[str], None]) -> None:
         deep = image(name, say=say)
@@ -283,6 +293,7 @@ _RECIPES: dict[str, tuple[int, Callable[[Path, Path, Callable[[str], None]], Non
     "deep-101-flat": (1, _flat("deep-101")),
     "deep-256": (1, _deep(256)),
     "deep-499": (1, _deep(499)),
+    "spread-499": (1, _spread(499)),
 }
 
 

@@ -105,8 +105,10 @@ def _library(store: Store, found: Image, target: Path, kind: str) -> tuple[Sampl
     return Sample(mounts / _IN_A_ROW), Sample(umounts / _IN_A_ROW)
 
 
-#: The image that the other tools' commands are spared.
-_TOO_DEEP = "deep-499"
+#: Images that the other tools' commands are spared.
+_TOO_DEEP = ("deep-499", "spread-499")
+
+_IMAGES = ("deep-1", "python-app", "deep-101", *_TOO_DEEP)
 
 Pair = Callable[[], tuple[Sample, Sample]]
 
@@ -207,24 +209,22 @@ def _through_command_line(root: Path, images: Mapping[str, Image], rounds: int, 
 
     pairs: dict[Variant, Pair] = {("layerfs", name): partial(ours, found) for name, found in images.items()}
     broken: dict[str, str] = {}
-    few = [name for name in images if name != _TOO_DEEP]
+    few = [name for name in images if name not in _TOO_DEEP]
     with ExitStack() as stack:
         for name, make, needs in (("podman image mount", _podman, "podman"), ("ctr images mount", _containerd, "ctr")):
             pairs |= prepare(stack, name, partial(make, few, root), broken, needs=needs) or {}
-            if _TOO_DEEP in images and name not in broken:
-                pairs[name, _TOO_DEEP] = _not_tried
+            if name not in broken:
+                pairs |= {(name, deep): _not_tried for deep in _TOO_DEEP if deep in images}
         _both(pairs, "command line, read-only", rounds, report, broken)
 
 
 def main(arguments: Sequence[str]) -> None:
     """Run the scenario with options from the command line."""
     parser = common_options("mount", __doc__, rounds=5)
-    parser.add_argument(
-        "--image", action="append", type=image_name, help="deep-1, python-app, deep-101 and deep-499 unless given"
-    )
+    parser.add_argument("--image", action="append", type=image_name, help=f"{', '.join(_IMAGES)} unless given")
     options = parser.parse_args(arguments)
     report = Report("mount", {**vars(options), "mounts in a row": _IN_A_ROW})
-    with store_with(options.image or ["deep-1", "python-app", "deep-101", "deep-499"]) as (store, root, images):
+    with store_with(options.image or _IMAGES) as (store, root, images):
         (root / "mnt").mkdir()
         for kind in ("read-only", "existing container", "new container"):
             _through_library(store, images, root, kind, rounds=options.rounds, report=report)

@@ -16,6 +16,8 @@ __all__ = ["digestfile_option", "write_digest"]
 
 def _checked(context: click.Context, parameter: click.Parameter, value: str | None) -> str | None:
     """Refuse a file that cannot be made, before anything is sent."""
+    if value and os.path.isdir(value):
+        raise click.BadParameter(f"{value} is a directory", context, parameter)
     if value and not os.path.isdir(os.path.dirname(os.path.abspath(value))):
         raise click.BadParameter(f"there is no directory for {value}", context, parameter)
     return value

@@ -111,7 +111,7 @@ class ContainerPart(StorePart):
                 )  # fmt: skip
             except BaseException:
                 if made and snapshot is not None:
-                    with container_lock(self._handle, snapshot):
+                    with contextlib.suppress(NotFound), container_lock(self._handle, snapshot):
                         remove_snapshot(self._handle, snapshot)
                 if own:
                     os.rmdir(place)

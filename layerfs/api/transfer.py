@@ -227,7 +227,10 @@ class TransferPart(StorePart):
         if destination is None:
             destination = self._own_name(image, record)
         if not is_registry(destination):
-            raise InvalidReference(f"{destination} is on no registry", hint="Use: layerfs copy store:IMAGE DESTINATION")
+            raise InvalidReference(
+                f"{destination} is on no registry",
+                hint=f"Use: layerfs copy store:IMAGE {destination}. An image of that name goes to docker://{destination}",
+            )
         reference = Reference.parse(registry_name(destination)).with_default_tag()
         if reference.digest is not None:
             raise InvalidReference(f"{destination} has a digest: an image is pushed to a repository and a tag")

@@ -43,7 +43,9 @@ AUFS_PREFIX = b".wh..wh."
 
 #: Names that a file system reads as commands. An archive may not set them in any spelling: they would turn files of
 #: the image into redirects, opaque directories or foreign owners once mounted.
-_PRIVATE_PREFIXES = (b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.", b"trusted.layerfs.")
+_PRIVATE_PREFIXES = (
+    b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.", b"security.fuseoverlayfs.", b"trusted.layerfs.",
+)  # fmt: skip
 #: Owner and mode where a process may not chown: ``UID:GID:MODE``, the mode in octal (containers/storage's form).
 OVERRIDE_XATTR = b"user.containers.override_stat"
 

@@ -16,7 +16,7 @@ from collections.abc import Mapping
 from layerfs.errors import FormatError, LimitExceeded, quoted
 from layerfs.formats.whiteout import is_private_xattr
 
-__all__ = ["ACCESS_ACL", "MAX_XATTR_NAME", "MAX_XATTR_VALUE", "accepted_xattrs", "mode_of_acl"]
+__all__ = ["ACCESS_ACL", "MAX_XATTR_NAME", "MAX_XATTR_VALUE", "accepted_xattrs", "acl_of_owner", "mode_of_acl"]
 
 #: The longest name, namespace included: XATTR_NAME_MAX.
 MAX_XATTR_NAME = 255
@@ -103,6 +103,15 @@ def mode_of_acl(value: bytes) -> tuple[int, bool] | None:
     found = {tag: permissions for tag, permissions, _ in _ACL_ENTRY.iter_unpack(value[4:])}
     group = found.get(_MASK, found[_GROUP_OBJ])
     return found[_USER_OBJ] << 6 | group << 3 | found[_OTHER], len(value) > 4 + 3 * _ACL_ENTRY.size
+
+
+def acl_of_owner(value: bytes, mode: int) -> bytes:
+    """Return an access ACL with the permissions of the owner as a mode has them."""
+    entries = list(_ACL_ENTRY.iter_unpack(value[4:]))
+    return value[:4] + b"".join(
+        _ACL_ENTRY.pack(tag, mode >> 6 & 7 if tag == _USER_OBJ else permissions, identity)
+        for tag, permissions, identity in entries
+    )
 
 
 def _is_acl(value: bytes) -> bool:

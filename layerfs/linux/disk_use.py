@@ -13,30 +13,48 @@ __all__ = ["tree_disk"]
 def tree_disk(directory: str) -> int:
     """Return the bytes allocated below a directory, each inode once. Its depth is no limit.
 
+    What this process may not look into counts for nothing.
+
     Raises:
-        OSError: ENOENT, EACCES.
+        OSError: ENOENT, ENOTDIR.
     """
     seen: set[int] = set()
     total = 0
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+
+    def below(fd: int) -> list[bytes]:
+        """Count what is in a directory, and return the directories in it."""
+        nonlocal total
+        found = []
+        for name in os.listdir(fd):
+            try:
+                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+            except PermissionError:
+                continue
+            if status.st_ino not in seen:
+                seen.add(status.st_ino)
+                total += status.st_blocks * 512
+            if stat.S_ISDIR(status.st_mode):
+                found.append(os.fsencode(name))
+        return found
+
     try:
-        with DirectoryStack(fd) as stack:
-            todo: list[list[bytes]] = []
-            while True:
-                below = []
-                for name in os.listdir(stack.fd):
-                    status = os.stat(name, dir_fd=stack.fd, follow_symlinks=False)
-                    if status.st_ino not in seen:
-                        seen.add(status.st_ino)
-                        total += status.st_blocks * 512
-                    if stat.S_ISDIR(status.st_mode):
-                        below.append(os.fsencode(name))
-                todo.append(below)
-                while not todo[-1]:
+        start = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return 0
+    try:
+        with DirectoryStack(start) as stack:
+            todo = [below(stack.fd)]
+            while todo:
+                if not todo[-1]:
                     todo.pop()
-                    if not todo:
-                        return total
-                    stack.pop()
-                stack.push(todo[-1].pop())
+                    if todo:
+                        stack.pop()
+                    continue
+                try:
+                    stack.push(todo[-1].pop())
+                except PermissionError:
+                    continue
+                todo.append(below(stack.fd))
     finally:
-        os.close(fd)
+        os.close(start)
+    return total

@@ -211,7 +211,8 @@ class _Layout:
     def _expand(self, entries: list[Descriptor], name: Reference | None, depth: int) -> list[ImagePlan]:
         if depth > MAX_NESTING:
             raise FormatError(f"indexes are nested more than {MAX_NESTING} deep")
-        if self._selection.all_platforms:
+        if self._selection.all_platforms or len(entries) == 1:
+            # What is the only one in an archive is loaded whatever it was built for, as by every other tool.
             chosen = entries
         else:
             chosen = [choose_entry(entries, self._selection.platform, self._document)]
@@ -329,6 +330,8 @@ def _select(images: list[ImagePlan], selection: Selection) -> list[ImagePlan]:
         if not images:
             hint = f"There is: {', '.join(sorted(map(str, found)))}."
             raise NotFound("platform in the archive", str(selection.platform), hint=hint)
+    if selection.name is not None and len(images) > 1 and not selection.all_platforms:
+        raise FormatError(f"{len(images)} images cannot have one name", hint="Say which one of them is meant.")
     if selection.name is not None:
         images = [replace(plan, names=(selection.name,)) for plan in images]
     # Of several images with one name the one for the wanted platform keeps it, else the first.

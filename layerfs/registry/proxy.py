@@ -45,7 +45,7 @@ def _fits(word: str, host: str, port: int) -> bool:
     except ValueError:
         pass
     name, colon, digits = word.rpartition(":")
-    if colon and digits.isdigit() and (":" not in name or name.endswith("]")):
+    if colon and digits.isascii() and digits.isdecimal() and (":" not in name or name.endswith("]")):
         if int(digits) != port:
             return False
         word = name.strip("[]")

@@ -184,6 +184,7 @@ class Repository:
 
         Raises:
             IntegrityError: the registry says that it has stored something else.
+            RegistryError: it refuses, or, once the manifest is there, the list of what refers to its subject.
         """
         algorithm = reference.algorithm if isinstance(reference, Digest) else "sha256"
         digest = Digest.of(raw, algorithm)

@@ -118,12 +118,7 @@ def _dress(
     ``path`` is a descriptor where that is enough, which saves the way through /proc; ``name`` is there where it is not.
     """
     mode = attributes.mode
-    if upper.override:
-        if stat.S_IFMT(mode) in {stat.S_IFREG, stat.S_IFDIR}:
-            os.chmod(path, stat.S_IMODE(mode) & 0o777 | (0o700 if stat.S_ISDIR(mode) else 0o600))
-            text = b"%d:%d:%o" % (attributes.uid, attributes.gid, stat.S_IMODE(mode))
-            os.setxattr(path, upper.override, text)
-    else:
+    if not upper.override:
         if (attributes.uid, attributes.gid) != upper.owner:
             if name is None:
                 os.fchown(fd, attributes.uid, attributes.gid)
@@ -137,6 +132,9 @@ def _dress(
         except OSError as error:
             if error.errno not in _UNKEPT:
                 raise
+    if upper.override and stat.S_IFMT(mode) in {stat.S_IFREG, stat.S_IFDIR}:
+        # Behind an ACL, which sets the mode too.
+        upper.keep_owner(path, mode, attributes.uid, attributes.gid)
     times = (attributes.atime_ns, attributes.mtime_ns)
     if name is None:
         os.utime(fd, ns=times)

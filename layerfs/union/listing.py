@@ -11,7 +11,7 @@ import os
 import stat
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from errno import ENOTDIR
+from errno import ENOTDIR, EPERM
 
 from layerfs.union.attribute import Attributes
 from layerfs.union.base import UnionPart
@@ -19,7 +19,10 @@ from layerfs.union.lower import Reference
 from layerfs.union.node import Node
 from layerfs.union.upper import Upper
 
-__all__ = ["ListingPart"]
+__all__ = ["NOT_LOOKED_UP", "ListingPart"]
+
+#: Stands for the number of links of an entry of which there is no more than a name: nobody may ask for its inode.
+NOT_LOOKED_UP = -1
 
 #: Called with name, attributes and the place behind the entry; False says that it was not taken.
 Emit = Callable[[bytes, Attributes, int], bool]
@@ -80,7 +83,9 @@ class ListingPart(UnionPart):
     """Listing directories, by inode number."""
 
     def readdir(self, ino: int, place: int, emit: Emit) -> None:
-        """Hand out some entries from a place on, until one is not taken; each with links counts as a lookup.
+        """Hand out some entries from a place on, until one is not taken; none says that there are no more.
+
+        Each taken one counts as a lookup, but for the dots and those whose number of links is :data:`NOT_LOOKED_UP`.
 
         A name that is neither made nor removed meanwhile comes exactly once, whatever happens to others.
 
@@ -102,26 +107,33 @@ class ListingPart(UnionPart):
             if node.is_gone:
                 return
             # Of these two nobody looks at more than number and type; the kernel knows them by their own names.
-            if place < 1 and not emit(b".", _nameless(node), 1):
+            if place < 1 and not emit(b".", _bare(node), 1):
                 return
-            if not emit(b"..", _nameless(node.parent or node), 2):
+            if not emit(b"..", _bare(node.parent or node), 2):
                 return
         listing = self._listing(node, new=place == 0)
         if self._owners is None and not self._static_nlink and not node.upper:
             self._hand_out_lower(node, listing.rows, max(place + 1 - _FIRST, 0), emit)
             return
         places, rows = listing.places, listing.rows
-        start = bisect_right(places, place)
-        for index in range(start, min(start + _SLICE, len(rows))):
+        taken = 0
+        for index in range(bisect_right(places, place), len(rows)):
+            if taken == _SLICE:
+                return
             name = rows[index][0]
             try:
                 found = self._find(node, name)
-            except PermissionError:  # a redirect, which is not followed: there is a name and no more
-                if not emit(name, _nameless(node), places[index]):
+            except OSError as error:
+                if error.errno != EPERM:
+                    raise
+                # A redirect, which is not followed: there is a name and no more.
+                if not emit(name, _bare(node)._replace(nlink=NOT_LOOKED_UP), places[index]):
                     return
+                taken += 1
                 continue
             if found is None:
                 continue
+            taken += 1
             child, status = found
             try:
                 if not emit(name, self._attributes(child, status), places[index]):
@@ -230,6 +242,6 @@ class ListingPart(UnionPart):
         return visible, hidden
 
 
-def _nameless(node: Node) -> Attributes:
-    """Return number and type of a directory; no links say that this is all there is."""
+def _bare(node: Node) -> Attributes:
+    """Return number and type of a directory."""
     return tuple.__new__(Attributes, (node.ino, stat.S_IFDIR, 0, 0, 0, 0, 0, 0, 0, 0, 0))

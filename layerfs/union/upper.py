@@ -223,14 +223,14 @@ class Upper:
         if stat.S_IFMT(mode) in {stat.S_IFREG, stat.S_IFDIR}:
             fd = open_inode(name, dir_fd)
             try:
-                self._override(fd, mode, uid, gid)
+                self.keep_owner(descriptor_path(fd), mode, uid, gid)
             finally:
                 os.close(fd)
 
     def dress_open(self, fd: int, mode: int, uid: int, gid: int) -> None:
         """As :meth:`dress`, for a new regular file that is open and has no name."""
         if self.override:
-            self._override(fd, mode, uid, gid)
+            self.keep_owner(fd, mode, uid, gid)
             return
         os.fchown(fd, uid, gid)
         if mode & _PRIVILEGE_BITS:
@@ -254,7 +254,10 @@ class Upper:
             if mode is None and node.kind == stat.S_IFREG:
                 bits &= ~_PRIVILEGE_BITS
             with self.inode(node) as fd:
-                self._override(fd, bits, old.uid if uid is None else uid, old.gid if gid is None else gid)
+                self.keep_owner(
+                    descriptor_path(fd), node.kind | stat.S_IMODE(bits),
+                    old.uid if uid is None else uid, old.gid if gid is None else gid,
+                )  # fmt: skip
             return
         if uid is not None or gid is not None:
             owner, group = -1 if uid is None else uid, -1 if gid is None else gid
@@ -271,10 +274,16 @@ class Upper:
             with self.inode(node) as fd:
                 os.chmod(descriptor_path(fd), stat.S_IMODE(mode))
 
-    def _override(self, fd: int, mode: int, uid: int, gid: int) -> None:
-        """Keep owner and mode in the xattr, and keep the inode usable for its real owner."""
+    def keep_owner(self, path: bytes | int, mode: int, uid: int, gid: int) -> None:
+        """Keep owner and mode in the xattr, and keep the inode usable for its real owner.
+
+        Args:
+            path: of the inode, or a descriptor that is more than an O_PATH one.
+            mode: with type bits.
+            uid: owner.
+            gid: group.
+        """
         assert self.override is not None
-        path = descriptor_path(fd)
         os.chmod(path, stat.S_IMODE(mode) & 0o777 | (0o700 if stat.S_ISDIR(mode) else 0o600))
         os.setxattr(path, self.override, b"%d:%d:%o" % (uid, gid, stat.S_IMODE(mode)))
 

@@ -7,6 +7,7 @@ import stat
 from collections.abc import Iterable
 from errno import EINVAL, ENODATA, ENOTSUP
 
+from layerfs.formats.xattr import ACCESS_ACL, acl_of_owner
 from layerfs.union.attribute import Attributes
 from layerfs.union.base import Caller, UnionPart
 from layerfs.union.mark import descriptor_path, read_xattrs
@@ -87,7 +88,11 @@ class ViewPart(UnionPart):
                 if not os.listxattr(path):
                     node.bare = True
                     raise _no_xattr(name)
-                return os.getxattr(path, stored)
+                value = os.getxattr(path, stored)
+            if stored == ACCESS_ACL and self._upper.override:
+                # The real one lets the real owner read and write in any case.
+                return acl_of_owner(value, self._attributes(node).mode)
+            return value
         xattrs = self._lower.xattrs(node.lower)
         if not xattrs:
             node.bare = True

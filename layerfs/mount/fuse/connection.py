@@ -401,9 +401,12 @@ class Connection:
             if atime_ns != mtime_ns or ctime_ns != mtime_ns:  # never in an image
                 atime, atime_rest = divmod(atime_ns, _SECOND)
                 ctime, ctime_rest = divmod(ctime_ns, _SECOND)
+            node = child
+            if after < 3 or nlink < 0:  # NOT_LOOKED_UP
+                node, nlink = 0, 0
             directory_entry(length).pack_into(
                 buffer, position,
-                child if nlink else 0, 0, seconds, seconds, nanoseconds, nanoseconds,
+                node, 0, seconds, seconds, nanoseconds, nanoseconds,
                 child, size, blocks, atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest,
                 mode, nlink, uid, gid, rdev, _BLOCK, 0,
                 child, after, length, mode >> 12, name,

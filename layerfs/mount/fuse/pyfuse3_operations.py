@@ -22,6 +22,7 @@ from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, Setatt
 
 from layerfs.union.attribute import Attributes
 from layerfs.union.change import Changes
+from layerfs.union.listing import NOT_LOOKED_UP
 from layerfs.union.union import Union
 
 __all__ = ["UnionOperations"]
@@ -205,7 +206,12 @@ class UnionOperations(pyfuse3.Operations):
     def readdir(self, handle: int, place: int, token: Any) -> None:
         """List a directory with attributes."""
         entry = self._entry
-        self._union.readdir(handle, place, lambda name, found, after: readdir_reply(token, name, entry(found), after))
+
+        def take(name: bytes, found: Attributes, after: int) -> bool:
+            # pyfuse3 knows no entry that is not looked up; such a one is left out.
+            return found.nlink == NOT_LOOKED_UP or bool(readdir_reply(token, name, entry(found), after))
+
+        self._union.readdir(handle, place, take)
 
     @_answered
     def releasedir(self, _handle: int) -> None:

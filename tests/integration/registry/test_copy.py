@@ -188,6 +188,11 @@ def test_flags_that_cannot_be_followed(store: Store, layout: Path, tmp_path: Pat
         with pytest.raises(InvalidReference, match="has no transport"):
             copy(*ends, store=store)
     assert not (tmp_path / "y").exists()
+    both = write_layout(tmp_path / "both", oci(IMAGE, TestImage([layer({"other": b"other"})], ["other"])))
+    with pytest.raises(FormatError, match="2 images"):
+        copy(f"oci:{both}", "store:new", store=store)
+    assert len(store.images()) == 1
+    copy(f"oci:{both}:other", "store:new", store=store)
 
 
 def test_command_line(shell: Shell, registry: Registry, layout: Path, tmp_path: Path) -> None:
@@ -200,8 +205,9 @@ def test_command_line(shell: Shell, registry: Registry, layout: Path, tmp_path: 
     shell("copy", "-q", f"dir:{tmp_path}/dir", "store:copied")
     assert shell("images", "-q", "--no-trunc").split() == [IMAGE.id]
     shell.fails(2, "copy", "oci:", f"dir:{tmp_path}/x")
-    lost = shell.fails(2, "copy", f"oci:{layout}:app", f"dir:{tmp_path}/x", "--digestfile", f"{tmp_path}/no/d")
-    assert "no directory" in lost
+    for place_of_digest, problem in ((f"{tmp_path}/no/d", "no directory"), (str(tmp_path), "is a directory")):
+        words = ("copy", f"oci:{layout}:app", f"dir:{tmp_path}/x", "--digestfile", place_of_digest)
+        assert problem in shell.fails(2, *words)
     assert not (tmp_path / "x").exists()
     assert shell("copy", "-q", place, f"dir:{tmp_path}/x", "--src-tls-verify=false").strip() == digest
     assert "is about a registry" in shell.fails(2, "copy", f"oci:{layout}:app", place, "--src-creds", "me:x")

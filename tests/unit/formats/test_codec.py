@@ -6,7 +6,6 @@ import bz2
 import gzip
 import io
 import lzma
-import os
 import struct
 import tracemalloc
 from collections.abc import Callable
@@ -16,10 +15,11 @@ import zstandard
 
 from layerfs.errors import FormatError, UnsupportedFormat
 from layerfs.formats.codec import MAX_WINDOW, PIECE, decompress, detect
+from tests.image_builder import noise
 from tests.unit.formats.raw_tar import END, entry
 
 SKIPPABLE = b"\x5f\x2a\x4d\x18" + struct.pack("<I", 5) + b"hello"
-TEXT = os.urandom(1000) + bytes(PIECE) + b"end"
+TEXT = noise(1000) + bytes(PIECE) + b"end"
 
 
 def zstd(data: bytes) -> bytes:
@@ -113,7 +113,7 @@ def flipped(data: bytes, position: int) -> bytes:
         (gzip.compress(b"a") + gzip.compress(b"b")[:12], "too soon"),
         (gzip.compress(b"a") + b"PK", "followed"),
         (gzip.compress(b"a") + b"\0\0\x1f", "followed"),
-        (flipped(zstd(os.urandom(999)), 5), "damaged"),
+        (flipped(zstd(noise(999)), 5), "damaged"),
         (zstd(b"a") + b"garbage!", "damaged"),
     ],
 )
@@ -123,9 +123,7 @@ def test_damage_is_refused(data: bytes, message: str) -> None:
 
 
 @pytest.mark.parametrize("checksum", [False, True])
-@pytest.mark.parametrize(
-    "content", [bytes(300), os.urandom(300), b"a word, and " * 30], ids=["RLE", "raw", "compressed"]
-)
+@pytest.mark.parametrize("content", [bytes(300), noise(300), b"a word, and " * 30], ids=["RLE", "raw", "compressed"])
 def test_a_zstd_stream_may_end_between_frames_alone(content: bytes, checksum: bool) -> None:
     compressor = zstandard.ZstdCompressor(write_checksum=checksum)
     frames = [compressor.compress(content), SKIPPABLE, compressor.compress(content[:7])]
@@ -142,7 +140,7 @@ def test_a_zstd_stream_may_end_between_frames_alone(content: bytes, checksum: bo
 
 @pytest.mark.parametrize("length", [PIECE - 16, PIECE - 15, PIECE - 1, PIECE, PIECE + 1, 2 * PIECE - 8, 2 * PIECE])
 def test_a_zstd_stream_of_whole_pieces(length: int) -> None:
-    content = os.urandom(length)
+    content = noise(length)
     assert expand(zstd(content)) == content
 
 

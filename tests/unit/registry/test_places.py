@@ -119,6 +119,7 @@ PROXY = "http://proxy.example:3128"
         ("sub.r.example", 443, "*.r.example", True),
         ("r.example", 443, "r.example:443", True),
         ("r.example", 5000, "r.example:443", False),
+        ("r.example", 443, "a:²", False),
         ("10.9.9.9", 443, "10.0.0.0/8", True),
         ("11.9.9.9", 443, "10.0.0.0/8", False),
         ("10.9.9.9", 443, "10.9.9.9", True),

@@ -79,12 +79,18 @@ class Work:
 
     def entries(self, path: str) -> list[tuple[str, Attributes]]:
         found: list[tuple[str, Attributes]] = []
+        last = -1
+        place = 0
 
-        def take(name: bytes, attributes: Attributes, _place: int) -> bool:
+        def take(name: bytes, attributes: Attributes, after: int) -> bool:
+            nonlocal place
             found.append((name.decode(), attributes))
+            place = after
             return True
 
-        self.union.readdir(self.at(path).ino, 0, take)
+        while place != last:  # an answer without an entry is the end
+            last = place
+            self.union.readdir(self.at(path).ino, place, take)
         return found
 
 

@@ -312,6 +312,35 @@ def test_a_directory_read_while_it_changes(work: Work) -> None:
     assert sorted(stays) == sorted([".", "..", "b", "f", "two", *(f"stay{number}" for number in range(300))])
 
 
+def test_a_directory_of_which_much_is_removed_while_it_is_read(work: Work) -> None:
+    """Nothing in an answer means that there is no more, so one may not be empty because names have gone."""
+    union, a = work.union, work.at("a").ino
+    for number in range(400):
+        work.create("a", f"{number:03}")
+    seen: list[tuple[str, int]] = []
+
+    def take(name: bytes, _attributes: object, after: int) -> bool:
+        seen.append((name.decode(), after))
+        return len(seen) < 40
+
+    union.readdir(a, 0, take)
+    gone = [name for name in work.names("a") if name.isdecimal() and name not in {name for name, _ in seen}][:200]
+    stays = set(work.names("a")) - set(gone)
+    for name in gone:
+        union.unlink(a, name.encode())
+
+    def take_all(name: bytes, _attributes: object, after: int) -> bool:
+        seen.append((name.decode(), after))
+        return True
+
+    before = 0
+    while before != len(seen):
+        before = len(seen)
+        union.readdir(a, seen[-1][1], take_all)
+        assert len(seen) - before <= 64
+    assert sorted(name for name, _ in seen if name not in {".", ".."}) == sorted(stays)
+
+
 def test_errors(work: Work) -> None:
     union = work.union
     with failing(ENAMETOOLONG):
