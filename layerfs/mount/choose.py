@@ -103,10 +103,15 @@ def choose_backend(backend: str = "auto", lower: str = "auto", *, tried: Sequenc
         if status.usable:
             return status
         refused.append(status)
-    what = "no backend works here" if backend == "auto" else f"backend {refused[0].name} does not work here"
+    if backend == "auto":
+        # Which one of them can be put right, a user knows best.
+        problem = (
+            f"no backend works here: {'; '.join(dict.fromkeys(f'{one.backend}: {one.reason}' for one in refused))}"
+        )
+    else:
+        problem = f"backend {refused[0].name} does not work here: {refused[0].reason}"
     raise BackendUnavailable(
-        # One line: the others' reasons are in the attribute.
-        f"{what}: {refused[0].reason}",
+        problem,
         reasons={status.name: status.reason for status in refused},
         hint=_way_out(refused),
     )

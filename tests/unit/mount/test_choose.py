@@ -61,7 +61,8 @@ def test_without_privilege_root_is_the_way_out(machine: Machine) -> None:
     machine(privilege="user 1000 lacks CAP_SYS_ADMIN", fuse="/dev/fuse cannot be opened")
     with pytest.raises(BackendUnavailable) as caught:
         choose_backend()
-    assert str(caught.value) == "no backend works here: user 1000 lacks CAP_SYS_ADMIN"
+    reasons = "overlay: user 1000 lacks CAP_SYS_ADMIN; fuse: /dev/fuse cannot be opened"
+    assert str(caught.value) == f"no backend works here: {reasons}"
     assert caught.value.hint == "run as root"
     assert set(caught.value.reasons) == {"overlay", "overlay (lower=dirs)", "fuse"}
 
