@@ -147,7 +147,8 @@ class ContainerPart(StorePart):
 
         unmount_record(self._handle, record, lazy=lazy)
         if os.path.dirname(record.target) == self._targets():
-            os.rmdir(record.target)
+            with contextlib.suppress(FileNotFoundError):
+                os.rmdir(record.target)
         return _mount(record)
 
     def mounts(self) -> list[Mount]:

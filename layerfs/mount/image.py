@@ -10,12 +10,12 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from layerfs.errors import BackendUnavailable, Conflict, IntegrityError, MountError
+from layerfs.errors import BackendUnavailable, Conflict, IntegrityError, MountError, NotFound
 from layerfs.formats.digest import chain_id
 from layerfs.formats.erofs.reader import Tree
 from layerfs.linux.durable import sync_filesystem
 from layerfs.linux.mount_api import umount
-from layerfs.linux.mountinfo import find_mount
+from layerfs.linux.mountinfo import find_mount, read_mounts
 from layerfs.linux.probe import feature
 from layerfs.linux.process import wait_for_end
 from layerfs.mount.choose import BackendStatus, choose_backend
@@ -159,6 +159,7 @@ def unmount_record(handle: StoreHandle, record: MountRecord, *, lazy: bool = Fal
 
     Raises:
         MountError: EBUSY with who holds it.
+        NotFound: somebody else was quicker.
         OSError: EIO, ENOSPC if what was written could not be made durable.
 
     Blocking: waits for the process of a FUSE mount to close its files. Unless ``lazy``, and with a store that syncs,
@@ -168,7 +169,12 @@ def unmount_record(handle: StoreHandle, record: MountRecord, *, lazy: bool = Fal
     if is_dead(record.target):
         clear_dead(record.target)
     else:
-        unmount(record.target, mount_id=record.mount_id, lazy=lazy)
+        try:
+            unmount(record.target, mount_id=record.mount_id, lazy=lazy)
+        except MountError as error:
+            if error.errno in {errno.EINVAL, errno.ENOENT} and not list(read_mounts(numbers=[record.mount_id])):
+                raise NotFound("mount", record.target, hint="Somebody else has just unmounted it.") from error
+            raise
     if lazy and record.container is not None:
         records_of(handle).detach(record)
     else:

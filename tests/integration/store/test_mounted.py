@@ -15,9 +15,10 @@ from pathlib import Path
 import pytest
 
 from layerfs.api import Store
-from layerfs.errors import BackendUnavailable, Conflict, StoreReadOnly
+from layerfs.errors import BackendUnavailable, Conflict, NotFound, StoreReadOnly
 from layerfs.formats.digest import Digest
 from layerfs.linux.mount_api import umount
+from layerfs.mount.image import unmount_record
 from tests.image_builder import TestImage, layer, noise, oci, outer, pipe, write_layout
 from tests.integration.store.conftest import Mount
 from tests.store_audit import assert_whole, contents, tree_files
@@ -253,6 +254,19 @@ def test_a_container_whose_record_is_gone_is_still_in_use(container: tuple[Store
         except Conflict:  # its process is still closing files
             time.sleep(0.05)
     assert store.containers() == []
+
+
+@pytest.mark.needs_overlay
+def test_two_unmount_at_once(container: tuple[Store, Path]) -> None:
+    store, _ = container
+    store.mount("donor:1", name="box")
+    (record,) = store._records().live()
+    store.umount("box")
+    with pytest.raises(NotFound, match=record.target):
+        unmount_record(store._handle, record)
+    store.mount("donor:1", name="box")
+    assert store._records().find("box") is not None
+    store.umount("box")
 
 
 @pytest.mark.needs_overlay
