@@ -12,6 +12,7 @@ import os
 
 from layerfs.linux.rename import EXCHANGE, NOREPLACE, WHITEOUT, rename
 from layerfs.union.change import ChangePart
+from layerfs.union.limit import is_reserved
 from layerfs.union.listing import ListingPart
 from layerfs.union.mark import open_inode
 from layerfs.union.node import Node
@@ -228,15 +229,26 @@ class MovePart(ChangePart, ListingPart):
         if not node.upper or node.fd >= 0 or node.extra or not node.lookups:
             return
         try:
-            place, name = upper.place(node)
-            node.fd = open_inode(name, place)
+            node.fd = self._held(upper, node)
         except OSError as error:
             if error.errno not in {errno.EMFILE, errno.ENFILE}:
                 raise
             # Without a descriptor nobody could reach it any more. If there is none even now, the name stays.
             self.close_spare()
-            place, name = upper.place(node)
-            node.fd = open_inode(name, place)
+            node.fd = self._held(upper, node)
+
+    def _held(self, upper: Upper, node: Node) -> int:
+        """Open an inode that shall stay open as long as it is used.
+
+        Raises:
+            OSError: EMFILE also if only those descriptors are left that serving needs.
+        """
+        place, name = upper.place(node)
+        fd = open_inode(name, place)
+        if is_reserved(fd):
+            os.close(fd)
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        return fd
 
     def _release_hold(self, node: Node) -> None:
         """Let go of an inode that still has a name."""

@@ -419,6 +419,9 @@ def test_few_descriptors_are_enough(lower: Path, upper: Path, work: Path, target
             file.flush()
         answers = [errno_of((target / f"d{number}/file").unlink) for number in range(300)]
         for file in opened:
+            os.posix_fadvise(file.fileno(), 0, 0, os.POSIX_FADV_DONTNEED)
+            assert os.pread(file.fileno(), 7, 0) == b"changed"
+        for file in opened:
             file.close()
         assert set(answers) == {0, errno.EMFILE}
         time.sleep(0.2)  # until the kernel has let go of them
