@@ -334,12 +334,14 @@ def is_uncounted(one: Any, other: Any) -> bool:
     return one[0].startswith("0o4") and other[0].startswith("0o4") and 1 in {one[1], other[1]}
 
 
-def is_uncounted_special(mine: Any, kernels: Any) -> bool:
-    """Whether all that differs is that overlayfs with index=on counts a link of a removed fifo or device of a layer."""
-    if not (isinstance(mine, tuple) and isinstance(kernels, tuple)) or mine[1] != 0:
+def is_counted_on(mine: Any, kernels: Any) -> bool:
+    """Whether all that differs is that overlayfs goes on counting the link of a file of a layer that was removed.
+
+    That is what the layer says, and can only be seen through a descriptor.
+    """
+    if not (isinstance(mine, tuple) and isinstance(kernels, tuple)):
         return False
-    mode = int(mine[0], 8)
-    return (stat.S_ISFIFO(mode) or stat.S_ISCHR(mode)) and mine == (kernels[0], 0, *kernels[2:])
+    return (mine[1], kernels[1]) == (0, 1) and mine == (kernels[0], 0, *kernels[2:])
 
 
 def describe_tree(root: Path, *, marks: bool = False) -> dict[str, Any]:
