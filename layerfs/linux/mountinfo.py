@@ -67,9 +67,7 @@ class MountEntry:
 
     def option_values(self, key: str) -> list[str]:
         """Return the values of all options of the file system instance with this key, such as ``lowerdir+``."""
-        # Commas inside a value are escaped, so that is undone after the split.
-        pairs = (item.partition("=") for item in self.super_options.split(","))
-        return [_unescape(value) for name, _, value in pairs if name == key]
+        return _values(self.super_options, key)
 
 
 @dataclass(frozen=True, slots=True)
@@ -141,14 +139,7 @@ def find_upper_mount(upper: str | os.PathLike[str]) -> MountEntry | None:
         OSError: if ``upper`` cannot be looked at.
     """
     wanted = os.stat(upper)
-    for entry in read_mounts(fstype="overlay"):
-        path = entry.option("upperdir")
-        if path is None:
-            continue
-        with contextlib.suppress(OSError):
-            if os.path.samestat(os.stat(path), wanted):
-                return entry
-    return None
+    return next((entry for entry in read_mounts(fstype="overlay") if _has_upper(entry.super_options, wanted)), None)
 
 
 def find_foreign_upper_mount(upper: str | os.PathLike[str]) -> tuple[int, MountEntry] | None:
@@ -162,7 +153,14 @@ def find_foreign_upper_mount(upper: str | os.PathLike[str]) -> tuple[int, MountE
     Raises:
         OSError: if ``upper`` cannot be looked at.
     """
+    from layerfs.linux.mount_namespaces import foreign_overlays  # noqa: PLC0415 - who only lists needs no ctypes
+
     wanted = os.stat(upper)
+    try:
+        if not any(_has_upper(options, wanted) for options in foreign_overlays()):
+            return None
+    except OSError:
+        pass  # an older kernel, or no privilege: every process has to be looked at
     seen = {os.readlink("/proc/self/ns/mnt")}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # it ended, or is somebody else's
@@ -171,10 +169,8 @@ def find_foreign_upper_mount(upper: str | os.PathLike[str]) -> tuple[int, MountE
                 continue
             seen.add(namespace)
             for entry in read_mounts(int(pid), fstype="overlay"):
-                path = entry.option("upperdir")
-                with contextlib.suppress(OSError):
-                    if path is not None and os.path.samestat(os.stat(path), wanted):
-                        return int(pid), entry
+                if _has_upper(entry.super_options, wanted):
+                    return int(pid), entry
     return None
 
 
@@ -243,6 +239,20 @@ def _parse(line: str) -> MountEntry:
         source=_unescape(source),
         super_options=super_options,
     )
+
+
+def _values(options: str, key: str) -> list[str]:
+    """Return the values of all options of this key."""
+    # Commas inside a value are escaped, so that is undone after the split.
+    pairs = (item.partition("=") for item in options.split(","))
+    return [_unescape(value) for name, _, value in pairs if name == key]
+
+
+def _has_upper(options: str, wanted: os.stat_result) -> bool:
+    """Return whether an overlay with these options has this upper directory."""
+    with contextlib.suppress(OSError):
+        return any(os.path.samestat(os.stat(path), wanted) for path in _values(options, "upperdir")[-1:])
+    return False
 
 
 def _unescape(text: str) -> str:
