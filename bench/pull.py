@@ -10,6 +10,7 @@ from __future__ import annotations
 import argparse
 import contextlib
 import shutil
+import os
 import subprocess
 import tempfile
 import time
@@ -68,7 +69,7 @@ def _layerfs(name: str, *options: str) -> Variant:
 
 def _environment(work: Path) -> dict[str, str]:
     # Without the machine's own configuration, which may name mirrors.
-    return {**store_environment(work), "XDG_CONFIG_HOME": f"{work}/none", "CONTAINERS_REGISTRIES_CONF": f"{work}/none"}
+    return {**store_environment(work), "XDG_CONFIG_HOME": f"{work}/none", "CONTAINERS_REGISTRIES_CONF": os.devnull}
 
 
 def _load(found: CorpusImage) -> Variant:

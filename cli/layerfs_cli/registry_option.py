@@ -244,7 +244,7 @@ def _registries() -> tuple[str, ...]:
     user, system = _configs("registries.conf")
     named = os.environ.get("CONTAINERS_REGISTRIES_CONF")
     if named and not os.path.exists(named):
-        raise click.UsageError(f"CONTAINERS_REGISTRIES_CONF names {named}, which does not exist")
+        raise click.UsageError(f"there is no {named}, which CONTAINERS_REGISTRIES_CONF names")
     if not named and os.path.exists(user):
         return (user, *_drop_ins(f"{user}.d"))
     return (named or system, *_drop_ins(f"{system}.d"), *_drop_ins(f"{user}.d"))

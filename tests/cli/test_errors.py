@@ -339,3 +339,14 @@ def test_load_asks_the_policy(shell: Shell, image: Built, tmp_path: Path) -> Non
         process = shell.process("load", stdin=file, stdout=-1, stderr=-1)
         assert b"trust policy rejects standard input" in process.communicate(timeout=30)[1]
     assert process.returncode == 5
+
+
+def test_the_file_that_is_named_for_registries(shell: Shell, tmp_path: Path) -> None:
+    shell.env["XDG_CONFIG_HOME"] = str(tmp_path / "config")
+    shell.env["CONTAINERS_REGISTRIES_CONF"] = str(tmp_path / "named.conf")
+    assert "there is no" in shell.fails(2, "tags", "blocked.invalid/a")
+    (tmp_path / "named.conf").write_text("")
+    drop_ins = tmp_path / "config/containers/registries.conf.d"
+    drop_ins.mkdir(parents=True)
+    (drop_ins / "own.conf").write_text('[[registry]]\nlocation = "blocked.invalid"\nblocked = true\n')
+    assert "is blocked" in shell.fails(5, "tags", "blocked.invalid/a")
