@@ -9,8 +9,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import shutil
 import os
+import shutil
 import subprocess
 import tempfile
 import time
