@@ -11,7 +11,6 @@ container that never rests is refused.
 from __future__ import annotations
 
 import os
-import stat
 from collections.abc import Callable, Iterable, Sequence
 from itertools import chain
 
@@ -37,7 +36,7 @@ from layerfs.formats.oci import ImageConfig
 from layerfs.formats.platform import Platform
 from layerfs.formats.tree import Node
 from layerfs.formats.whiteout import OPAQUE_MARKER, WHITEOUT_PREFIX
-from layerfs.linux.directory_stack import DirectoryStack
+from layerfs.linux.directory_stack import walk_status
 from layerfs.store.derive import merge_layers
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, find_image, image_layers, list_images, name_to_give
@@ -303,41 +302,11 @@ def _layer_of(
 
 def _signature(upper: str) -> set[tuple[int, ...]]:
     """Return what changes whenever something below a directory does: identity, size and times of every inode."""
-    found = set()
     fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
-        with DirectoryStack(fd) as stack:
-            todo: list[list[bytes]] = [[]]
-            found.add(_state(os.fstat(fd)))
-            todo[-1] = _look(stack.fd, found)
-            while todo:
-                if not todo[-1]:
-                    todo.pop()
-                    if todo:
-                        stack.pop()
-                    continue
-                try:
-                    stack.push(todo[-1].pop())
-                except (FileNotFoundError, NotADirectoryError):
-                    continue
-                todo.append(_look(stack.fd, found))
+        return {_state(os.fstat(fd)), *map(_state, walk_status(fd))}
     finally:
         os.close(fd)
-    return found
-
-
-def _look(fd: int, found: set[tuple[int, ...]]) -> list[bytes]:
-    """Note all entries of a directory; return its directories."""
-    below = []
-    for name in os.listdir(fd):
-        try:
-            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-        except FileNotFoundError:
-            continue
-        found.add(_state(status))
-        if stat.S_ISDIR(status.st_mode):
-            below.append(os.fsencode(name))
-    return below
 
 
 def _state(status: os.stat_result) -> tuple[int, ...]:

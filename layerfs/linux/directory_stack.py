@@ -10,10 +10,12 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
+from collections.abc import Generator, Iterator
 from types import TracebackType
 from typing import Self
 
-__all__ = ["DirectoryStack"]
+__all__ = ["DirectoryStack", "walk_status"]
 
 #: Directories of one walk that stay open. Two walks at once stay far below the usual limit of 1024 descriptors.
 _OPEN = 128
@@ -105,6 +107,54 @@ class DirectoryStack:
     ) -> None:
         """Close all descriptors."""
         self.close()
+
+
+def walk_status(start: int, *, blind: bool = False) -> Iterator[os.stat_result]:
+    """Yield the status of everything below a directory, not of itself; symbolic links are not followed.
+
+    A directory comes before what is in it. What somebody removes meanwhile is left out.
+
+    Args:
+        start: a descriptor of the directory; stays the caller's.
+        blind: leave out, too, what this process may not look into.
+
+    Raises:
+        OSError: EACCES (of the start even if ``blind``), ESTALE as :meth:`DirectoryStack.pop`.
+    """
+    skipped: tuple[type[OSError], ...] = (FileNotFoundError, NotADirectoryError)
+    if blind:
+        skipped += (PermissionError,)
+    with DirectoryStack(start) as stack:
+        todo = [(yield from _statuses(stack.fd, skipped))]
+        while todo:
+            if todo[-1]:
+                try:
+                    stack.push(todo[-1].pop())
+                except skipped:
+                    continue
+                todo.append((yield from _statuses(stack.fd, skipped)))
+            else:
+                todo.pop()
+                if todo:
+                    stack.pop()
+
+
+def _statuses(fd: int, skipped: tuple[type[OSError], ...]) -> Generator[os.stat_result, None, list[bytes]]:
+    """Yield the status of all entries of a directory; return the names of its directories."""
+    directories = []
+    try:
+        names = os.listdir(fd)
+    except skipped:
+        return []  # it was removed after it was opened
+    for name in names:
+        try:
+            status = os.stat(name, dir_fd=fd, follow_symlinks=False)
+        except skipped:
+            continue
+        if stat.S_ISDIR(status.st_mode):
+            directories.append(os.fsencode(name))
+        yield status
+    return directories
 
 
 def _identity(fd: int) -> tuple[int, int]:

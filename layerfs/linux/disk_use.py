@@ -3,9 +3,8 @@
 from __future__ import annotations
 
 import os
-import stat
 
-from layerfs.linux.directory_stack import DirectoryStack
+from layerfs.linux.directory_stack import walk_status
 
 __all__ = ["tree_disk"]
 
@@ -13,48 +12,18 @@ __all__ = ["tree_disk"]
 def tree_disk(directory: str) -> int:
     """Return the bytes allocated below a directory, each inode once. Its depth is no limit.
 
-    What this process may not look into counts for nothing.
+    What this process may not look into, and what is removed meanwhile, counts for nothing.
 
     Raises:
         OSError: ENOENT, ENOTDIR.
     """
-    seen: set[int] = set()
-    total = 0
-
-    def below(fd: int) -> list[bytes]:
-        """Count what is in a directory, and return the directories in it."""
-        nonlocal total
-        found = []
-        for name in os.listdir(fd):
-            try:
-                status = os.stat(name, dir_fd=fd, follow_symlinks=False)
-            except PermissionError:
-                continue
-            if status.st_ino not in seen:
-                seen.add(status.st_ino)
-                total += status.st_blocks * 512
-            if stat.S_ISDIR(status.st_mode):
-                found.append(os.fsencode(name))
-        return found
-
+    blocks: dict[int, int] = {}
     try:
         start = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            blocks.update((status.st_ino, status.st_blocks) for status in walk_status(start, blind=True))
+        finally:
+            os.close(start)
     except PermissionError:
         return 0
-    try:
-        with DirectoryStack(start) as stack:
-            todo = [below(stack.fd)]
-            while todo:
-                if not todo[-1]:
-                    todo.pop()
-                    if todo:
-                        stack.pop()
-                    continue
-                try:
-                    stack.push(todo[-1].pop())
-                except PermissionError:
-                    continue
-                todo.append(below(stack.fd))
-    finally:
-        os.close(start)
-    return total
+    return sum(blocks.values()) * 512

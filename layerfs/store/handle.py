@@ -6,6 +6,7 @@ import json
 import os
 from dataclasses import dataclass
 from errno import EACCES, EPERM, EROFS
+from functools import partial
 
 from layerfs.errors import FormatError, StoreError, StoreReadOnly, StoreTooNew
 from layerfs.formats.digest import Digest
@@ -109,12 +110,12 @@ def open_store(root: str, runroot: str, *, sync: bool = True) -> StoreHandle:
             write_document(layout.marker, json.dumps(document, indent=2).encode() + b"\n", sync=sync)
         # SQLite answers "locked" at once, without waiting, when two make the same database.
         with FileLock(layout.lock("open")):
-            database = Database(layout.database, sync=sync, in_use=lambda: _has_content(layout))
+            database = Database(layout.database, sync=sync, in_use=partial(_has_content, layout))
     except (FileExistsError, NotADirectoryError) as error:
         raise StoreError(f"{root} is no store: {error.strerror}: {error.filename}", root=root) from error
     except OSError as error:
         if error.errno == EROFS and _is_at_rest(layout):
-            frozen = Database(layout.database, sync=sync, frozen=True, in_use=lambda: _has_content(layout))
+            frozen = Database(layout.database, sync=sync, frozen=True, in_use=partial(_has_content, layout))
             return StoreHandle(layout, frozen, sync)
         message = f"cannot use the store at {root}: {error.strerror}"
         if error.errno in (EACCES, EPERM, EROFS):

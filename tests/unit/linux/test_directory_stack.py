@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.linux.directory_stack import DirectoryStack
+from layerfs.linux.directory_stack import DirectoryStack, walk_status
 from layerfs.linux.safe_path import remove_tree
 
 
@@ -64,3 +64,31 @@ def test_links_and_files_are_not_entered(start: int, tmp_path: Path) -> None:
             with pytest.raises(OSError):
                 stack.push(name)
         assert stack.depth == 0
+
+
+def test_statuses_of_everything_below(tmp_path: Path, start: int) -> None:
+    (tmp_path / "a/b").mkdir(parents=True)
+    (tmp_path / "a/file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("a")
+    found = sorted(status.st_ino for status in walk_status(start))
+    assert found == sorted((tmp_path / path).lstat().st_ino for path in ("a", "a/b", "a/file", "link"))
+
+
+def test_what_is_removed_during_a_walk_has_no_status(tmp_path: Path, start: int) -> None:
+    for name in ("one", "two"):
+        (tmp_path / name / "in").mkdir(parents=True)
+    walk = walk_status(start)
+    first = next(walk)
+    other = next(path for path in tmp_path.iterdir() if path.stat().st_ino != first.st_ino)
+    remove_tree(str(other))
+    kept = next(tmp_path.iterdir())
+    assert [status.st_ino for status in walk] == [(kept / "in").stat().st_ino]
+
+
+def test_a_directory_that_became_a_link_is_not_entered(tmp_path: Path, start: int) -> None:
+    (tmp_path / "inside").mkdir()
+    walk = walk_status(start)
+    next(walk)
+    (tmp_path / "inside").rmdir()
+    (tmp_path / "inside").symlink_to("/")
+    assert list(walk) == []
