@@ -399,7 +399,8 @@ def _explain(what: str, error: BaseException) -> RegistryError:
     if isinstance(cause, ssl.SSLError):
         return NotTls(f"{what}: TLS failed: {cause.reason or cause}", temporary=True)
     if isinstance(cause, OSError) and cause.__class__.__name__ == "gaierror":
-        return Unreachable(f"{what}: {cause.strerror}", temporary=cause.errno == -3)
+        hint = "Check the name of the registry, and that this machine can look up names."
+        return Unreachable(f"{what}: {cause.strerror}", temporary=cause.errno == -3, hint=hint)
     if isinstance(cause, OSError) and cause.strerror:
         return Unreachable(f"{what}: {cause.strerror}", temporary=True)
     if isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError):

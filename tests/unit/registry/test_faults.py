@@ -5,6 +5,7 @@ from __future__ import annotations
 import contextlib
 import gzip
 import json
+import socket
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import replace
@@ -909,3 +910,13 @@ def test_a_first_pull_with_a_token_takes_three_requests_before_layers(store: Sto
     assert [request.path.partition("?")[0] for request in registry.asked[1:]] == [
         "/v2/team/app/manifests/latest", "/token", "/v2/team/app/manifests/latest",
     ]  # fmt: skip
+
+
+def test_a_host_that_nobody_knows_is_told_with_what_to_do(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def lookup(*_: object, **__: object) -> None:
+        raise socket.gaierror(socket.EAI_NONAME, "Name or service not known")
+
+    monkeypatch.setattr(socket, "getaddrinfo", lookup)
+    with pytest.raises(Unreachable, match=r"r\.example: Name or service not known") as caught:
+        store.pull("docker://r.example/app", access=QUICK)
+    assert "Check the name" in str(caught.value.hint)
