@@ -338,7 +338,7 @@ def _merged(ingest: Ingest, layers: Sequence[BuiltLayer]) -> ImageTree:
         (layer.root if layer.root is not None else open_tree(handle.layout.layer_tree(layer.diff_id)), layer.key)
         for layer in (built.layer for built in layers)
     ]
-    return ImageTree(handle, Tree(merge_layers(pairs, ingest.keys.get)))
+    return ImageTree(handle, Tree(merge_layers(pairs, ingest.keys)))
 
 
 def _old_base(handle: StoreHandle, image: ImageRecord, config: ImageConfig, onto: ImageRecord) -> ImageRecord:

@@ -46,7 +46,7 @@ class ContentTree(LowerTree, Protocol):
         """Yield the bytes of a regular file."""
 
     def place(self, nid: int) -> tuple[str, int] | None:
-        """Return where a regular file's bytes lie: path of a layer file and offset; None for an empty one."""
+        """Return where a regular file's bytes lie, layer file and offset, or None: it is empty, or carried."""
 
 
 class Entry(Protocol):
@@ -99,7 +99,7 @@ class TreeEntry:
         return self.tree.readlink(self.nid)
 
     def place(self) -> tuple[str, int] | None:
-        """Return where a regular file's bytes lie; None for an empty one."""
+        """Return where a regular file's bytes lie, or None."""
         return self.tree.place(self.nid)
 
     def pieces(self) -> Iterator[bytes]:
@@ -204,8 +204,10 @@ def same_content(one: Entry, other: Entry) -> bool:
         return one.target() == other.target()
     if not stat.S_ISREG(one.mode):
         return True
-    if isinstance(one, TreeEntry) and isinstance(other, TreeEntry) and one.place() == other.place():
-        return True  # the same bytes of the same layer
+    if isinstance(one, TreeEntry) and isinstance(other, TreeEntry):
+        place = one.place()
+        if place is not None and place == other.place():
+            return True  # the same bytes of the same layer
     left, right = one.pieces(), other.pieces()
     ahead, behind = b"", b""
     while True:

@@ -295,14 +295,15 @@ class _Unpacking:
         fd = os.open(name, _NEW_FILE, 0o600, dir_fd=self._stack.fd)
         try:
             place = self._tree.data(inode.nid)
-            if place is not None:
+            if place is not None and place[0] == len(self._tree.devices):
+                _write(fd, self._tree.carried(place[1], inode.size))
+            elif place is not None:
                 device, offset = self._device(place[0]), place[1]
                 if inode.size <= _SMALL:
                     content = os.pread(device, inode.size, offset)
                     if len(content) != inode.size:
                         raise OSError(errno.EIO, f"the layer has only {len(content)} bytes of {inode.size}")
-                    while content:  # a full disk first takes a part, and says so at the next one
-                        content = content[os.write(fd, content) :]
+                    _write(fd, content)
                 else:
                     os.ftruncate(fd, inode.size)
                     if os.fstat(device).st_size < offset + inode.size:
@@ -338,6 +339,12 @@ class _Unpacking:
             fd = self._devices[index] = self._open_device(index)
         self._devices.move_to_end(index)
         return fd
+
+
+def _write(fd: int, content: bytes | memoryview) -> None:
+    """Write all of it: a full disk first takes a part, and says so at the next one."""
+    while content:
+        content = content[os.write(fd, content) :]
 
 
 def _kept_xattrs(tree: Tree, nid: int) -> Iterator[tuple[bytes, bytes]]:

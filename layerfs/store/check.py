@@ -112,7 +112,7 @@ def _check_merged(handle: StoreHandle, image: ImageRecord, *, repair: bool) -> I
     try:
         layers = image_layers(handle, image)
         pairs = [(open_tree(handle.layout.layer_tree(layer.diff_id)), keys.get(layer.diff_id)) for layer in layers]
-        expected = merge_layers(pairs, keys.get)
+        expected = merge_layers(pairs, keys)
     except (LayerfsError, OSError) as error:
         yield Problem("image", str(image.digest), f"its layers do not merge: {error}", repaired=False)
         return

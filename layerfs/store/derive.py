@@ -20,6 +20,7 @@ from layerfs.formats.tar import Member, TarReader
 from layerfs.formats.tree import LayerTree, Node
 from layerfs.linux.durable import fsync_directory, write_document
 from layerfs.linux.lock import FileLock
+from layerfs.store.carry import MANY, small_layers
 from layerfs.store.handle import StoreHandle
 from layerfs.store.layer import LayerRecord, device_tag, find_layer, get_layer, open_tree, read_layer
 from layerfs.store.layer_writer import MIN_SHARED, LayerKey, spread_range
@@ -154,7 +155,7 @@ def restore_record(handle: StoreHandle, layer: LayerRecord, *, check: Callable[[
 
 def merge_layers(
     layers: Sequence[tuple[Node | Tree, LayerKey]],
-    keys: Callable[[Digest], LayerKey],
+    keys: LayerKeys,
     *,
     start: Node | None = None,
     below: Sequence[LayerKey] = (),
@@ -163,30 +164,38 @@ def merge_layers(
 
     Args:
         layers: bottom first: the layer's tree, in memory or on disk, and its key.
-        keys: the key for a diffID found in a tree on disk; always the same one, and those of ``layers`` for theirs.
+        keys: of the store that the layers are in, with those of ``layers`` among them.
         start: the merged tree of the layers below these, which is changed; None starts with none.
         below: the keys of those layers, bottom first.
 
     Raises:
         FormatError: the layers do not fit together (a hard link into nowhere), or a tree is damaged.
+        IntegrityError: a layer's tar is missing or cut short; the tars of few layers are not looked at.
     """
     merged = empty_tree() if start is None else start
     for tree, _ in layers:
-        apply_layer(merged, tree if isinstance(tree, Node) else read_nodes(tree, keys))
-    return encode_merged_tree(merged, [*below, *(key for _, key in layers)])
+        apply_layer(merged, tree if isinstance(tree, Node) else read_nodes(tree, keys.get))
+    return encode_merged_tree(keys.handle, merged, [*below, *(key for _, key in layers)])
 
 
-def encode_merged_tree(merged: Node, chain: Sequence[LayerKey]) -> bytes:
+def encode_merged_tree(handle: StoreHandle, merged: Node, chain: Sequence[LayerKey]) -> bytes:
     """Return the image of a merged tree.
 
     Its devices are the layers that something of it lies in, for mounting costs by the device: those of the chain from
-    the bottom, then others that lend them bytes, by diffID.
+    the bottom, then others that lend them bytes, by diffID. Where these are many, the bytes of small layers of the
+    chain are carried by the image itself.
+
+    Raises:
+        IntegrityError: the tar of such a layer is missing or cut short.
     """
     used = {node.device for node in walk(merged) if node.device is not None}
     own = {key.known: key for key in chain if key in used}
     others = {key.known: key for key in used if isinstance(key, LayerKey) and key.known not in own}
-    devices = [_device(key) for key in own.values()] + [_device(others[diff_id]) for diff_id in sorted(others)]
-    return write_tree(merged, devices, tree_uuid("chain", chain_id([key.known for key in chain])))
+    carried = small_layers(handle, merged, chain) if len(own) > MANY else []
+    inside = {layer.key for layer in carried}
+    named = [*(key for key in own.values() if key not in inside), *(others[diff_id] for diff_id in sorted(others))]
+    devices = [_device(key) for key in named]
+    return write_tree(merged, devices, tree_uuid("chain", chain_id([key.known for key in chain])), carried)
 
 
 def rewrite_merged_trees(handle: StoreHandle, layer: LayerRecord) -> None:
@@ -210,7 +219,7 @@ def rewrite_merged_trees(handle: StoreHandle, layer: LayerRecord) -> None:
             try:
                 diff_ids = [get_layer(handle, row[0]).diff_id for row in layers]
                 pairs = [(open_tree(handle.layout.layer_tree(diff_id)), keys.get(diff_id)) for diff_id in diff_ids]
-                merged = merge_layers(pairs, keys.get)
+                merged = merge_layers(pairs, keys)
             except (FileNotFoundError, LayerfsError):
                 # Another of its layers is damaged too.
                 with contextlib.suppress(FileNotFoundError):
@@ -221,11 +230,15 @@ def rewrite_merged_trees(handle: StoreHandle, layer: LayerRecord) -> None:
 
 
 class LayerKeys:
-    """Hands out one key per layer of the store, for trees read from disk."""
+    """Hands out one key per layer of the store, for trees read from disk.
+
+    Attributes:
+        handle: the store.
+    """
 
     def __init__(self, handle: StoreHandle) -> None:
         """Start without keys."""
-        self._handle = handle
+        self.handle = handle
         self._keys: dict[Digest, LayerKey] = {}
 
     def get(self, diff_id: Digest) -> LayerKey:
@@ -236,7 +249,7 @@ class LayerKeys:
         """
         key = self._keys.get(diff_id)
         if key is None:
-            layer = find_layer(self._handle, diff_id)
+            layer = find_layer(self.handle, diff_id)
             if layer is None:
                 raise IntegrityError(f"a tree refers to layer {diff_id}, which is not in the store")
             key = self._keys[diff_id] = LayerKey(diff_id, layer.file_size)

@@ -252,16 +252,16 @@ def _rewrite_trees(handle: StoreHandle, layer: LayerRecord, moves: dict[int, _Mo
         path = handle.layout.merged_tree(Digest.parse(chain))
         if not os.path.exists(path) or is_tree_later(path):
             continue  # made from the layers when it is needed
-        root = read_nodes(open_tree(path), keys.get)
-        for node in walk(root):
-            if node.device is leaving:
-                move = moves[node.offset]
-                node.device, node.offset = heirs[move.heir], move.new
         layers = handle.database.connection.execute(
             "SELECT layer FROM image_layer WHERE image = ? ORDER BY position", (image,)
         ).fetchall()
         chain_keys = [keys.get(get_layer(handle, row[0]).diff_id) for row in layers]
-        write_document(path, encode_merged_tree(root, chain_keys), sync=handle.sync)
+        root = read_nodes(open_tree(path), keys.get, chain_keys)
+        for node in walk(root):
+            if node.device is leaving:
+                move = moves[node.offset]
+                node.device, node.offset = heirs[move.heir], move.new
+        write_document(path, encode_merged_tree(handle, root, chain_keys), sync=handle.sync)
 
 
 def _remove_trees(handle: StoreHandle) -> tuple[int, int]:

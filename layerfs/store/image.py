@@ -205,7 +205,7 @@ def merged_tree(handle: StoreHandle, image: ImageRecord) -> Tree:
                 ]
             except (FileNotFoundError, FormatError) as error:
                 raise IntegrityError(f"a layer is damaged: {error}", hint="Load the image again.") from error
-            write_document(path, merge_layers(pairs, keys.get), sync=handle.sync)
+            write_document(path, merge_layers(pairs, keys), sync=handle.sync)
             return open_tree(path)
 
 

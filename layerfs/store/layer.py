@@ -24,6 +24,7 @@ __all__ = [
     "get_layer",
     "is_intact",
     "is_whole",
+    "map_tree",
     "open_tree",
     "read_layer",
     "tag_digest",
@@ -106,10 +107,15 @@ def open_tree(path: str) -> Tree:
         OSError: ENOENT and the like.
         FormatError: not a whole tree.
     """
-    with open(path, "rb") as file:
-        if not os.fstat(file.fileno()).st_size:
-            raise FormatError(f"{path} is empty")
-        return Tree(memoryview(mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ)))
+    with open(path, "rb", buffering=0) as file:
+        return map_tree(file.fileno())
+
+
+def map_tree(fd: int) -> Tree:
+    """Return the tree in an open file, which may be closed; otherwise as :func:`open_tree`."""
+    if not os.fstat(fd).st_size:
+        raise FormatError("an EROFS image of no bytes")
+    return Tree(memoryview(mmap.mmap(fd, 0, prot=mmap.PROT_READ)))
 
 
 def is_intact(handle: StoreHandle, layer: LayerRecord) -> bool:

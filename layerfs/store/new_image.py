@@ -17,6 +17,7 @@ from layerfs.formats.reference import Reference
 from layerfs.formats.tree import Node
 from layerfs.linux.durable import fsync_directory, write_document
 from layerfs.linux.lock import FileLock
+from layerfs.store.carry import MANY
 from layerfs.store.derive import TREE_LATER, merge_layers
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, find_record, set_name
@@ -102,13 +103,16 @@ def _merge(ingest: Ingest, layers: Sequence[IngestedLayer]) -> bytes:
         row = handle.database.connection.execute("SELECT 1 FROM image WHERE chain_id = ?", (str(chain),)).fetchone()
         path = handle.layout.merged_tree(chain)
         if row is not None and _has_merged_tree(path):
-            start, below = read_nodes(open_tree(path), ingest.keys.get), count
+            start = read_nodes(open_tree(path), ingest.keys.get, [layer.key for layer in layers[:count]])
+            below = count
             break
     pairs = [
         (layer.root if layer.root is not None else open_tree(handle.layout.layer_tree(layer.diff_id)), layer.key)
         for layer in layers[below:]
     ]
-    return merge_layers(pairs, ingest.keys.get, start=start, below=[layer.key for layer in layers[:below]])
+    if len(layers) > MANY:
+        ingest.flush()  # their bytes may be looked at, where the store keeps them
+    return merge_layers(pairs, ingest.keys, start=start, below=[layer.key for layer in layers[:below]])
 
 
 def _insert(handle: StoreHandle, connection: sqlite3.Connection, image: NewImage, chain: Digest) -> ImageRecord:

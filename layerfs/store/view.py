@@ -121,6 +121,8 @@ class ImageTree:
         if found is None or not wanted:
             return b""
         device, start = found
+        if device == len(self._paths):
+            return bytes(self.tree.carried(start + offset, wanted))
         fd = self._open(device)
         data = os.pread(fd, wanted, start + offset)
         while len(data) < wanted:
@@ -132,9 +134,12 @@ class ImageTree:
         return data
 
     def place(self, nid: int) -> tuple[str, int] | None:
-        """Return where a regular file's bytes lie: path of a layer file and offset; None for an empty one."""
+        """Return where a regular file's bytes lie: path of a layer file and offset; None where there is no such place.
+
+        An empty file has none, nor one whose bytes the tree carries itself.
+        """
         found = self.tree.data(nid)
-        return None if found is None else (self._paths[found[0]], found[1])
+        return (self._paths[found[0]], found[1]) if found is not None and found[0] < len(self._paths) else None
 
     def pieces(self, nid: int) -> Iterator[bytes]:
         """Yield a regular file's bytes in pieces of at most a mebibyte. Raises as :meth:`read`."""

@@ -30,18 +30,19 @@ _new = tuple.__new__
 class ImageLower:
     """A merged tree and the files of its device table. References are the tree's own inode numbers."""
 
-    def __init__(self, tree: Tree, devices: Sequence[str], path: str) -> None:
-        """Keep them; the files are opened when first read from.
+    def __init__(self, tree: Tree, devices: Sequence[str], file: int) -> None:
+        """Keep them; the layer tars are opened when first read from.
 
         Args:
             tree: the merged tree.
             devices: paths of the layer tars, in the order of the tree's device table.
-            path: of the tree, for the space of its file system.
+            file: a descriptor of the very file that the tree is in, closed by :meth:`close`: another tree may have its
+                name by now.
         """
-        self._path = path
+        self._file = file
         self._tree = tree
         self._devices = devices
-        self._fds: dict[int, int] = {}
+        self._fds = {len(tree.devices): file}
         self._links: dict[int, list[list[bytes]]] | None = None
         self._recent: dict[int, dict[bytes, tuple[int, int]]] = {}
         self._kept = 0
@@ -50,13 +51,13 @@ class ImageLower:
         self.limit: int = tree.limit + _FIRST
 
     def close(self) -> None:
-        """Close the layer tars."""
+        """Close the tree's file and the layer tars."""
         self._places.clear()
         while self._fds:
             os.close(self._fds.popitem()[1])
 
     def close_directories(self) -> None:
-        """Do nothing: only layer tars are open, one descriptor each."""
+        """Do nothing: only the tree's file and layer tars are open, one descriptor each."""
 
     def forget_directories(self) -> None:
         """Drop decoded directories, and where files lie."""
@@ -115,7 +116,7 @@ class ImageLower:
         return self._tree.xattrs(reference)
 
     def open(self, reference: int) -> LowerFile:
-        """Return where a file's bytes lie in its layer tar."""
+        """Return where a file's bytes lie."""
         known = self._places.get(reference)
         if known is not None:
             return known
@@ -145,7 +146,7 @@ class ImageLower:
 
     def statfs(self) -> os.statvfs_result:
         """Return the space of the file system with the tree."""
-        return os.statvfs(self._path)
+        return os.fstatvfs(self._file)
 
     def paths(self, reference: int) -> list[list[bytes]]:
         """Return all paths of a file; the first call for a file with links walks the whole tree, once."""

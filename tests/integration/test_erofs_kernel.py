@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import mmap
 import os
 import stat
 import subprocess
@@ -17,7 +18,7 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 
 from layerfs.formats.erofs.reader import Tree
-from layerfs.formats.erofs.writer import Device, write_tree
+from layerfs.formats.erofs.writer import Carried, Device, write_tree
 from layerfs.formats.tree import Node
 from layerfs.linux import mount_api
 from tests.unit.formats.trees import (
@@ -294,6 +295,40 @@ def test_many_devices(tmp_path: Path) -> None:
     with mounted(write_tree(root, keys, bytes(16)), tmp_path, paths) as mount:
         for number in range(0, count, 50):
             assert Path(os.fsdecode(mount + b"/%d" % number)).read_bytes() == b"%04d" % number
+
+
+@pytest.mark.parametrize("named", [0, 2])
+def test_files_that_the_image_carries(tmp_path: Path, devices: list[Path], named: int) -> None:
+    sizes = [1, 511, 512, 513, 4095, 4096, 4097, 65_536]
+    content = {(512 * number, size): os.urandom(size) for number, size in enumerate(sizes)}
+    children = {b"%d" % size: regular(size, offset, device="small") for offset, size in content}
+    children[b"link"] = children[b"513"]
+    children[b"511"].xattrs = {b"user.a": b"b", b"user.large": bytes(600)}
+    children[b"large"] = folder({b"n%05d" % number: regular() for number in range(500)})
+    if named:
+        children[b"named"] = regular(1000, 512)
+    image = write_tree(folder(children), DEVICES[:named], bytes(16), [Carried("small", 0, content)])
+    with mounted(image, tmp_path, devices[:named]) as mount:
+        for (_, size), data in content.items():
+            path = Path(os.fsdecode(mount + b"/%d" % size))
+            assert path.read_bytes() == data
+            with path.open("rb") as file, mmap.mmap(file.fileno(), 0, prot=mmap.PROT_READ) as mapped:
+                assert mapped[:] == data
+        if named:
+            with devices[0].open("rb") as file:
+                assert Path(os.fsdecode(mount + b"/named")).read_bytes() == os.pread(file.fileno(), 1000, 512)
+        assert {path: replace(facts, data=None) for path, facts in facts_of_image(image).items()} == facts_of_mount(
+            mount
+        )
+
+
+def test_fsck_accepts_files_that_the_image_carries(tmp_path: Path) -> None:
+    path = tmp_path / "tree.erofs"
+    content = {(512, 700): bytes(700)}
+    path.write_bytes(
+        write_tree(folder({b"f": regular(700, 512, device="small")}), [], bytes(16), [Carried("small", 3, content)])
+    )
+    fsck(path, [])
 
 
 def fsck(path: Path, devices: list[Path]) -> None:

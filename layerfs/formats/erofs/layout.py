@@ -4,7 +4,9 @@ Source: Linux fs/erofs/erofs_fs.h (the kernel's own reader is the reference). Wh
 
 - blocks of 512 bytes, because file data begins at multiples of 512 in a tar;
 - extended inodes (64 bytes: 32-bit owners, nanosecond mtime), three data layouts: plain, inline, chunk-based;
-- regular files as chunks with indexes into extra devices, one index per TiB: the devices are the layer tars;
+- regular files as chunks with indexes into extra devices, one index per TiB: the devices are the layer tars; bytes that
+  the image itself carries are in device 0, and behind the index of such a file stands one that the kernel does not look
+  at, with the place that the bytes were taken from;
 - inline and shared xattrs, no name filter, no long prefixes;
 - the superblock checksum.
 
@@ -106,7 +108,8 @@ NULL_BLOCK = 0xFFFFFFFF
 
 SUPERBLOCK = struct.Struct("<IIIBBHQQIIII16s16sIHHHB37x")
 INODE = struct.Struct("<HHHHQIIIIqII16x")
-#: high 16 bits of the block (0), device number (1 is the first slot of the device table), block
+#: high 16 bits of the block (0), device number (1 is the first slot of the device table), block; for where bytes were
+#: taken from, the number of the layer in the image's chain, from 0 at the bottom, and the block in its tar
 CHUNK_INDEX = struct.Struct("<HHI")
 #: tag, blocks
 DEVICE_SLOT = struct.Struct("<64sI60x")

@@ -311,7 +311,8 @@ class Tree:
     def data(self, nid: int) -> tuple[int, int] | None:
         """Return where a regular file's bytes lie: (index into :attr:`devices`, byte offset), None for empty files.
 
-        The bytes are contiguous there, ``inode.size`` of them.
+        The bytes are contiguous there, ``inode.size`` of them. The index behind the last, ``len(devices)``, means the
+        image itself; see :meth:`carried`.
 
         Raises:
             FormatError: no regular file of this writer, or a device that the table does not have.
@@ -324,14 +325,35 @@ class Tree:
             if inode.size:
                 raise FormatError(f"inode {inode.nid} is no regular file with data of its own")
             return None
-        at = inode.xattr_end + -inode.xattr_end % 8
+        device, offset = self._chunk_index(inode, 0)
+        if not inode.value & CHUNK_INDEXES or device > len(self.devices):
+            raise FormatError(f"inode {inode.nid} names device {device} of {len(self.devices)}")
+        if device:
+            return device - 1, offset
+        if offset + inode.size > len(self._buffer):
+            raise FormatError(f"inode {inode.nid} has its data outside the image")
+        return len(self.devices), offset
+
+    def carried(self, offset: int, size: int) -> memoryview:
+        """Return bytes of a file that the image carries itself, from where :meth:`data` says that it lies."""
+        return self._buffer[offset : offset + size]
+
+    def origin(self, inode: Inode) -> tuple[int, int]:
+        """Return where the bytes of a file that the image carries were taken from.
+
+        Returns:
+            The number of the layer in the chain that was merged, from 0 at the bottom, and the byte offset in its tar.
+        """
+        return self._chunk_index(inode, 1)
+
+    def _chunk_index(self, inode: Inode, number: int) -> tuple[int, int]:
+        """Return the device or layer that one of a file's chunk indexes names, and the byte offset there."""
+        at = inode.xattr_end + -inode.xattr_end % 8 + CHUNK_INDEX.size * number
         try:
             _, device, block = CHUNK_INDEX.unpack_from(self._buffer, at)
         except struct.error as error:
             raise FormatError(f"inode {inode.nid} leaves the image") from error
-        if not inode.value & CHUNK_INDEXES or not 1 <= device <= len(self.devices):
-            raise FormatError(f"inode {inode.nid} names device {device} of {len(self.devices)}")
-        return device - 1, block << BLOCK_BITS
+        return device, block << BLOCK_BITS
 
     def _content(self, inode: Inode) -> memoryview:
         """Return the bytes of a directory or symlink."""

@@ -1,9 +1,10 @@
-"""Writes a tree as a metadata-only EROFS image whose file data lies in other files, the layer tars.
+"""Writes a tree as an EROFS image whose file data lies in other files, the layer tars, or is carried by the image.
 
 The image is a pure function of the tree, the device list and the UUID: names are sorted, nothing depends on time,
 memory addresses or dictionary order. See :mod:`layerfs.formats.erofs.layout` for the format.
 
-The image is laid out as superblock, device table, shared xattrs, inodes, data blocks (large directories and symlinks).
+The image is laid out as superblock, device table, shared xattrs, inodes, data blocks (large directories and
+symlinks, carried files).
 Inodes stand in breadth-first order, so that the inodes of one directory lie together.
 """
 
@@ -11,7 +12,7 @@ from __future__ import annotations
 
 import struct
 from bisect import bisect_left
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from itertools import accumulate
 
@@ -45,7 +46,7 @@ from layerfs.formats.erofs.layout import (
 )
 from layerfs.formats.tree import Node
 
-__all__ = ["MAX_DEVICE_BLOCKS", "Device", "write_tree"]
+__all__ = ["MAX_DEVICE_BLOCKS", "Carried", "Device", "write_tree"]
 
 #: Blocks of one device that a 32-bit block number reaches: 2 TiB.
 MAX_DEVICE_BLOCKS = 0xFFFFFFFF
@@ -82,20 +83,36 @@ class Device:
     blocks: int
 
 
-def write_tree(root: Node, devices: Sequence[Device], uuid: bytes) -> bytes:
+@dataclass(frozen=True, slots=True)
+class Carried:
+    """A layer whose files' bytes the image carries itself, instead of naming its tar as a device.
+
+    Attributes:
+        key: what ``Node.device`` holds for files in it.
+        position: its number in the image's chain, from 0 at the bottom, which each of its files remembers.
+        content: the bytes of each of its files, by offset in its tar and size.
+    """
+
+    key: object
+    position: int
+    content: Mapping[tuple[int, int], bytes]
+
+
+def write_tree(root: Node, devices: Sequence[Device], uuid: bytes, carried: Iterable[Carried] = ()) -> bytes:
     """Return the EROFS image of a tree.
 
     Args:
         root: a directory. The writer uses the nodes' scratch fields: one tree is written by one thread at a time.
         devices: the layer tars, in the order of the ``device=`` options of a mount; every ``Node.device`` below
-            ``root`` must be the key of one.
+            ``root`` must be the key of one, or of one of ``carried``.
         uuid: 16 bytes for the superblock.
+        carried: the layers whose files are put into the image, each of less than a tebibyte.
 
     Raises:
         LimitExceeded: xattrs, a device or the image beyond what the format can hold.
         FormatError: a name or xattr that the format cannot hold, or a file outside its device.
     """
-    return _Writer(devices).write(root, uuid)
+    return _Writer(devices, carried).write(root, uuid)
 
 
 class _Directory:
@@ -112,19 +129,22 @@ class _Directory:
 class _Writer:
     """One run; holds what the passes hand to each other."""
 
-    def __init__(self, devices: Sequence[Device]) -> None:
+    def __init__(self, devices: Sequence[Device], carried: Iterable[Carried]) -> None:
         self._devices = devices
         for device in devices:
             if device.blocks > MAX_DEVICE_BLOCKS:
                 raise LimitExceeded(f"layer of {device.blocks * BLOCK} bytes, at most {MAX_DEVICE_BLOCKS * BLOCK}")
-        #: Number in the table and size in bytes.
+        #: Number in the table, 0 for the image itself, and size in bytes.
         self._slots = {device.key: (index + 1, device.blocks * BLOCK) for index, device in enumerate(devices)}
+        self._carried = {layer.key: layer for layer in carried}
+        self._slots |= dict.fromkeys(self._carried, (0, MAX_DEVICE_BLOCKS * BLOCK))
         self._nodes: list[Node] = []
         self._directories: dict[int, _Directory] = {}
         self._xattrs: dict[int, bytes] = {}
         self._shared: dict[tuple[bytes, bytes], int] = {}
         self._data: list[bytes] = []
         self._data_blocks = 0
+        self._taken: dict[tuple[object, int, int], int] = {}
 
     def write(self, root: Node, uuid: bytes) -> bytes:
         self._collect(root)
@@ -229,7 +249,7 @@ class _Writer:
                 position, inline = _fit(position, size, len(node.target))
                 tail = len(node.target) if inline else 0
             elif node.size:
-                tail = _align(size, 8) - size + 8 * -(-node.size // _CHUNK)
+                tail = _align(size, 8) - size + 8 * (-(-node.size // _CHUNK) + (node.device in self._carried))
             else:
                 tail = 0
             node.position = position
@@ -252,7 +272,8 @@ class _Writer:
                 pack_file(
                     image, position, _FILE_FORMAT, 0, mode, 0, size,
                     CHUNK_INDEXES | (bits - BLOCK_BITS if bits > BLOCK_BITS else 0), number, node.uid, node.gid,
-                    node.mtime, node.mtime_ns, node.links, 0, slot, offset >> BLOCK_BITS,
+                    node.mtime, node.mtime_ns, node.links, 0, slot,
+                    offset >> BLOCK_BITS if slot else self._carry(image, position + _FILE.size, node, data_block),
                 )  # fmt: skip
                 continue
             size = value = 0
@@ -283,7 +304,10 @@ class _Writer:
                 if node.offset + size > end:
                     raise FormatError(f"a file at {node.offset}+{size} lies outside its device of {end} bytes")
                 at = after + -after % 8
-                if size <= _CHUNK:
+                if not slot:
+                    block = self._carry(image, at + CHUNK_INDEX.size, node, data_block)
+                    CHUNK_INDEX.pack_into(image, at, 0, slot, block)
+                elif size <= _CHUNK:
                     CHUNK_INDEX.pack_into(image, at, 0, slot, node.offset >> BLOCK_BITS)
                 else:
                     for start in range(0, size, _CHUNK):
@@ -295,6 +319,16 @@ class _Writer:
                 image, position, 1 | layout << 1, 1 + (len(body) - 12) // 4 if body else 0, mode, 0, size, value,
                 number, node.uid, node.gid, node.mtime, node.mtime_ns, node.links,
             )  # fmt: skip
+
+    def _carry(self, image: bytearray, at: int, node: Node, data_block: int) -> int:
+        """Take a file's bytes into the image, note at ``at`` where they are from, and return their block."""
+        layer = self._carried[node.device]
+        CHUNK_INDEX.pack_into(image, at, 0, layer.position, node.offset >> BLOCK_BITS)
+        known = self._taken.get((node.device, node.offset, node.size))
+        if known is None:
+            known = self._taken[node.device, node.offset, node.size] = data_block + self._data_blocks
+            self._append(layer.content[node.offset, node.size])
+        return known
 
     def _append(self, content: bytes) -> None:
         self._data.append(content)

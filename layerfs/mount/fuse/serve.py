@@ -23,7 +23,7 @@ from layerfs.linux.probe import feature
 from layerfs.mount.fuse.attach import attach, detach_mount, find_device, raise_read_ahead
 from layerfs.mount.fuse.connection import Connection
 from layerfs.mount.fuse.specification import FuseSpecification
-from layerfs.store.layer import open_tree
+from layerfs.store.layer import map_tree
 from layerfs.union.image import ImageLower
 from layerfs.union.lower import Lower
 from layerfs.union.mark import TRUSTED_PREFIX, USER_PREFIX
@@ -135,7 +135,9 @@ def _union(wanted: FuseSpecification, *, raw_umask: bool) -> Union:
             stack.callback(upper.close)
         lower: Lower
         if wanted.tree is not None:
-            lower = ImageLower(open_tree(wanted.tree), wanted.devices, wanted.tree)
+            file = os.open(wanted.tree, os.O_RDONLY | os.O_CLOEXEC)
+            stack.callback(os.close, file)
+            lower = ImageLower(map_tree(file), wanted.devices, file)
         else:
             lower = StackLower(
                 wanted.lowers, prefix, device=None if upper is None else upper.device,

@@ -19,7 +19,7 @@ from layerfs.errors import BackendUnavailable, Conflict, NotFound, StoreReadOnly
 from layerfs.formats.digest import Digest
 from layerfs.linux.mount_api import umount
 from layerfs.mount.image import unmount_record
-from tests.image_builder import TestImage, layer, noise, oci, outer, pipe, write_layout
+from tests.image_builder import TestImage, entry, layer, noise, oci, outer, pipe, write_layout
 from tests.integration.store.conftest import Mount
 from tests.store_audit import assert_whole, contents, tree_files
 
@@ -84,6 +84,38 @@ def test_a_file_system_from_which_the_kernel_mounts_no_image(mount: Mount, tmp_p
                 (target / "new").write_text("new")
             finally:
                 store.umount(str(target))
+
+
+@pytest.mark.needs_overlay
+@pytest.mark.needs_fuse
+@pytest.mark.parametrize(("backend", "lower"), [("overlay", "erofs"), ("overlay", "dirs"), ("fuse", "auto")])
+def test_an_image_that_carries_the_bytes_of_its_small_layers(tmp_path: Path, backend: str, lower: str) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    files = {f"f{number}": noise(200 * number + 1, number) for number in range(40)}
+    # A hard link to a file of another layer: --lower dirs then unpacks the merged tree.
+    layers = [*(layer({name: data}) for name, data in files.items()), layer([entry("link", kind=b"1", link="f9")])]
+    with Store.open(tmp_path / "store", sync=False) as store:
+        store.load(pipe(outer(oci(TestImage(layers, ["deep:1"])))))
+        store.mount("deep:1", target, name="box", backend=backend, lower=lower)
+        try:
+            # Made anew under the mount, with bytes at other places: it keeps the file that it has open.
+            merged = next((tmp_path / "store" / "images" / "sha256").iterdir())
+            shutil.copy(merged, tmp_path / "kept")
+            with open(tmp_path / "new", "wb") as file:
+                file.write(bytes(merged.stat().st_size))
+            os.rename(tmp_path / "new", merged)
+            _drop_caches()
+            assert {name: (target / name).read_bytes() for name in files} == files
+            assert (target / "link").read_bytes() == files["f9"]
+            with open(target / "f20", "ab") as file:
+                file.write(b"more")
+            assert (target / "f20").read_bytes() == files["f20"] + b"more"
+        finally:
+            store.umount(str(target))
+            os.rename(tmp_path / "kept", merged)
+        assert [(change.kind, change.path) for change in store.diff("box")] == [("C", b"/f20")]
+        assert_whole(store)
 
 
 @pytest.mark.needs_overlay

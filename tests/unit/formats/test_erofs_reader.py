@@ -245,7 +245,7 @@ def test_damaged_directories(path: bytes, offset: int, data: bytes) -> None:
     ("path", "offset", "data"),
     [
         (b"d/f", 16, struct.pack("<I", 5)),  # chunks without indexes
-        (b"d/f", 64, struct.pack("<HHI", 0, 0, 1)),
+        (b"d/f", 64, struct.pack("<HHI", 0, 0, 1 << 20)),  # carried behind the end
         (b"d/f", 64, struct.pack("<HHI", 0, 3, 1)),
         (b"d/f", 0, b"\1\0"),  # plain, though it has a size
     ],

@@ -12,7 +12,7 @@ import pytest
 from layerfs.errors import FormatError, LimitExceeded
 from layerfs.formats.erofs.layout import BLOCK, INODE, SLOT, SUPER_OFFSET, SUPERBLOCK, crc32c
 from layerfs.formats.erofs.reader import Tree
-from layerfs.formats.erofs.writer import MAX_DEVICE_BLOCKS, Device, write_tree
+from layerfs.formats.erofs.writer import MAX_DEVICE_BLOCKS, Carried, Device, write_tree
 from layerfs.formats.tree import Node
 from tests.unit.formats.trees import DEVICES, UUID, device_node, folder, regular, symlink, write
 
@@ -159,6 +159,40 @@ def test_a_device_that_is_too_large_is_refused() -> None:
 def test_a_file_outside_its_device_is_refused(size: int, offset: int) -> None:
     with pytest.raises(FormatError, match="device"):
         write_tree(folder({b"f": regular(size, offset)}), [Device("one", b"t", 10)], UUID)
+
+
+def test_files_that_the_image_carries() -> None:
+    twice = regular(5, 1024, device="small")
+    xattrs = regular(600, 2048, device="small")
+    xattrs.xattrs = {b"user.a": b"b", b"user.large": bytes(600)}
+    root = folder({b"twice": twice, b"again": twice, b"same": regular(5, 1024, device="small"), b"xattrs": xattrs,
+                   b"named": regular(5, 1024), b"empty": regular()})  # fmt: skip
+    content = {(1024, 5): b"hello", (2048, 600): b"x" * 600}
+    image = write_tree(root, [Device("one", b"t", 10)], UUID, [Carried("small", 7, content)])
+    tree = Tree(image)
+    assert tree.is_whole()
+    found = {name: (tree.inode(nid), tree.data(nid)) for name, nid, _ in tree.readdir(tree.root)}
+    assert found[b"named"][1] == (0, 1024)
+    assert found[b"empty"][1] is None
+    assert found[b"twice"] == found[b"again"]
+    assert found[b"same"][1] == found[b"twice"][1]  # the same bytes once
+    for name, offset, data in ((b"twice", 1024, b"hello"), (b"xattrs", 2048, b"x" * 600)):
+        inode, place = found[name]
+        assert place is not None
+        assert place[0] == len(tree.devices) == 1
+        assert place[1] % BLOCK == 0
+        assert tree.carried(place[1], inode.size) == data
+        assert tree.origin(inode) == (7, offset)
+    assert len(image) == found[b"xattrs"][1][1] + 2 * BLOCK if found[b"xattrs"][1] else False
+
+
+def test_a_tree_of_which_all_is_carried_has_no_devices() -> None:
+    image = write_tree(
+        folder({b"f": regular(1, 512, device="small")}), [], UUID, [Carried("small", 0, {(512, 1): b"x"})]
+    )
+    tree = Tree(image)
+    assert tree.devices == ()
+    assert tree.data(tree.resolve(b"f")) == (0, len(image) - BLOCK)
 
 
 def test_chunks_of_files_beyond_one_tebibyte() -> None:

@@ -157,7 +157,7 @@ def make_image(folder: Path) -> ImageLower:
     place("link", link)
     tar.write_bytes(content)
     image = write_tree(root, [Device("0", b"0" * 64, len(content) // BLOCK)], bytes(16))
-    return ImageLower(Tree(image), [str(tar)], str(tar))
+    return ImageLower(Tree(image), [str(tar)], os.open(tar, os.O_RDONLY | os.O_CLOEXEC))
 
 
 Make = Callable[[], Work]
