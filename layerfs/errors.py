@@ -28,7 +28,6 @@ __all__ = [
     "RateLimited",
     "RegistryError",
     "StoreError",
-    "StoreLocked",
     "StoreReadOnly",
     "StoreTooNew",
     "Unauthorized",
@@ -215,10 +214,6 @@ class StoreError(LayerfsError):
 
 class StoreTooNew(StoreError):
     """A newer layerfs wrote this store with a feature that this one does not know."""
-
-
-class StoreLocked(StoreError):
-    """Another process holds the store exclusively."""
 
 
 class StoreReadOnly(StoreError):

@@ -100,7 +100,7 @@ class ImagePart(StorePart):
         """Return what the image's layers do to a path, top first.
 
         Raises:
-            OSError: ENOTDIR when a file stands where the path needs a directory.
+            OSError: ELOOP.
         """
         from layerfs.store.provenance import find_provenance
 

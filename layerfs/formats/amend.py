@@ -13,7 +13,7 @@ from typing import Any
 
 from layerfs.errors import InvalidReference
 from layerfs.formats.digest import Digest
-from layerfs.formats.document import format_timestamp
+from layerfs.formats.document import JsonObject, format_timestamp
 from layerfs.formats.media_type import OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST
 from layerfs.formats.oci import Descriptor, ImageConfig
 from layerfs.formats.platform import Platform
@@ -121,7 +121,9 @@ def amend_settings(settings: dict[str, Any], instruction: str) -> None:
 
     Raises:
         InvalidReference: it is none of :data:`INSTRUCTIONS`, or its argument is malformed.
+        FormatError: what it adds to is not of the type that the specification gives it.
     """
+    known = JsonObject(settings, "config")
     word, _, rest = instruction.strip().partition(" ")
     word, rest = word.upper(), rest.strip()
     if "=" in word and word.partition("=")[0] in INSTRUCTIONS:
@@ -139,21 +141,27 @@ def amend_settings(settings: dict[str, Any], instruction: str) -> None:
             settings.pop("Cmd", None)  # what was the command of another program is no argument of this one
     elif word == "ENV":
         pairs = _pairs(rest, instruction)
-        kept = [text for text in settings.get("Env") or [] if text.partition("=")[0] not in pairs]
+        kept = [text for text in known.texts("Env") if text.partition("=")[0] not in pairs]
         settings["Env"] = kept + [f"{key}={value}" for key, value in pairs.items()]
     elif word == "LABEL":
-        settings["Labels"] = {**(settings.get("Labels") or {}), **_pairs(rest, instruction)}
+        settings["Labels"] = {**known.text_map("Labels"), **_pairs(rest, instruction)}
     elif word == "EXPOSE":
         ports = [port if "/" in port else f"{port}/tcp" for port in _words(rest, instruction)]
-        settings["ExposedPorts"] = {**(settings.get("ExposedPorts") or {}), **{port: {} for port in ports}}
+        settings["ExposedPorts"] = {**_members(known, "ExposedPorts"), **{port: {} for port in ports}}
     elif word == "VOLUME":
         listed = _json_words(rest)
         paths = listed if listed is not None else _words(rest, instruction)
-        settings["Volumes"] = {**(settings.get("Volumes") or {}), **{path: {} for path in paths}}
+        settings["Volumes"] = {**_members(known, "Volumes"), **{path: {} for path in paths}}
     elif word == "ONBUILD":
-        settings["OnBuild"] = [*(settings.get("OnBuild") or []), rest]
+        settings["OnBuild"] = [*known.texts("OnBuild"), rest]
     else:
         settings[{"STOPSIGNAL": "StopSignal", "USER": "User", "WORKDIR": "WorkingDir"}[word]] = rest
+
+
+def _members(known: JsonObject, key: str) -> Mapping[str, object]:
+    """Return the members of an object inside another one, none where it is absent."""
+    child = known.optional_child(key)
+    return {} if child is None else child.members
 
 
 def _command(text: str) -> list[str]:

@@ -33,7 +33,6 @@ class Endpoint:
 
     reference: Reference
     insecure: bool = False
-    is_mirror: bool = False
 
 
 @dataclass(frozen=True, slots=True)
@@ -109,7 +108,7 @@ class RegistriesConfig:
                 if wanted == "tag-only" and by_digest:
                     continue
                 moved = _moved(reference, registry.prefix, mirror.location)
-                found.append(Endpoint(moved, mirror.insecure, is_mirror=True))
+                found.append(Endpoint(moved, mirror.insecure))
         own = reference if registry.location is None else _moved(reference, registry.prefix, registry.location)
         return [*found, Endpoint(own, registry.insecure)]
 

@@ -3,10 +3,22 @@
 from __future__ import annotations
 
 import os
+from collections.abc import Iterable
 
 from layerfs.linux.directory_stack import walk_status
 
-__all__ = ["tree_disk"]
+__all__ = ["files_disk", "tree_disk"]
+
+
+def files_disk(paths: Iterable[str]) -> int:
+    """Return the bytes allocated for these files; those that are not there count for nothing."""
+    total = 0
+    for path in paths:
+        try:
+            total += os.stat(path).st_blocks * 512
+        except (FileNotFoundError, NotADirectoryError):
+            continue
+    return total
 
 
 def tree_disk(directory: str) -> int:

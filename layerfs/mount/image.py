@@ -88,20 +88,21 @@ def mount_image(
         if snapshot is not None:
             directory = handle.layout.snapshot(snapshot.id)
             upper, work = os.path.join(directory, "upper"), os.path.join(directory, "work")
-        tree = merged_tree(handle, image)
-        if upper is not None:
-            _dress_root(upper, tree)
-        chosen = options or MountOptions()
-        make = functools.partial(
-            _mount, handle, image, tree, place, upper, work, chosen, read_only=read_only, check=check
-        )
-        try:
-            mount_id, pid = make(status)
-        except BackendUnavailable as error:
-            # What the kernel can do, it may not do on the file system of this store.
-            reason = next(iter(error.reasons.values()), str(error))
-            status = choose_backend(backend, lower, tried=[replace(status, usable=False, reason=reason)])
-            mount_id, pid = make(status)
+        with handle.trees_kept():
+            tree = merged_tree(handle, image)
+            if upper is not None:
+                _dress_root(upper, tree)
+            chosen = options or MountOptions()
+            make = functools.partial(
+                _mount, handle, image, tree, place, upper, work, chosen, read_only=read_only, check=check
+            )
+            try:
+                mount_id, pid = make(status)
+            except BackendUnavailable as error:
+                # What the kernel can do, it may not do on the file system of this store.
+                reason = next(iter(error.reasons.values()), str(error))
+                status = choose_backend(backend, lower, tried=[replace(status, usable=False, reason=reason)])
+                mount_id, pid = make(status)
         return _record(handle, records, image, place, mount_id, snapshot, status, pid, read_only=read_only)
 
 

@@ -16,6 +16,7 @@ from layerfs.errors import LayerfsError, NotFound
 from layerfs.formats.codec import detect
 from layerfs.formats.digest import Digest
 from layerfs.formats.document import MAX_DOCUMENT_SIZE
+from layerfs.formats.tar import BLOCK
 from layerfs.registry.loader import Loader, Progress
 from layerfs.registry.members import DirectoryMembers, Members, TarMembers, stream_reader
 from layerfs.registry.pipeline import DigestBacklog, LayerEvent, prefetch, read_blob
@@ -47,7 +48,7 @@ def open_members(path: str) -> Members | None:
     except FileNotFoundError as error:
         raise NotFound("file or directory", path) from error
     try:
-        if stat.S_ISREG(os.fstat(fd).st_mode) and detect(os.pread(fd, 6, 0)) == "none":
+        if stat.S_ISREG(os.fstat(fd).st_mode) and detect(os.pread(fd, BLOCK, 0)) == "none":
             members = _OwnedTar(fd)
             fd = -1
             return members

@@ -46,7 +46,7 @@ def small_layers(handle: StoreHandle, merged: Node, chain: Sequence[LayerKey]) -
     """
     wanted: dict[LayerKey, set[_Range]] = {key: set() for key in chain}
     for node in walk(merged):
-        ranges = wanted.get(node.device)  # type: ignore[call-overload]
+        ranges = wanted.get(node.device) if isinstance(node.device, LayerKey) else None
         if ranges is not None:
             ranges.add((node.offset, node.size))
     positions: dict[LayerKey, int] = {}

@@ -4,20 +4,21 @@ from __future__ import annotations
 
 import contextlib
 import os
+import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from layerfs.errors import LayerfsError
-from layerfs.formats.digest import Digest
+from layerfs.errors import IntegrityError, LayerfsError, NotFound
+from layerfs.formats.digest import Digest, chain_id
 from layerfs.linux.durable import write_document
 from layerfs.linux.lock import FileLock
-from layerfs.store.derive import LayerKeys, derive_layer_tree, is_tree_later, merge_layers, restore_record
+from layerfs.store.derive import derive_layer_tree, is_tree_later, merge_stored, restore_record
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
-from layerfs.store.image import ImageRecord, image_layers, list_images
+from layerfs.store.image import ImageRecord, find_record, image_layers, list_images
 from layerfs.store.ingest import COLLECTOR
 from layerfs.store.kept_blob import manifest_blobs, verify_blob
-from layerfs.store.layer import LayerRecord, get_layer, is_intact, open_tree
+from layerfs.store.layer import LayerRecord, find_layer, get_layer, is_intact
 
 __all__ = ["Problem", "check_store"]
 
@@ -44,7 +45,10 @@ class Problem:
 def check_store(
     handle: StoreHandle, *, repair: bool = False, check: Callable[[], None] | None = None
 ) -> Iterator[Problem]:
-    """Yield every problem of the store; nothing means that all images are whole. Nothing is removed.
+    """Yield every problem of the store; nothing means that all images are whole.
+
+    What no image uses is not looked at. It goes with ``repair``, and if a collection was interrupted; a kept blob that
+    is damaged goes with ``repair``.
 
     Args:
         handle: the store.
@@ -57,23 +61,29 @@ def check_store(
     # A collection that was interrupted leaves trees and records apart until it is finished. Else looking removes
     # nothing.
     row = handle.database.connection.execute("SELECT 1 FROM lease WHERE owner = ?", (COLLECTOR,)).fetchone()
-    if repair or row is not None:
+    if repair or (row is not None and not handle.database.frozen):
         collect(handle)
-    for problem in handle.database.connection.execute("PRAGMA integrity_check").fetchall():
-        if problem[0] != "ok":
-            yield Problem("document", "store.db", str(problem[0]), repaired=False, hint="Make the store anew.")
+    try:
+        said = [str(row[0]) for row in handle.database.connection.execute("PRAGMA integrity_check").fetchall()]
+    except sqlite3.DatabaseError as error:
+        said = [str(error)]
+    for text in said:
+        if text != "ok":
+            yield Problem("document", "store.db", text, repaired=False, hint="Make the store anew.")
     # What no image uses is about to go; half a layer there is what an interrupted removal leaves.
     rows = handle.database.connection.execute("SELECT DISTINCT layer FROM image_layer ORDER BY layer").fetchall()
     for (identifier,) in rows:
-        yield from _check_layer(handle, get_layer(handle, identifier), repair=repair, check=check)
+        with contextlib.suppress(NotFound):  # removed meanwhile
+            yield from _check_layer(handle, get_layer(handle, identifier), repair=repair, check=check)
     chains = set()
     blobs: set[Digest] = set()
     for image in list_images(handle):
-        yield from _check_documents(handle, image)
-        yield from _check_blobs(handle, image, blobs, repair=repair, check=check)
+        found = [*_check_documents(handle, image), *_check_blobs(handle, image, blobs, repair=repair, check=check)]
         if image.chain_id not in chains:
+            found += _check_merged(handle, image, repair=repair)
             chains.add(image.chain_id)
-            yield from _check_merged(handle, image, repair=repair)
+        if found and find_record(handle, image.digest) is not None:
+            yield from found
 
 
 def _check_layer(
@@ -82,10 +92,17 @@ def _check_layer(
     name = str(layer.diff_id)
     try:
         image = derive_layer_tree(handle, layer, check=check)
+        size = os.stat(handle.layout.layer_tar(layer.diff_id)).st_size
+        if size != layer.file_size:
+            raise IntegrityError(f"layer file has {size} bytes instead of {layer.file_size}")
     except (LayerfsError, OSError) as error:
-        # From now on no load takes it for whole by its size and times: loading its image replaces it.
-        with handle.database.transaction() as connection:
-            connection.execute("UPDATE layer SET tar_mtime = 0 WHERE id = ?", (layer.id,))
+        current = find_layer(handle, layer.diff_id)
+        if current is None:
+            return  # removed meanwhile
+        if not handle.database.frozen:
+            # From now on no load takes it for whole by its size and times: loading its image replaces it.
+            with handle.database.transaction() as connection:
+                connection.execute("UPDATE layer SET tar_mtime = 0 WHERE id = ?", (layer.id,))
         yield Problem("layer", name, str(error), repaired=False, hint="Load an image that has this layer again.")
         return
     try:
@@ -97,35 +114,42 @@ def _check_layer(
         message = "files were touched since the layer was stored; their content is right"
     if message is None:
         return
+    hint = None if repair else "Run: layerfs check --repair"
     if repair:
-        with FileLock(handle.layout.layer_lock(layer.diff_id)):
-            restore_record(handle, layer, check=check)
-    yield Problem("tree", name, message, repaired=repair, hint=None if repair else "Run: layerfs check --repair")
+        try:
+            with FileLock(handle.layout.layer_lock(layer.diff_id)):
+                restore_record(handle, layer, check=check)
+        except (LayerfsError, OSError) as error:
+            repair, hint = False, f"It could not be repaired: {error}"
+    yield Problem("tree", name, message, repaired=repair, hint=hint)
 
 
-def _check_merged(handle: StoreHandle, image: ImageRecord, *, repair: bool) -> Iterator[Problem]:
-    keys = LayerKeys(handle)
+def _check_merged(handle: StoreHandle, image: ImageRecord, *, repair: bool) -> list[Problem]:
     path = handle.layout.merged_tree(image.chain_id)
-    if is_tree_later(path):
-        return  # not needed yet, so not made yet
     name = str(image.chain_id)
-    try:
+    with handle.trees_kept():
         layers = image_layers(handle, image)
-        pairs = [(open_tree(handle.layout.layer_tree(layer.diff_id)), keys.get(layer.diff_id)) for layer in layers]
-        expected = merge_layers(pairs, keys)
-    except (LayerfsError, OSError) as error:
-        yield Problem("image", str(image.digest), f"its layers do not merge: {error}", repaired=False)
-        return
-    try:
-        with open(path, "rb") as file:
-            message = None if file.read() == expected else "merged tree differs from what its layers describe"
-    except OSError as error:
-        message = f"merged tree: {error.strerror}"
-    if message is None:
-        return
-    if repair:
-        write_document(path, expected, sync=handle.sync)
-    yield Problem("tree", name, message, repaired=repair, hint=None if repair else "Run: layerfs check --repair")
+        # Of an image that was removed meanwhile nothing is made again; and what was not needed yet was not made yet.
+        if chain_id([layer.diff_id for layer in layers]) != image.chain_id or is_tree_later(path):
+            return []
+        try:
+            expected = merge_stored(handle, layers)
+        except (LayerfsError, OSError) as error:
+            return [Problem("image", str(image.digest), f"its layers do not merge: {error}", repaired=False)]
+        try:
+            with open(path, "rb") as file:
+                message = None if file.read() == expected else "merged tree differs from what its layers describe"
+        except OSError as error:
+            message = f"merged tree: {error.strerror}"
+        if message is None:
+            return []
+        hint = None if repair else "Run: layerfs check --repair"
+        if repair:
+            try:
+                write_document(path, expected, sync=handle.sync)
+            except OSError as error:
+                repair, hint = False, f"It could not be repaired: {error.strerror}"
+        return [Problem("tree", name, message, repaired=repair, hint=hint)]
 
 
 def _check_documents(handle: StoreHandle, image: ImageRecord) -> Iterator[Problem]:

@@ -43,7 +43,11 @@ class _Connection(sqlite3.Connection):
 
 
 class Database:
-    """The metadata of one store. Thread-safe: every thread gets a connection of its own."""
+    """The metadata of one store. Thread-safe: every thread gets a connection of its own.
+
+    Attributes:
+        frozen: whether nobody can write it, so that nothing in the store changes.
+    """
 
     def __init__(
         self, path: str, *, sync: bool, frozen: bool = False, in_use: Callable[[], bool] = lambda: False
@@ -63,7 +67,7 @@ class Database:
         """
         self._path = path
         self._sync = sync
-        self._frozen = frozen
+        self.frozen = frozen
         self._in_use = in_use
         self._local = threading.local()
         self._all: list[tuple[threading.Thread, sqlite3.Connection]] = []
@@ -91,13 +95,13 @@ class Database:
             if self._closed:
                 raise StoreError("the store is closed", root=os.path.dirname(self._path))
             source = self._path
-            if self._frozen:
+            if self.frozen:
                 from urllib.parse import quote  # noqa: PLC0415 - every other start does without
 
                 source = f"file:{quote(self._path)}?mode=ro&immutable=1"
             found = sqlite3.connect(
                 source, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64,
-                factory=_Connection, uri=self._frozen,
+                factory=_Connection, uri=self.frozen,
             )  # fmt: skip
             found.path = self._path
             found.execute("PRAGMA foreign_keys = ON")

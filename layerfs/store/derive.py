@@ -10,7 +10,7 @@ import contextlib
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
 
-from layerfs.errors import DigestMismatch, IntegrityError, LayerfsError
+from layerfs.errors import DigestMismatch, IntegrityError, LayerfsError, NotFound, quoted
 from layerfs.formats.digest import Digest, chain_id, new_hash
 from layerfs.formats.erofs.layout import BLOCK
 from layerfs.formats.erofs.reader import Tree
@@ -20,9 +20,10 @@ from layerfs.formats.tar import Member, TarReader
 from layerfs.formats.tree import LayerTree, Node
 from layerfs.linux.durable import fsync_directory, write_document
 from layerfs.linux.lock import FileLock
+from layerfs.linux.sparse import is_same, is_zero
 from layerfs.store.carry import MANY, small_layers
 from layerfs.store.handle import StoreHandle
-from layerfs.store.layer import LayerRecord, device_tag, find_layer, get_layer, open_tree, read_layer
+from layerfs.store.layer import LayerRecord, chain_layers, device_tag, find_layer, open_tree, read_layer
 from layerfs.store.layer_writer import MIN_SHARED, LayerKey, spread_range
 from layerfs.store.nodes import read_nodes
 
@@ -35,6 +36,7 @@ __all__ = [
     "encode_merged_tree",
     "is_tree_later",
     "merge_layers",
+    "merge_stored",
     "restore_record",
     "rewrite_merged_trees",
     "tree_uuid",
@@ -46,12 +48,12 @@ TREE_LATER = b"layerfs: this tree is made when it is first needed\n"
 
 
 def is_tree_later(path: str) -> bool:
-    """Return whether a merged tree has not been needed yet."""
+    """Return whether a merged tree has not been needed yet: its place may be empty too, after a power cut."""
     try:
         with open(path, "rb") as file:
-            return file.read(len(TREE_LATER) + 1) == TREE_LATER
+            return file.read(len(TREE_LATER) + 1) in (TREE_LATER, b"")
     except FileNotFoundError:
-        return False
+        return True
 
 
 def tree_uuid(kind: str, digest: Digest) -> bytes:
@@ -112,6 +114,8 @@ def derive_layer_tree(handle: StoreHandle, layer: LayerRecord, *, check: Callabl
     end = -(-layer.tar_size // BLOCK) * BLOCK
     for member, node in sparse:
         node.offset, end = spread_range(end, member)
+    if sparse:
+        _verify_spread(handle.layout.layer_tar(layer.diff_id), sparse)
     root = tree.finish()
     extents = {row[0]: (keys.get(Digest.parse(row[1])), row[2]) for row in handle.database.connection.execute(
         "SELECT extent.offset, layer.diff_id, extent.donor_offset FROM extent JOIN layer ON layer.id = extent.donor"
@@ -121,6 +125,25 @@ def derive_layer_tree(handle: StoreHandle, layer: LayerRecord, *, check: Callabl
         if node.device is own and node.size >= MIN_SHARED and (found := extents.get(node.offset)) is not None:
             node.device, node.offset = found
     return encode_layer_tree(root, own, (donor for donor, _ in extents.values()))
+
+
+def _verify_spread(path: str, sparse: Sequence[tuple[Member, Node]]) -> None:
+    """Compare the sparse files behind a layer's tar, which no digest covers, with what the verified tar has of them.
+
+    Raises:
+        IntegrityError: one differs.
+    """
+    with open(path, "rb", buffering=0) as file:
+        fd = file.fileno()
+        for member, node in sparse:
+            assert member.sparse is not None
+            source, filled = member.data_offset, 0
+            for offset, length in (*member.sparse, (member.size, 0)):
+                if not is_zero(fd, node.offset + filled, offset - filled):
+                    raise IntegrityError(f"sparse file {quoted(member.name)} has bytes where it is empty")
+                if not is_same(fd, source, node.offset + offset, length):
+                    raise IntegrityError(f"sparse file {quoted(member.name)} is not what the tar has of it")
+                source, filled = source + length, offset + length
 
 
 def restore_record(handle: StoreHandle, layer: LayerRecord, *, check: Callable[[], None] | None = None) -> None:
@@ -143,9 +166,7 @@ def restore_record(handle: StoreHandle, layer: LayerRecord, *, check: Callable[[
         write_document(path, image, sync=handle.sync)
     tar, tree = os.stat(handle.layout.layer_tar(layer.diff_id)), os.stat(path)
     if tar.st_size != layer.file_size:
-        raise DigestMismatch(
-            "layer file", expected=f"{layer.file_size} bytes", actual=f"{tar.st_size} bytes", size=tar.st_size
-        )
+        raise IntegrityError(f"layer file has {tar.st_size} bytes instead of {layer.file_size}")
     with handle.database.transaction() as connection:
         connection.execute(
             "UPDATE layer SET tar_mtime = ?, tree_size = ?, tree_mtime = ? WHERE id = ?",
@@ -198,6 +219,19 @@ def encode_merged_tree(handle: StoreHandle, merged: Node, chain: Sequence[LayerK
     return write_tree(merged, devices, tree_uuid("chain", chain_id([key.known for key in chain])), carried)
 
 
+def merge_stored(handle: StoreHandle, layers: Sequence[LayerRecord]) -> bytes:
+    """Return the image of the merged tree of a chain of layers of the store, bottom first.
+
+    Raises:
+        FormatError: a layer's tree is damaged, or they do not fit together.
+        IntegrityError: a layer's tar is missing or cut short.
+        OSError: ENOENT for a tree.
+    """
+    keys = LayerKeys(handle)
+    pairs = [(open_tree(handle.layout.layer_tree(layer.diff_id)), keys.get(layer.diff_id)) for layer in layers]
+    return merge_layers(pairs, keys)
+
+
 def rewrite_merged_trees(handle: StoreHandle, layer: LayerRecord) -> None:
     """Write the merged trees of all images that have a layer anew; one that cannot be made now is made when needed.
 
@@ -211,15 +245,12 @@ def rewrite_merged_trees(handle: StoreHandle, layer: LayerRecord) -> None:
     ).fetchall()  # fmt: skip
     for chain, image in rows:
         path = handle.layout.merged_tree(Digest.parse(chain))
-        keys = LayerKeys(handle)
-        layers = connection.execute(
-            "SELECT layer FROM image_layer WHERE image = ? ORDER BY position", (image,)
-        ).fetchall()
         with FileLock(handle.layout.trees_lock, shared=True):
             try:
-                diff_ids = [get_layer(handle, row[0]).diff_id for row in layers]
-                pairs = [(open_tree(handle.layout.layer_tree(diff_id)), keys.get(diff_id)) for diff_id in diff_ids]
-                merged = merge_layers(pairs, keys)
+                layers = chain_layers(handle, image)
+                if chain_id([layer.diff_id for layer in layers]) != Digest.parse(chain):
+                    raise NotFound("image", str(chain))
+                merged = merge_stored(handle, layers)
             except (FileNotFoundError, LayerfsError):
                 # Another of its layers is damaged too.
                 with contextlib.suppress(FileNotFoundError):

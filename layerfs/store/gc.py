@@ -1,8 +1,9 @@
 """Garbage collection: removing what no image, container or running load refers to.
 
 A layer may hold bytes that others borrow. Before it goes, each borrowed range is copied into the hole of one borrower,
-the other borrowers' records are turned to that one, and the trees concerned are written anew under the same names; live
-mounts keep the old files open and do not notice.
+the other borrowers' records are turned to that one, and the trees concerned are written anew under the same names.
+Mounts and trees that are looked into have the old files open and do not notice; who is just opening them holds off a
+collection (:meth:`layerfs.store.handle.StoreHandle.trees_kept`).
 
 So that a crash at any point loses nothing: the bytes are copied and synced, the trees replaced, the borrowers' records
 changed, the files removed, the layer forgotten, in this order. Until the records change the old layer is there, and the
@@ -16,9 +17,10 @@ from collections.abc import Callable, Iterable
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from layerfs.errors import InvalidReference, LayerfsError
-from layerfs.formats.digest import Digest
+from layerfs.errors import FormatError, InvalidReference, LayerfsError
+from layerfs.formats.digest import Digest, chain_id
 from layerfs.formats.merge import walk
+from layerfs.linux.disk_use import files_disk
 from layerfs.linux.durable import fsync_directory, write_document
 from layerfs.linux.lock import FileLock
 from layerfs.linux.safe_path import remove_tree
@@ -27,7 +29,7 @@ from layerfs.store.derive import LayerKeys, encode_layer_tree, encode_merged_tre
 from layerfs.store.handle import StoreHandle
 from layerfs.store.ingest import COLLECTOR, sweep
 from layerfs.store.kept_blob import manifest_blobs
-from layerfs.store.layer import LayerRecord, find_donors, find_layer, get_layer, open_tree
+from layerfs.store.layer import LayerRecord, chain_layers, find_donors, find_layer, get_layer, open_tree
 from layerfs.store.nodes import read_nodes
 
 __all__ = ["Reclaimed", "collect"]
@@ -132,7 +134,7 @@ def _free(handle: StoreHandle) -> None:
 def _remove_directory(handle: StoreHandle, diff_id: Digest) -> int:
     """Remove the files of a layer that has no record; return the bytes of disk they took."""
     directory = handle.layout.layer(diff_id)
-    size = _disk_size(os.path.join(directory, name) for name in ("layer.tar", "tree.erofs"))
+    size = files_disk(os.path.join(directory, name) for name in ("layer.tar", "tree.erofs"))
     remove_tree(directory, missing_ok=True)
     remove_tree(handle.layout.unpacked(diff_id), missing_ok=True)
     return size
@@ -146,7 +148,10 @@ def _remove_strays(handle: StoreHandle) -> int:
         for name in os.listdir(os.path.join(handle.layout.root, "layers", algorithm)):
             if f"{algorithm}:{name}" in known:
                 continue
-            diff_id = Digest(algorithm, name)
+            try:
+                diff_id = Digest(algorithm, name)
+            except InvalidReference:
+                continue  # nothing of ours: lost+found
             lock = FileLock(handle.layout.layer_lock(diff_id))
             if not lock.try_acquire():
                 continue  # a load is about to record it
@@ -252,11 +257,14 @@ def _rewrite_trees(handle: StoreHandle, layer: LayerRecord, moves: dict[int, _Mo
         path = handle.layout.merged_tree(Digest.parse(chain))
         if not os.path.exists(path) or is_tree_later(path):
             continue  # made from the layers when it is needed
-        layers = handle.database.connection.execute(
-            "SELECT layer FROM image_layer WHERE image = ? ORDER BY position", (image,)
-        ).fetchall()
-        chain_keys = [keys.get(get_layer(handle, row[0]).diff_id) for row in layers]
-        root = read_nodes(open_tree(path), keys.get, chain_keys)
+        chain_keys = [keys.get(own.diff_id) for own in chain_layers(handle, image)]
+        try:
+            if chain_id([key.known for key in chain_keys]) != Digest.parse(chain):
+                raise FormatError("the image was removed meanwhile")
+            root = read_nodes(open_tree(path), keys.get, chain_keys)
+        except FormatError:
+            os.unlink(path)  # made from the layers too, when it is needed
+            continue
         for node in walk(root):
             if node.device is leaving:
                 move = moves[node.offset]
@@ -305,19 +313,9 @@ def _remove_files(handle: StoreHandle, kind: str, is_known: Callable[[Digest], b
                     continue
             except InvalidReference:
                 pass  # the temporary file of a write that a crash cut short
-            size += _disk_size([path])
+            size += files_disk([path])
             os.unlink(path)
             count += 1
         if count:
             fsync_directory(directory, sync=handle.sync)
     return count, size
-
-
-def _disk_size(paths: Iterable[str]) -> int:
-    total = 0
-    for path in paths:
-        try:
-            total += os.stat(path).st_blocks * 512
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-    return total

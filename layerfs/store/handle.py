@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
+from collections.abc import Iterator
 from dataclasses import dataclass
 from errno import EACCES, EPERM, EROFS
 from functools import partial
@@ -80,6 +82,21 @@ class StoreHandle:
                 f"document {digest} is missing or damaged", root=self.layout.root, hint="Load the image again."
             )
         return raw
+
+    @contextlib.contextmanager
+    def trees_kept(self) -> Iterator[None]:
+        """Keep merged trees, and the layers that they name, where they are: nothing is collected meanwhile.
+
+        Raises:
+            OSError: EACCES, ENOLCK.
+
+        Blocking: until a collection that is about to remove something has done so.
+        """
+        if self.database.frozen:
+            yield
+            return
+        with FileLock(self.layout.trees_lock, shared=True):
+            yield
 
     def close(self) -> None:
         """Close the database."""

@@ -5,18 +5,18 @@ How they come in is in :mod:`layerfs.store.new_image`.
 
 from __future__ import annotations
 
+import contextlib
 import sqlite3
 from collections.abc import Sequence
 from dataclasses import dataclass
 
 from layerfs.errors import Conflict, FormatError, IntegrityError, InvalidReference, NotFound
-from layerfs.formats.digest import Digest
+from layerfs.formats.digest import Digest, chain_id
 from layerfs.formats.erofs.reader import Tree
 from layerfs.formats.reference import Reference
 from layerfs.linux.durable import write_document
-from layerfs.linux.lock import FileLock
 from layerfs.store.handle import StoreHandle
-from layerfs.store.layer import LayerRecord, get_layer, open_tree
+from layerfs.store.layer import LayerRecord, chain_layers, open_tree
 
 __all__ = [
     "ImageRecord",
@@ -90,16 +90,14 @@ def image_origins(handle: StoreHandle, image: ImageRecord) -> list[str]:
 
 def image_layers(handle: StoreHandle, image: ImageRecord) -> list[LayerRecord]:
     """Return the layers of an image, bottom first."""
-    rows = handle.database.connection.execute(
-        "SELECT layer FROM image_layer WHERE image = ? ORDER BY position", (image.id,)
-    )
-    return [get_layer(handle, row[0]) for row in rows.fetchall()]
+    return chain_layers(handle, image.id)
 
 
 def find_image(handle: StoreHandle, text: str) -> ImageRecord:
     """Return the image that a user means by a name, an ID, or the unique beginning of an ID.
 
-    A name wins over an ID, as with docker: who names an image ``cafe`` means it.
+    A name wins over the beginning of an ID, as with docker: who names an image ``cafe`` means it. A whole ID means that
+    image whatever names there are, for an archive may name its images as it likes.
 
     Raises:
         NotFound: nothing matches.
@@ -109,6 +107,10 @@ def find_image(handle: StoreHandle, text: str) -> ImageRecord:
     connection = handle.database.connection
     wanted = text.strip()
     error: InvalidReference | None = None
+    with contextlib.suppress(InvalidReference):
+        record = find_record(handle, Digest.parse(wanted if ":" in wanted else f"sha256:{wanted}"))
+        if record is not None:
+            return record
     try:
         for reference in possible_names(wanted):
             record = _by_reference(connection, reference)
@@ -189,23 +191,23 @@ def merged_tree(handle: StoreHandle, image: ImageRecord) -> Tree:
 
     Raises:
         IntegrityError: so is one of its layers.
+        NotFound: the image was removed meanwhile.
     """
     path = handle.layout.merged_tree(image.chain_id)
     try:
         return open_tree(path)
     except (FileNotFoundError, FormatError):
-        from layerfs.store.derive import LayerKeys, merge_layers  # noqa: PLC0415 - who only looks starts sooner
+        from layerfs.store.derive import merge_stored  # noqa: PLC0415 - who only looks starts sooner
 
-        keys = LayerKeys(handle)
-        with FileLock(handle.layout.trees_lock, shared=True):
+        with handle.trees_kept():
+            layers = image_layers(handle, image)
+            if chain_id([layer.diff_id for layer in layers]) != image.chain_id:
+                raise NotFound("image", str(image.digest)) from None
             try:
-                pairs = [
-                    (open_tree(handle.layout.layer_tree(layer.diff_id)), keys.get(layer.diff_id))
-                    for layer in image_layers(handle, image)
-                ]
+                merged = merge_stored(handle, layers)
             except (FileNotFoundError, FormatError) as error:
                 raise IntegrityError(f"a layer is damaged: {error}", hint="Load the image again.") from error
-            write_document(path, merge_layers(pairs, keys), sync=handle.sync)
+            write_document(path, merged, sync=handle.sync)
             return open_tree(path)
 
 

@@ -30,6 +30,7 @@ from layerfs.formats.tree import MAX_TEXT, Node
 from layerfs.linux.disk_use import tree_disk
 from layerfs.linux.durable import publish
 from layerfs.linux.lock import FileLock
+from layerfs.linux.mountinfo import read_mounts
 from layerfs.linux.safe_path import remove_tree
 from layerfs.store.derive import LayerKeys, encode_layer_tree, restore_record, rewrite_merged_trees
 from layerfs.store.handle import StoreHandle
@@ -218,26 +219,27 @@ class Ingest:
         self._raise_failure()
         lock = None
         heals = False
-        if diff_id is not None:
-            found = self.find_layer(diff_id)
-            if found is not None:
-                return found
-            lock = self._lock_layer(diff_id)
-            try:
-                found = self._find_healed(diff_id)
-            except BaseException:
+        try:
+            if diff_id is not None:
+                found = self.find_layer(diff_id)
+                if found is None:
+                    lock = self._lock_layer(diff_id)
+                    found = self._find_healed(diff_id)
+                if found is not None:
+                    if lock is not None:
+                        lock.release(remove=True)
+                    return found
+                heals = find_layer(self.handle, diff_id) is not None
+            self._count += 1
+            directory = os.path.join(self._directory, str(self._count))
+            os.mkdir(directory, 0o700)
+            # A layer that is healed may be the donor of others, so it has to hold all its bytes itself.
+            lenders = None if heals else self._holders
+            writer = LayerWriter(os.path.join(directory, "layer.tar"), lenders, sync=self.handle.sync)
+        except BaseException:
+            if lock is not None:
                 lock.release(remove=True)
-                raise
-            if found is not None:
-                lock.release(remove=True)
-                return found
-            heals = find_layer(self.handle, diff_id) is not None
-        self._count += 1
-        directory = os.path.join(self._directory, str(self._count))
-        os.mkdir(directory, 0o700)
-        # A layer that is healed may be the donor of others, so it has to hold all its bytes itself.
-        lenders = None if heals else self._holders
-        writer = LayerWriter(os.path.join(directory, "layer.tar"), lenders, sync=self.handle.sync)
+            raise
         self._pending = Pending(writer, directory, diff_id, lock)
         return self._pending
 
@@ -255,6 +257,14 @@ class Ingest:
             LimitExceeded: the layers of this load would take too much memory.
             OSError: ENOSPC, EIO.
         """
+        try:
+            return self._finished(pending, diff_id, compressed)
+        except BaseException:
+            # Whoever ends a layer has let go of it: nobody else would.
+            self._drop(pending)
+            raise
+
+    def _finished(self, pending: Pending, diff_id: Digest, compressed: tuple[Digest, int] | None) -> IngestedLayer:
         writer = pending.writer
         if pending.expected is not None and diff_id != pending.expected:
             raise DigestMismatch("layer", expected=str(pending.expected), actual=str(diff_id), size=writer.tar_size)
@@ -276,9 +286,9 @@ class Ingest:
                 # A damaged layer is replaced, and others may borrow from it: the new one must not borrow in turn.
                 writer.fill(lambda key: self.handle.layout.layer_tar(key.known))
         writer.key.diff_id = diff_id
+        image = encode_layer_tree(root, writer.key, (extent.donor for extent in writer.extents))
         self.keys.add(writer.key)
         self._holders.add(writer.key, writer.content, os.path.join(pending.directory, "layer.tar"))
-        image = encode_layer_tree(root, writer.key, (extent.donor for extent in writer.extents))
         self._pending = None
         self._submit(_Job(pending, diff_id, image, compressed))
         done = self._done[diff_id] = IngestedLayer(diff_id, root, writer.key)
@@ -431,6 +441,7 @@ class Ingest:
         if (record := find_layer(self.handle, job.diff_id)) is not None:
             # Images whose trees still take bytes from this layer's donors: from now on nothing keeps those.
             rewrite_merged_trees(self.handle, record)
+            self._drop_unpacked(record)
         row = (
             pending.writer.tar_size, tar_status.st_size, tar_status.st_mtime_ns, tree_status.st_size,
             tree_status.st_mtime_ns, pending.writer.tree.entries, time.time_ns(), str(job.diff_id),
@@ -464,6 +475,21 @@ class Ingest:
                     "INSERT OR REPLACE INTO compressed VALUES (?, ?, ?)",
                     (str(job.compressed[0]), layer, job.compressed[1]),
                 )
+
+    def _drop_unpacked(self, layer: LayerRecord) -> None:
+        """Remove what a layer was unpacked to before it was healed: nobody has verified that."""
+        layout = self.handle.layout
+        chains = self.handle.database.connection.execute(
+            "SELECT DISTINCT chain_id FROM image JOIN image_layer ON image_layer.image = image.id WHERE layer = ?",
+            (layer.id,),
+        ).fetchall()
+        paths = [layout.unpacked(layer.diff_id), *(layout.unpacked_merged(Digest.parse(row[0])) for row in chains)]
+        used = {path for entry in read_mounts(fstype="overlay") for path in entry.option_values("lowerdir+")}
+        for path in filter(os.path.isdir, paths):
+            if path in used:
+                _log.warning("%s is mounted, and may be damaged: unmount it, remove it, and mount it again", path)
+            else:
+                remove_tree(path, missing_ok=True)
 
     def _drop(self, pending: Pending) -> None:
         """Release what a layer holds; what is still in its private directory goes when the load ends."""

@@ -9,13 +9,14 @@ from collections.abc import Callable, Iterator
 from contextlib import ExitStack
 from dataclasses import dataclass
 
-from layerfs.errors import DigestMismatch, FormatError, IntegrityError
+from layerfs.errors import DigestMismatch, FormatError, IntegrityError, NotFound
 from layerfs.formats.digest import Digest, new_hash
 from layerfs.formats.erofs.reader import Tree
 from layerfs.store.handle import StoreHandle
 
 __all__ = [
     "LayerRecord",
+    "chain_layers",
     "device_paths",
     "device_tag",
     "find_donors",
@@ -24,6 +25,7 @@ __all__ = [
     "get_layer",
     "is_intact",
     "is_whole",
+    "list_layers",
     "map_tree",
     "open_tree",
     "read_layer",
@@ -59,9 +61,30 @@ def find_layer(handle: StoreHandle, diff_id: Digest) -> LayerRecord | None:
 
 
 def get_layer(handle: StoreHandle, identifier: int) -> LayerRecord:
-    """Return the record with this row ID, which must exist."""
+    """Return the record with this row ID.
+
+    Raises:
+        NotFound: somebody else has removed it.
+    """
     row = handle.database.connection.execute(f"SELECT {_COLUMNS} FROM layer WHERE id = ?", (identifier,)).fetchone()
+    if row is None:
+        raise NotFound("layer", f"number {identifier}")
     return _record(row)
+
+
+def list_layers(handle: StoreHandle) -> list[LayerRecord]:
+    """Return all layers, in the order in which they came."""
+    return list(map(_record, handle.database.connection.execute(f"SELECT {_COLUMNS} FROM layer ORDER BY id")))
+
+
+def chain_layers(handle: StoreHandle, image: int) -> list[LayerRecord]:
+    """Return the layers of the image with this row ID, bottom first; none if there is no such image."""
+    rows = handle.database.connection.execute(
+        f"SELECT {_COLUMNS} FROM image_layer JOIN layer ON layer.id = image_layer.layer WHERE image = ?"
+        " ORDER BY position",
+        (image,),
+    )
+    return list(map(_record, rows))
 
 
 def device_tag(diff_id: Digest) -> bytes:

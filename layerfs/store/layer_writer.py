@@ -11,7 +11,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
-from errno import ENOSPC
+from errno import EINVAL, ENOSPC, EOPNOTSUPP
 from functools import partial
 from typing import Protocol
 from zlib import crc32
@@ -238,15 +238,23 @@ class LayerWriter:
         last = start + (size - 1) // BLOCK * BLOCK
         mark = crc32(view[last - base : stop - base], first)
         found = self._find_equal(start, size, mark, base, view) if self._lenders is not None else None
-        if found is None:
+        if found is None or (start < base and not self._give_back(start, base - start)):
             self._own.setdefault((size, mark), start)
             self.content.append((start, size, mark))
             return
         node.device, node.offset = donor, offset = found
         self.extents.append(Extent(start, size, donor, offset, node, mark))
-        if start < base:
-            punch_hole(self._file, start, base - start)
         holes.append((max(start - base, 0), stop - base))
+
+    def _give_back(self, start: int, size: int) -> bool:
+        """Return whether bytes that were written make room again; some file systems have no holes."""
+        try:
+            punch_hole(self._file, start, size)
+        except OSError as error:
+            if error.errno not in (EOPNOTSUPP, EINVAL):
+                raise
+            return False
+        return True
 
     def _find_equal(self, start: int, size: int, mark: int, base: int, view: memoryview) -> Offer | None:
         """Return where the same bytes already lie, if anywhere. They are compared: a mark only says where to look."""

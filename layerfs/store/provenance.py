@@ -48,7 +48,7 @@ def find_provenance(merged: Tree, layers: Sequence[tuple[Digest, Tree]], path: b
         path: need not exist in the merged tree: then the answer says which layer removed it.
 
     Raises:
-        OSError: ENOTDIR when a file stands where the path needs a directory.
+        OSError: ELOOP.
     """
     parts = _real_parts(merged, path)
     rows: list[Provenance] = []

@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Iterable
 from dataclasses import dataclass
 
 from layerfs.formats.digest import Digest
-from layerfs.linux.disk_use import tree_disk
+from layerfs.linux.disk_use import files_disk, tree_disk
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import image_layers, list_images
-from layerfs.store.layer import LayerRecord, get_layer
+from layerfs.store.layer import LayerRecord, list_layers
 from layerfs.store.snapshot import list_snapshots
 
 __all__ = ["ImageUsage", "LayerUsage", "Usage", "measure", "shared_bytes"]
@@ -82,11 +81,10 @@ def measure(handle: StoreHandle) -> Usage:
     )
     borrowed: dict[int, int] = dict(connection.execute("SELECT layer, sum(size) FROM extent GROUP BY layer").fetchall())
     layers = []
-    for (identifier,) in connection.execute("SELECT id FROM layer ORDER BY id").fetchall():
-        layer = get_layer(handle, identifier)
-        disk = _disk((handle.layout.layer_tar(layer.diff_id), handle.layout.layer_tree(layer.diff_id)))
-        count = users.get(identifier, 0)
-        layers.append(LayerUsage(layer.diff_id, layer.tar_size, disk, borrowed.get(identifier, 0), count))
+    for layer in list_layers(handle):
+        disk = files_disk((handle.layout.layer_tar(layer.diff_id), handle.layout.layer_tree(layer.diff_id)))
+        count = users.get(layer.id, 0)
+        layers.append(LayerUsage(layer.diff_id, layer.tar_size, disk, borrowed.get(layer.id, 0), count))
     snapshots = list_snapshots(handle)
     images = []
     for image in list_images(handle):
@@ -114,16 +112,6 @@ def measure(handle: StoreHandle) -> Usage:
     )
 
 
-def _disk(paths: Iterable[str]) -> int:
-    total = 0
-    for path in paths:
-        try:
-            total += os.stat(path).st_blocks * 512
-        except (FileNotFoundError, NotADirectoryError):
-            continue
-    return total
-
-
 def _files_disk(directory: str) -> int:
-    """Return the bytes allocated for the files in ``directory/*/``."""
-    return _disk(os.path.join(top, name) for top, _, names in os.walk(directory) for name in names)
+    """Return the bytes allocated for the files below a directory."""
+    return files_disk(os.path.join(top, name) for top, _, names in os.walk(directory) for name in names)

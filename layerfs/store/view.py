@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -30,7 +31,7 @@ class ImageTree:
     """
 
     def __init__(self, handle: StoreHandle, image: ImageRecord | Tree) -> None:
-        """Map the image's merged tree; layers are opened when first read from.
+        """Map the image's merged tree, and open its layers: what is removed from the store meanwhile stays readable.
 
         Args:
             handle: the store.
@@ -39,9 +40,14 @@ class ImageTree:
         Raises:
             IntegrityError: it is missing and cannot be made again.
         """
-        self.tree: Tree = image if isinstance(image, Tree) else merged_tree(handle, image)
-        self._paths = device_paths(handle, self.tree)
         self._files: dict[int, int] = {}
+        with handle.trees_kept():
+            self.tree: Tree = image if isinstance(image, Tree) else merged_tree(handle, image)
+            self._paths = device_paths(handle, self.tree)
+            for device, path in enumerate(self._paths):
+                # Those that are missing are told when somebody reads from them; who has no descriptors left tries then.
+                with contextlib.suppress(OSError):
+                    self._files[device] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
 
     def __enter__(self) -> Self:
         """Return the tree itself."""

@@ -6,6 +6,7 @@ because the layer tars stay open.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Sequence
@@ -31,7 +32,7 @@ class ImageLower:
     """A merged tree and the files of its device table. References are the tree's own inode numbers."""
 
     def __init__(self, tree: Tree, devices: Sequence[str], file: int) -> None:
-        """Keep them; the layer tars are opened when first read from.
+        """Keep them, and open the layer tars: they may be removed from the store while they are mounted.
 
         Args:
             tree: the merged tree.
@@ -43,6 +44,10 @@ class ImageLower:
         self._tree = tree
         self._devices = devices
         self._fds = {len(tree.devices): file}
+        for device, layer in enumerate(devices):
+            # Those that are missing are told when somebody reads from them; who has no descriptors left tries then.
+            with contextlib.suppress(OSError):
+                self._fds[device] = os.open(layer, os.O_RDONLY | os.O_CLOEXEC)
         self._links: dict[int, list[list[bytes]]] | None = None
         self._recent: dict[int, dict[bytes, tuple[int, int]]] = {}
         self._kept = 0
@@ -126,7 +131,7 @@ class ImageLower:
         return place
 
     def _place(self, reference: int) -> LowerFile:
-        """Find a file's bytes, and open the layer tar if this is its first file."""
+        """Find a file's bytes."""
         inode = self._tree.inode(reference)
         if stat.S_ISDIR(inode.mode):
             raise IsADirectoryError(EISDIR, os.strerror(EISDIR))

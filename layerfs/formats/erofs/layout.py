@@ -74,7 +74,6 @@ __all__ = [
     "LAYOUT_PLAIN",
     "MAGIC",
     "MAX_CHUNK_BITS",
-    "NULL_BLOCK",
     "SLOT",
     "SUPERBLOCK",
     "SUPER_OFFSET",
@@ -104,7 +103,6 @@ LAYOUT_PLAIN, LAYOUT_INLINE, LAYOUT_CHUNKED = 0, 2, 4
 #: Chunk format bits: the low five are log2(chunk size) - BLOCK_BITS, this one says that 8-byte indexes follow.
 CHUNK_INDEXES = 0x20
 MAX_CHUNK_BITS = BLOCK_BITS + 31
-NULL_BLOCK = 0xFFFFFFFF
 
 SUPERBLOCK = struct.Struct("<IIIBBHQQIIII16s16sIHHHB37x")
 INODE = struct.Struct("<HHHHQIIIIqII16x")

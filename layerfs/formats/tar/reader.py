@@ -201,6 +201,9 @@ class TarReader:
     def _extension(self, payload: bytes) -> None:
         kind = self._payload_kind
         if kind == b"g":
+            if self._records or self._long_name is not None or self._long_link is not None:
+                # Some readers forget what came before, some keep it.
+                raise FormatError("a global pax header stands between a member and its extension header")
             for key, _ in parse_records(payload):
                 if key.startswith(_NEVER_GLOBAL):
                     raise UnsupportedFormat(f"global pax header sets {key[:80].decode(errors='replace')!r}")
@@ -243,8 +246,11 @@ class TarReader:
         if self._long_link is not None:
             member.link = self._long_link
         if self._records:
-            if self._long_name is not None and any(key == b"path" for key, _ in self._records):
+            keys = {key for key, _ in self._records}
+            if self._long_name is not None and keys & {b"path", b"GNU.sparse.name"}:
                 raise FormatError(f"{quoted(member.name)} has both a GNU and a pax name")
+            if self._long_link is not None and b"linkpath" in keys:
+                raise FormatError(f"{quoted(member.name)} has both a GNU and a pax link target")
             if _apply(member, self._records):
                 self._sparse_text = member
                 self._gathered = []

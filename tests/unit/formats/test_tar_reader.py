@@ -154,6 +154,9 @@ def test_xattrs(records: dict[bytes, bytes], xattrs: dict[bytes, bytes] | None) 
         pax({b"LIBARCHIVE.xattr.user.a": b"M!Q="}) + header(),
         pax({b"path": b"one"}) + header(b"@Long", b"L", 3) + pad(b"two") + header(),
         header(b"@Long", b"L", 3) + pad(b"two") + pax({b"path": b"one"}) + header(),
+        header(b"@Link", b"K", 3) + pad(b"two") + pax({b"linkpath": b"one"}) + header(b"l", b"2"),
+        header(b"@Long", b"L", 3) + pad(b"two") + pax({b"GNU.sparse.name": b"one"}) + header(),
+        pax({b"path": b"one"}) + pax({b"comment": b"x"}, kind=b"g") + header(),  # kept by some, forgotten by others
         header(b"x", b"x", size=b"\xff" * 12),
         pax({b"path": b"x"}) + END,  # an extension of nothing
         header() + bytes(512) + header(),  # readers differ about what a lone zero block means

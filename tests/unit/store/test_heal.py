@@ -218,12 +218,13 @@ def test_a_merged_tree_is_made_again(store: Store, tmp_path: Path, source: Sourc
             path.unlink() if size is None else os.truncate(path, size)
 
         damage()
-        assert [problem.kind for problem in store.check()] == ["tree"]
+        # What is not there, or empty after a power cut, is made when it is needed.
+        assert [problem.kind for problem in store.check()] == (["tree"] if size else [])
         assert contents(store, image)[b"/borrowed"] == SHARED
         damage()
         store.load(source(tmp_path, BOTH))
         assert tree_files(tmp_path / "store") == before
-    path.unlink()
+    os.truncate(path, 700)
     assert [problem.repaired for problem in store.check(repair=True)] == [True]
     assert tree_files(tmp_path / "store") == before
 

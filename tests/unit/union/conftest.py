@@ -124,8 +124,8 @@ def make_directories(folder: Path) -> list[str]:
     return [str(top), str(bottom)]
 
 
-def make_image(folder: Path) -> ImageLower:
-    """Return an image with the same content."""
+def make_image(folder: Path, device: str = "layer.tar") -> ImageLower:
+    """Return an image with the same content, whose bytes are looked for in a file of this name."""
     tar = folder / "layer.tar"
     content = bytearray(BLOCK)
     root = directory(implicit=False)
@@ -157,7 +157,7 @@ def make_image(folder: Path) -> ImageLower:
     place("link", link)
     tar.write_bytes(content)
     image = write_tree(root, [Device("0", b"0" * 64, len(content) // BLOCK)], bytes(16))
-    return ImageLower(Tree(image), [str(tar)], os.open(tar, os.O_RDONLY | os.O_CLOEXEC))
+    return ImageLower(Tree(image), [str(folder / device)], os.open(tar, os.O_RDONLY | os.O_CLOEXEC))
 
 
 Make = Callable[[], Work]

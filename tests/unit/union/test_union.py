@@ -35,7 +35,7 @@ from layerfs.union.node import ROOT
 from layerfs.union.stack import StackLower
 from layerfs.union.union import Union
 from layerfs.union.upper import Upper
-from tests.unit.union.conftest import FILES, Caller, Make, Work
+from tests.unit.union.conftest import FILES, Caller, Make, Work, make_image
 
 ALL = ["a", "empty", "link", "one", "opaque", "top"]
 
@@ -474,13 +474,23 @@ def test_a_layer_cut_short_is_an_error_of_the_disk(tmp_path: Path, make: Make) -
     assert os.listdir(work.upper) == []
 
 
-def test_a_missing_layer_is_an_error_of_the_disk(tmp_path: Path, make: Make) -> None:
-    work = make()
-    if not (tmp_path / "layer.tar").exists():
-        pytest.skip("directories have no tar")
-    (tmp_path / "layer.tar").unlink()
+def test_a_missing_layer_is_an_error_of_the_disk(tmp_path: Path) -> None:
+    lower = make_image(tmp_path, "gone")
+    found = lower.lookup(lower.root, b"top")
+    assert found is not None
     with failing(EIO):
-        work.read("top")
+        lower.open(found)
+    lower.close()
+
+
+def test_a_layer_that_goes_while_it_is_mounted(tmp_path: Path) -> None:
+    lower = make_image(tmp_path)
+    (tmp_path / "layer.tar").unlink()
+    found = lower.lookup(lower.root, b"top")
+    assert found is not None
+    file = lower.open(found)
+    assert os.pread(file.fd, file.size, file.offset) == FILES["top"]
+    lower.close()
 
 
 def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
