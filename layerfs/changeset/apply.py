@@ -18,10 +18,11 @@ from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 
 from layerfs.changeset.build import building, ingest_layer, not_empty, tree_of
-from layerfs.changeset.entry import read_xattrs
+from layerfs.changeset.entry import IGNORED_XATTRS, read_xattrs
 from layerfs.errors import FormatError, StoreError, UnsupportedFormat, quoted
 from layerfs.formats.tree import MAX_SYMLINKS, Node
-from layerfs.formats.whiteout import LINK_XATTR, is_private_xattr, is_whiteout_device
+from layerfs.formats.whiteout import LINK_XATTR, OVERRIDE_XATTR, is_private_xattr, is_whiteout_device
+from layerfs.linux.process import may_give_away
 from layerfs.linux.safe_path import remove_tree
 from layerfs.linux.sparse import write_sparse
 from layerfs.store.gc import collect
@@ -90,7 +91,8 @@ class _Applying:
         self._lower = lower
         self._prefix = prefix
         self._check = check
-        self._made: dict[int, Parts] = {}  # the first path of each file that was made, by the node's identity
+        self._gives = may_give_away()
+        self._made: dict[Node, Parts] = {}  # the first path of each file that was made
         self._times: dict[Parts, int] = {}  # what directories shall have in the end
         self._data: dict[LayerKey, int] = {}
 
@@ -265,10 +267,10 @@ class _Applying:
         inner = os.open(path[-1], _DIRECTORY, dir_fd=fd)
         if nid is not None and stat.S_ISDIR(self._lower.inode(nid).mode):
             inode = self._lower.inode(nid)
-            _dress(inner, inode.mode, inode.uid, inode.gid, self._lower.xattrs(nid))
+            self._dress(inner, inode.mode, inode.uid, inode.gid, self._lower.xattrs(nid))
             os.utime(inner, ns=(0, inode.mtime * 1_000_000_000 + inode.mtime_ns))
         else:
-            os.fchmod(inner, 0o755)
+            self._dress(inner, 0o40755, 0, 0, {})
             if hidden is not None:
                 os.setxattr(inner, self._prefix + "opaque", b"y")
         return inner
@@ -304,9 +306,9 @@ class _Applying:
             if not node.is_implicit:
                 opaque = self._is_opaque(fd) if path else False
                 for name in read_xattrs(fd):
-                    if not name.startswith(self._prefix.encode()):
+                    if not name.startswith(self._prefix.encode()) and name not in IGNORED_XATTRS:
                         os.removexattr(fd, name)
-                _dress(fd, node.mode, node.uid, node.gid, node.xattrs or {})
+                self._dress(fd, node.mode, node.uid, node.gid, node.xattrs or {})
                 if opaque:
                     os.setxattr(fd, self._prefix + "opaque", b"y")
                 self._times[path] = node.mtime * 1_000_000_000 + node.mtime_ns
@@ -316,11 +318,11 @@ class _Applying:
         if node.xattrs is not None and LINK_XATTR in node.xattrs:
             self._link(path, self._copied_up(node.xattrs[LINK_XATTR]))
             return
-        earlier = self._made.get(id(node))
+        earlier = self._made.get(node)
         if earlier is not None:
             self._link(path, earlier)
             return
-        self._made[id(node)] = path
+        self._made[node] = path
         with self._directory(path[:-1]) as fd:
             name = path[-1]
             remove_tree(name, dir_fd=fd, missing_ok=True)
@@ -329,7 +331,7 @@ class _Applying:
                 file = os.open(name, _NEW_FILE, 0o600, dir_fd=fd)
                 try:
                     write_sparse(file, self._content(node), node.size)
-                    _dress(file, node.mode, node.uid, node.gid, node.xattrs or {})
+                    self._dress(file, node.mode, node.uid, node.gid, node.xattrs or {})
                     os.utime(file, ns=times)
                 finally:
                     os.close(file)
@@ -338,7 +340,8 @@ class _Applying:
                 os.symlink(node.target, name, dir_fd=fd)
             else:
                 os.mknod(name, stat.S_IFMT(node.mode) | 0o600, node.rdev, dir_fd=fd)
-            os.chown(name, node.uid, node.gid, dir_fd=fd, follow_symlinks=False)
+            if self._gives:
+                os.chown(name, node.uid, node.gid, dir_fd=fd, follow_symlinks=False)
             for key, value in (node.xattrs or {}).items():
                 os.setxattr(b"/proc/self/fd/%d/%b" % (fd, name), key, value, follow_symlinks=False)
             if node.target is None:
@@ -387,11 +390,17 @@ class _Applying:
             yield piece
             position += len(piece)
 
-
-def _dress(fd: int, mode: int, uid: int, gid: int, xattrs: Mapping[bytes, bytes]) -> None:
-    # The owner first: changing it clears set-user-ID bits and file capabilities.
-    os.fchown(fd, uid, gid)
-    for name, value in xattrs.items():
-        if not is_private_xattr(name):
-            os.setxattr(fd, name, value)
-    os.fchmod(fd, stat.S_IMODE(mode))
+    def _dress(self, fd: int, mode: int, uid: int, gid: int, xattrs: Mapping[bytes, bytes]) -> None:
+        """Give a file or directory its owner, xattrs and mode."""
+        # The owner first: changing it clears set-user-ID bits and file capabilities.
+        if self._gives:
+            os.fchown(fd, uid, gid)
+        for name, value in xattrs.items():
+            if not is_private_xattr(name):
+                os.setxattr(fd, name, value)
+        if self._gives:
+            os.fchmod(fd, stat.S_IMODE(mode))
+            return
+        # Kept beside the file, which stays usable for its real owner: as the union does it.
+        os.fchmod(fd, stat.S_IMODE(mode) & 0o777 | (0o700 if stat.S_ISDIR(mode) else 0o600))
+        os.setxattr(fd, OVERRIDE_XATTR, b"%d:%d:%o" % (uid, gid, stat.S_IMODE(mode)))

@@ -18,6 +18,7 @@ from layerfs.errors import Conflict
 from layerfs.formats.whiteout import OVERRIDE_XATTR, parse_override
 
 __all__ = [
+    "IGNORED_XATTRS",
     "ContentTree",
     "Entry",
     "TreeEntry",
@@ -31,7 +32,7 @@ __all__ = [
 _READ = 1 << 20
 
 #: Labels of the host's security policy; they say where a file lies, not what it is.
-_IGNORED_XATTRS = frozenset({b"security.selinux", b"security.evm", b"security.ima"})
+IGNORED_XATTRS = frozenset({b"security.selinux", b"security.evm", b"security.ima"})
 #: What listing or reading xattrs answers where there are none to have.
 _NO_XATTRS = frozenset({errno.ENODATA, errno.EOPNOTSUPP, errno.ENOENT})
 
@@ -249,6 +250,6 @@ def content_xattrs(xattrs: dict[bytes, bytes], prefix: bytes | None) -> dict[byt
     return {
         name: value
         for name, value in xattrs.items()
-        if name not in _IGNORED_XATTRS
+        if name not in IGNORED_XATTRS
         and not (prefix is not None and (name.startswith(prefix) or name == OVERRIDE_XATTR))
     }

@@ -1,11 +1,37 @@
-"""Waiting for processes that are nobody's children here."""
+"""Processes: waiting for those that are nobody's children here, and what this one may do."""
 
 from __future__ import annotations
 
 import os
 import select
+from errno import EINVAL, EPERM
 
-__all__ = ["wait_for_end"]
+__all__ = ["groups_of", "may_give_away", "wait_for_end"]
+
+
+def groups_of(pid: int) -> set[int]:
+    """Return the supplementary groups of a process; none of one that is gone, or in another namespace of them."""
+    try:
+        with open(f"/proc/{pid}/status", "rb") as file:
+            line = next((line for line in file if line.startswith(b"Groups:")), b":")
+    except OSError:
+        return set()
+    return set(map(int, line.partition(b":")[2].split()))
+
+
+def may_give_away() -> bool:
+    """Return whether this process may give files to other owners, tried on a file in memory."""
+    fd = os.memfd_create("owner")
+    try:
+        os.fchown(fd, 1, 1)
+    except OSError as error:
+        if error.errno in (EPERM, EINVAL):  # no privilege; no such owner in this user namespace
+            return False
+        raise
+    else:
+        return True
+    finally:
+        os.close(fd)
 
 
 def wait_for_end(pid: int, seconds: float) -> bool:

@@ -1,6 +1,7 @@
 """Sparse files: punching holes, copying ranges inside the kernel, and seeing what is really allocated.
 
-Offsets and lengths are bytes. Nothing here uses or moves the file offset, except :func:`data_segments`, which says so.
+Offsets and lengths are bytes. Nothing here uses or moves the file offset, except where it says so:
+:func:`data_segments` and :func:`copy_data`.
 """
 
 from __future__ import annotations
@@ -178,6 +179,8 @@ def copy_data(
 
     Blocking: disk reads and writes; polls ``check``.
     """
+    if os.fstat(source_fd).st_size < source_offset + length:
+        raise OSError(errno.EIO, "source ends inside the range to copy")
     for start, end in data_segments(source_fd, source_offset, source_offset + length):
         copy_range(
             source_fd,

@@ -306,8 +306,6 @@ class _Unpacking:
                     _write(fd, content)
                 else:
                     os.ftruncate(fd, inode.size)
-                    if os.fstat(device).st_size < offset + inode.size:
-                        raise OSError(errno.EIO, "the layer's data is cut short")
                     copy_data(device, offset, fd, 0, inode.size, check=self._check)
             apply_attributes(fd, self._tree, inode.nid)
         finally:

@@ -14,7 +14,6 @@ from layerfs.errors import BackendUnavailable, Conflict, IntegrityError, MountEr
 from layerfs.formats.digest import chain_id
 from layerfs.formats.erofs.reader import Tree
 from layerfs.linux.durable import sync_filesystem
-from layerfs.linux.mount_api import umount
 from layerfs.linux.mountinfo import find_mount, read_mounts
 from layerfs.linux.probe import feature
 from layerfs.linux.process import wait_for_end
@@ -122,7 +121,12 @@ def _mount(
     """Mount in one way; return the kernel's number of the mount, and the process that serves it, if one does."""
     if status.lower == "dirs":
         lowers = _unpacked(handle, image, tree, check)
-        return mount_directories(lowers, place, upper=upper, work=work, read_only=read_only, options=options), None
+        number = mount_directories(
+            lowers, place, upper=upper, work=work, read_only=read_only, options=options,
+            # The topmost layer need not have an entry for the root.
+            prepare_root=None if upper is not None else lambda fd: apply_attributes(fd, tree, tree.root),
+        )  # fmt: skip
+        return number, None
     devices = device_paths(handle, tree)
     if status.backend == "fuse":
         _check_devices(tree, devices)
@@ -241,7 +245,7 @@ def _record(
     except BaseException:
         # A mount that nobody knows of could not be found again. Bare, because what failed may fail here too.
         with contextlib.suppress(OSError):
-            umount(place, lazy=True)
+            unmount(place, mount_id=mount_id, lazy=True)
         raise
 
 

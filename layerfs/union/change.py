@@ -166,6 +166,14 @@ class ChangePart(ViewPart, FilePart):
         # The kernel tells a file that never had a name from one that lost its last one.
         source, first = (-1, descriptor_path(node.fd)) if node.is_gone else upper.place(node)
         fd = upper.directory(directory)
+        if not covered:
+            try:
+                os.link(first, name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=node.is_gone)
+            except FileExistsError:
+                # A whiteout that hides nothing: the lower tree has lost the name since it was made.
+                covered = upper.find(directory, name)[1]
+                if not covered:
+                    raise
         if covered:
             temporary = upper.temporary()
             os.link(first, temporary, src_dir_fd=source, dst_dir_fd=upper.work, follow_symlinks=node.is_gone)
@@ -174,8 +182,6 @@ class ChangePart(ViewPart, FilePart):
             except BaseException:
                 os.unlink(temporary, dir_fd=upper.work)
                 raise
-        else:
-            os.link(first, name, src_dir_fd=source, dst_dir_fd=fd, follow_symlinks=node.is_gone)
         self._nodes.name(node, directory, name)
         if node.fd >= 0:
             os.close(node.fd)

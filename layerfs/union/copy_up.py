@@ -53,7 +53,7 @@ def copy_inode(
     kind = stat.S_IFMT(attributes.mode)
     name, work = upper.temporary(), upper.work
     # What nobody else can reach is made with its mode: that saves a chmod. Set-ID bits would not outlive what follows.
-    first = 0o600 if upper.override else mode & ~_SET_ID
+    first = 0o600 if upper.override and kind == stat.S_IFREG else mode & ~_SET_ID
     if kind == stat.S_IFREG:
         fd = os.open(name, _NEW | upper.quiet, first, dir_fd=work)
         try:

@@ -67,7 +67,9 @@ class FilePart(UnionPart):
         return written
 
     def keep_out_of_group(self, ino: int, groups: Callable[[], Collection[int]]) -> bool:
-        """Take a set-group-ID bit away that goes without group execution, before one outside the group writes.
+        """Take a set-group-ID bit away that goes without group execution, before one outside the group changes a file.
+
+        That is: writes, truncates it, or gives it to another group.
 
         The kernel leaves this to the file system.
 
@@ -79,6 +81,8 @@ class FilePart(UnionPart):
             Whether the file lost the bit.
         """
         node = self._nodes[ino]
+        if node.is_directory:
+            return False
         found = self._attributes(node)
         if found.mode & stat.S_ISGID and not found.mode & stat.S_IXGRP and found.gid not in groups():
             upper = self._writable()

@@ -76,7 +76,7 @@ class ImageLower:
         entry = (self._recent.get(directory) or self._names(directory)).get(name)
         return entry[0] if entry else None
 
-    def entries(self, directory: int) -> list[tuple[bytes, int]]:
+    def entries(self, directory: int) -> list[tuple[bytes, int | None]]:
         """Return the names in byte order."""
         return [(name, entry[0]) for name, entry in self._names(directory).items()]
 

@@ -126,7 +126,7 @@ class ListingPart(UnionPart):
             except OSError as error:
                 if error.errno != EPERM:
                     raise
-                # A redirect, which is not followed: there is a name and no more.
+                # A redirect: there is a name and no more.
                 if not emit(name, _bare(node)._replace(nlink=NOT_LOOKED_UP), places[index]):
                     return
                 taken += 1
@@ -151,6 +151,10 @@ class ListingPart(UnionPart):
         get, attributes_of, is_merged = nodes.get, lower.attributes, lower.is_merged
         for index in range(start, len(rows)):
             name, reference = rows[index]
+            if reference is None:  # a redirect, which is not followed
+                if not emit(name, _bare(node)._replace(nlink=NOT_LOOKED_UP), index + _FIRST):
+                    return
+                continue
             attributes = attributes_of(reference)
             number, mode = attributes.ino, attributes.mode
             child = get(number)
@@ -188,13 +192,16 @@ class ListingPart(UnionPart):
         """Return the listing of a directory, up to date if it is to be a new one."""
         found: _Listing | None = node.listing
         if found is None or (new and node.upper):
-            found = node.listing = found or _Listing()
+            # It is the node's when it is complete: one that failed half-way would stay, and show nothing.
+            found = found or _Listing()
             lower = [] if node.lower is None or node.is_gone else self._lower.entries(node.lower)
             if not node.upper or self._upper is None:
                 found.take(lower)
+                node.listing = found
                 self._keep_listing(node)
             else:
                 found.merge(lower, *self._names_above(node, self._upper))
+                node.listing = found
         return found
 
     def _keep_listing(self, node: Node) -> None:

@@ -45,8 +45,11 @@ class Lower(Protocol):
     def lookup(self, directory: Reference, name: bytes) -> Reference | None:
         """Return what a name in a directory means, or None."""
 
-    def entries(self, directory: Reference) -> list[tuple[bytes, Reference]]:
-        """Return a new list of the names in a directory with what they mean, each once, always in the same order."""
+    def entries(self, directory: Reference) -> list[tuple[bytes, Reference | None]]:
+        """Return a new list of the names in a directory with what they mean, each once, always in the same order.
+
+        None is what a name means that is there and cannot be looked up: a redirect.
+        """
 
     def number(self, reference: Reference) -> int:
         """Return the inode number: at least 2, one for all names of a file, the same for ever."""

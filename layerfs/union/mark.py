@@ -19,6 +19,8 @@ from layerfs.formats.whiteout import OVERRIDE_XATTR
 __all__ = [
     "AUFS_OPAQUE",
     "AUFS_WHITEOUT",
+    "ESCAPE",
+    "FUSE_OVERLAYFS_OPAQUE",
     "OVERRIDE_XATTR",
     "TRUSTED_PREFIX",
     "USER_PREFIX",
@@ -36,6 +38,8 @@ __all__ = [
 
 TRUSTED_PREFIX = b"trusted.overlay."
 USER_PREFIX = b"user.overlay."
+#: Behind the prefix of what is a mark of an overlay inside this one.
+ESCAPE = b"overlay."
 #: How containers/storage lays layers down when it mounts through a program, and what fuse-overlayfs writes where it may
 #: make no device: an empty file hides the name behind its prefix, or all of its directory.
 AUFS_WHITEOUT = b".wh."

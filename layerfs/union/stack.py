@@ -11,7 +11,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Sequence
-from errno import EISDIR, ENOTDIR
+from errno import EISDIR, ENOTDIR, EPERM
 
 from layerfs.linux.mount_api import clone_tree
 from layerfs.union.attribute import Attributes, from_status, overridden
@@ -20,6 +20,8 @@ from layerfs.union.lower import LowerFile
 from layerfs.union.mark import (
     AUFS_OPAQUE,
     AUFS_WHITEOUT,
+    ESCAPE,
+    FUSE_OVERLAYFS_OPAQUE,
     has_whiteout_mark,
     is_whiteout,
     open_below,
@@ -99,6 +101,9 @@ class StackLower:
         # Real inode numbers can be shown when no two inodes share one.
         self._plain = devices <= {device} if device is not None else len(devices) == 1
         self._devices: dict[int, int] = {}
+        #: The layer in which each file with several links was met first.
+        self._owners: dict[tuple[int, int], int] = {}
+        self._shared = (len(devices) + 2) << _DEVICE_SHIFT
         sources = []
         for number, root in enumerate(self._roots):
             source = _Source(number, None, b"")
@@ -108,7 +113,7 @@ class StackLower:
             if not source.mark and self._opaque(root, beneath=True):
                 break
         self.root = _Entry(stat.S_IFDIR, 1, tuple(sources), b"")
-        self.limit: int = 0 if self._plain else (len(devices) + 2) << _DEVICE_SHIFT
+        self.limit: int = 0 if self._plain else self._shared + (len(self._roots) << _DEVICE_SHIFT)
 
     def close(self) -> None:
         """Close every directory."""
@@ -127,11 +132,17 @@ class StackLower:
             return None
         return self._resolve([directory.sources[index] for index in indexes], name)
 
-    def entries(self, directory: _Entry) -> list[tuple[bytes, _Entry]]:
-        """Return names with entries, in the order of the layers' own listings."""
-        found = []
+    def entries(self, directory: _Entry) -> list[tuple[bytes, _Entry | None]]:
+        """Return names with entries, in the order of the layers' own listings; None is that of a redirect."""
+        found: list[tuple[bytes, _Entry | None]] = []
         for name in list(self._names(directory)):
-            entry = self.lookup(directory, name)
+            try:
+                entry = self.lookup(directory, name)
+            except PermissionError as error:
+                if error.errno != EPERM:
+                    raise
+                found.append((name, None))
+                continue
             if entry is not None:
                 found.append((name, entry))
         return found
@@ -160,10 +171,12 @@ class StackLower:
         return os.readlink(reference.name, dir_fd=self._directory(reference.sources[0]))
 
     def xattrs(self, reference: _Entry) -> dict[bytes, bytes]:
-        """Return the extended attributes without the marks."""
+        """Return the extended attributes without the marks; those of an overlay inside this one are none of these."""
+        nested = self._prefix + ESCAPE
         return {
             name: value for name, value in self._raw_xattrs(reference).items()
-            if not name.startswith(self._prefix) and name != self._override
+            if (not name.startswith(self._prefix) or name.startswith(nested))
+            and name not in (self._override, FUSE_OVERLAYFS_OPAQUE)
         }  # fmt: skip
 
     def _raw_xattrs(self, reference: _Entry) -> dict[bytes, bytes]:
@@ -221,9 +234,9 @@ class StackLower:
             if not stat.S_ISDIR(status.st_mode):
                 if found:
                     break  # something else lies below a directory: it is hidden
-                return _Entry(stat.S_IFMT(status.st_mode), self._number(status), (source,), name)
+                return _Entry(stat.S_IFMT(status.st_mode), self._number(status, source.layer), (source,), name)
             below = _Source(source.layer, source, name)
-            number = number or self._number(status)
+            number = number or self._number(status, source.layer)
             found.append(below)
             below.mark = self._opaque(self._directory(below), beneath=index < last)
             if index < last and below.mark == b"y":
@@ -322,8 +335,13 @@ class StackLower:
         """Drop the listings of merged directories."""
         self._listings.clear()
 
-    def _number(self, status: os.stat_result) -> int:
+    def _number(self, status: os.stat_result, layer: int) -> int:
         """Return the inode number in the union."""
+        if status.st_nlink > 1 and len(self._roots) > 1 and not stat.S_ISDIR(status.st_mode):
+            # Two layers may have one inode, to save space: in the union these are two files.
+            first = self._owners.setdefault((status.st_dev, status.st_ino), layer)
+            if first != layer:
+                return self._shared + (layer << _DEVICE_SHIFT) | status.st_ino
         if self._plain:
             # Some file systems number from 1, which FUSE keeps for the root.
             return status.st_ino if status.st_ino > 1 else 1 << _DEVICE_SHIFT

@@ -248,6 +248,9 @@ class Upper:
         """Change mode bits, owner or group of an inode; the owner first, because that takes the set-ID bits away."""
         if self.override:
             if node.kind not in {stat.S_IFREG, stat.S_IFDIR}:
+                if mode is not None and node.kind != stat.S_IFLNK:  # which can have no such xattr
+                    with self.inode(node) as fd:
+                        os.chmod(descriptor_path(fd), stat.S_IMODE(mode))
                 return
             old = self.attributes(node)
             bits = old.mode if mode is None else mode

@@ -10,12 +10,11 @@ from errno import EINVAL, ENODATA, ENOTSUP
 from layerfs.formats.xattr import ACCESS_ACL, acl_of_owner
 from layerfs.union.attribute import Attributes
 from layerfs.union.base import Caller, UnionPart
-from layerfs.union.mark import descriptor_path, read_xattrs
+from layerfs.union.mark import ESCAPE, FUSE_OVERLAYFS_OPAQUE, descriptor_path, read_xattrs
 from layerfs.union.node import Node
 
 __all__ = ["ViewPart"]
 
-_ESCAPE = b"overlay."
 #: So many inodes have to have lived before it pays to give memory back when most are forgotten.
 _MANY = 4096
 _KINDS = (b"user.", b"trusted.", b"security.", b"system.posix_acl_")
@@ -129,10 +128,13 @@ class ViewPart(UnionPart):
         """Return what a stored xattr is called in the mount; None for what is not shown."""
         if stored.startswith(self._prefix):
             rest = stored[len(self._prefix) :]
-            return self._prefix + rest[len(_ESCAPE) :] if rest.startswith(_ESCAPE) else None
-        if self._upper is not None and stored == self._upper.override:
-            return None
-        return stored
+            return self._prefix + rest[len(ESCAPE) :] if rest.startswith(ESCAPE) else None
+        return None if self._is_own(stored) else stored
+
+    def _is_own(self, name: bytes) -> bool:
+        """Whether an xattr means something to the union, though it is not named as overlayfs's marks are."""
+        # fuse-overlayfs's mark is understood, and so must not be made by those inside.
+        return name == FUSE_OVERLAYFS_OPAQUE or (self._upper is not None and name == self._upper.override)
 
     def _stored_name(self, shown: bytes) -> bytes:
         """Return how an xattr is stored: those that would be marks of this overlay get another name.
@@ -141,8 +143,8 @@ class ViewPart(UnionPart):
             OSError: EOPNOTSUPP for what belongs to the union alone.
         """
         if shown.startswith(self._prefix):
-            return self._prefix + _ESCAPE + shown[len(self._prefix) :]
-        if self._upper is not None and shown == self._upper.override:
+            return self._prefix + ESCAPE + shown[len(self._prefix) :]
+        if self._is_own(shown):
             raise OSError(ENOTSUP, os.strerror(ENOTSUP))
         return shown
 

@@ -478,3 +478,16 @@ def test_a_tree_torn_by_several_processes_can_be_removed(place: Path, seed: int)
             os.lstat(os.path.join(directory, name))
     subprocess.run(["rm", "-rf", place], check=True)
     assert not place.exists()
+
+
+def test_a_file_leaves_a_group_of_others_without_its_set_group_id_bit(place: Path) -> None:
+    path = place / "set-group"
+    path.write_text("")
+    os.chown(path, USER, 77)
+    path.chmod(0o2644)
+    subprocess.run(["chgrp", "78", path], check=True, user=USER, group=USER, extra_groups=[78])
+    status = path.stat()
+    assert (stat.S_IMODE(status.st_mode), status.st_gid) == (0o644, 78)
+    path.chmod(0o2644)
+    os.chown(path, USER, 79)  # root may keep it
+    assert stat.S_IMODE(path.stat().st_mode) == 0o2644

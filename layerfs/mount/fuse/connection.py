@@ -20,6 +20,7 @@ import struct
 import time
 from collections.abc import Callable
 
+from layerfs.linux.process import groups_of
 from layerfs.mount.fuse.protocol import (
     ATTRIBUTES,
     ENTRY,
@@ -255,7 +256,7 @@ class Connection:
     def _setattr(self, unique: int, ino: int, _length: int) -> bytes:
         values = _setattr_in.unpack_from(self._request, _HEADER)
         valid, size, atime, mtime, atime_ns, mtime_ns, mode, uid, gid = values
-        if valid & SetAttr.SIZE and self._keep_out_of_group(ino):
+        if valid & (SetAttr.SIZE | SetAttr.UID | SetAttr.GID) and self._keep_out_of_group(ino):
             mode &= ~stat.S_ISGID  # the kernel only knows of the set-user-ID bit
         # The clock by which file systems stamp new files, so that none seems older than what was touched before it.
         now = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
@@ -426,7 +427,7 @@ class Connection:
     def _keep_out_of_group(self, ino: int) -> bool:
         """Before a write: see :meth:`layerfs.union.file.FilePart.keep_out_of_group`."""
         _, _, _, _, uid, gid, pid, _, _ = IN_HEADER.unpack_from(self._request)
-        if not uid or not self._union.keep_out_of_group(ino, lambda: _groups(pid) | {gid}):
+        if not uid or not self._union.keep_out_of_group(ino, lambda: groups_of(pid) | {gid}):
             return False
         # After a write the kernel asks for size and times anew, but goes on showing the mode that it knows.
         with contextlib.suppress(FileNotFoundError):
@@ -480,16 +481,6 @@ class Connection:
         if len(value) > room:
             raise OSError(errno.ERANGE, os.strerror(errno.ERANGE))
         return _answer(unique, value)
-
-
-def _groups(pid: int) -> set[int]:
-    """Return the supplementary groups of a process; none of one that is gone, or in another namespace of them."""
-    try:
-        with open(f"/proc/{pid}/status", "rb") as file:
-            line = next((line for line in file if line.startswith(b"Groups:")), b":")
-    except OSError:
-        return set()
-    return set(map(int, line.partition(b":")[2].split()))
 
 
 def _answer(unique: int, body: bytes = b"") -> bytes:

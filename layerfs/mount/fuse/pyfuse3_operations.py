@@ -20,6 +20,7 @@ from typing import Any, NoReturn
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, readdir_reply
 
+from layerfs.linux.process import groups_of
 from layerfs.union.attribute import Attributes
 from layerfs.union.change import Changes
 from layerfs.union.listing import NOT_LOOKED_UP
@@ -105,8 +106,13 @@ class UnionOperations(pyfuse3.Operations):
         self, ino: int, new: EntryAttributes, fields: SetattrFields, _handle: int | None, context: RequestContext
     ) -> EntryAttributes:
         """Change attributes."""
+        mode = stat.S_IMODE(new.st_mode)
+        if context.uid and (fields.update_uid or fields.update_gid):
+            pid, gid = context.pid, context.gid
+            if self._union.keep_out_of_group(ino, lambda: groups_of(pid) | {gid}):
+                mode &= ~stat.S_ISGID
         changes = Changes(
-            mode=stat.S_IMODE(new.st_mode) if fields.update_mode else None,
+            mode=mode if fields.update_mode else None,
             uid=new.st_uid if fields.update_uid else None,
             gid=new.st_gid if fields.update_gid else None,
             size=new.st_size if fields.update_size else None,

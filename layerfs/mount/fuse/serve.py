@@ -61,12 +61,15 @@ def serve(wanted: FuseSpecification, ready: Callable[[], None], *, notify_socket
 
         # Not by asking for the path itself: nobody would answer yet.
         place = find_device(wanted.target) or ""
+        works = False
 
         def started() -> None:
+            nonlocal works
             raise_read_ahead(place)
             # What was made so far lives as long as the mount; looking through it again and again finds nothing.
             gc.freeze()
             ready()
+            works = True
             _notify(notify_socket, b"READY=1")
 
         def detach() -> bool:
@@ -88,6 +91,11 @@ def serve(wanted: FuseSpecification, ready: Callable[[], None], *, notify_socket
                 serve_through_pyfuse3(device, union, wanted, started, detach)
             else:
                 _serve_device(device, union, wanted, started, detach)
+        except BaseException:
+            if not works:
+                with contextlib.suppress(OSError):
+                    detach_mount(place, privileged=privileged)
+            raise
         finally:
             _notify(notify_socket, b"STOPPING=1")
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import tempfile
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -11,6 +12,7 @@ import pytest
 from hypothesis import given, settings
 
 from layerfs.api import Image, Store
+from tests.image_builder import TestImage, entry, layer, oci, outer
 from tests.integration.changeset.random_trees import Tree, reshape, tar_of, trees
 from tests.integration.tree_compare import describe, differences
 from tests.store_audit import assert_clean
@@ -73,6 +75,21 @@ def test_the_difference_of_two_images_applied_to_one_gives_the_other(old: Tree, 
         assert _exported(store, "other") == _exported(store, a)
         assert not [step.path for step in store.steps(b, committed, exact=True)]
         assert_clean(store)
+
+
+def test_links_to_several_files_of_the_image() -> None:
+    with _scratch() as (store, _):
+        names = "abcdefgh"
+        base = layer({name: name.encode() * 3 for name in names})
+        (image,) = store.load(io.BytesIO(outer(oci(TestImage([base], ["a:1"])))))
+        _container(store, image, "box")
+        store.apply("box", [layer([entry(f"x{name}", kind=b"1", link=name) for name in names])])
+        committed = store.commit("box", "c")
+        with store.tree(committed) as tree:
+            for name in names:
+                for path in (name, f"x{name}"):
+                    assert tree.read(tree.resolve(path.encode())) == name.encode() * 3
+                assert tree.resolve(name.encode()) == tree.resolve(f"x{name}".encode())
 
 
 @EXAMPLES

@@ -145,6 +145,12 @@ def test_a_mount_that_fails_says_why(
     assert find_mount(target) is None
 
 
+def test_a_mount_whose_log_cannot_be_written_is_taken_away(wanted: FuseSpecification, target: Path) -> None:
+    with pytest.raises(MountError, match="nowhere"):
+        start_fuse(wanted, log="/nowhere/fuse.log")
+    assert find_mount(target) is None
+
+
 def test_a_second_mount_of_one_work_directory_is_refused(
     mount: Mounter, wanted: FuseSpecification, tmp_path: Path
 ) -> None:

@@ -6,6 +6,7 @@ import contextlib
 import hashlib
 import os
 import shutil
+import stat
 import subprocess
 import tempfile
 import time
@@ -116,6 +117,22 @@ def test_an_image_that_carries_the_bytes_of_its_small_layers(tmp_path: Path, bac
             os.rename(tmp_path / "kept", merged)
         assert [(change.kind, change.path) for change in store.diff("box")] == [("C", b"/f20")]
         assert_whole(store)
+
+
+@pytest.mark.needs_overlay
+@pytest.mark.parametrize("lower", ["erofs", "dirs"])
+def test_the_root_is_that_of_the_image(tmp_path: Path, lower: str) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    base = layer([entry("./", kind=b"5", mode=0o1711, uid=5, mtime=1_000_000), entry("f", b"1")])
+    with Store.open(tmp_path / "store", sync=False) as store:
+        store.load(pipe(outer(oci(TestImage([base, layer({"g": b"2"})], ["a:1"])))))
+        store.mount("a:1", target, read_only=True, backend="overlay", lower=lower)
+        try:
+            status = target.stat()
+            assert (stat.S_IMODE(status.st_mode), status.st_uid, status.st_mtime) == (0o1711, 5, 1_000_000)
+        finally:
+            store.umount(str(target))
 
 
 @pytest.mark.needs_overlay
