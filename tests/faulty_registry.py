@@ -100,6 +100,16 @@ class Handler(BaseHTTPRequestHandler):
     def do_HEAD(self) -> None:
         self._handle()
 
+    def do_POST(self) -> None:
+        self._handle()
+
+    def do_PUT(self) -> None:
+        self._handle()
+
+    def body(self) -> bytes:
+        """Read what came with the request."""
+        return self.rfile.read(int(self.headers.get("Content-Length") or 0))
+
     @property
     def kind(self) -> str:
         """``manifests``, ``blobs``, ``tags``, ``referrers``, or the empty text for anything else."""

@@ -15,6 +15,8 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
+from layerfs_cli.settings import settings_of
+
 if TYPE_CHECKING:
     from layerfs.formats.auth_file import Credential
     from layerfs.registry.access import Access
@@ -105,6 +107,9 @@ def access_of(options: dict[str, Any]) -> Access:
     """
     from layerfs.registry.access import DEFAULT_JOBS, Access
 
+    context = click.get_current_context(silent=True)
+    if context is not None:
+        settings_of(context).take_warnings()
     given = {name: options.pop(name) for name in _NAMES if name in options}
     credential = None
     if given["creds"] is not None:
@@ -253,8 +258,13 @@ def _registries() -> tuple[str, ...]:
 def _drop_ins(directory: str) -> list[str]:
     try:
         names = sorted(name for name in os.listdir(directory) if name.endswith(".conf"))
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return []
+    except OSError as error:
+        from layerfs.errors import LayerfsError
+
+        # What it blocks is not to be let through.
+        raise LayerfsError(f"cannot read {directory}: {error.strerror}") from error
     return [os.path.join(directory, name) for name in names]
 
 
@@ -269,7 +279,7 @@ def _first(paths: tuple[str, ...]) -> str | None:
 
 def _proxies() -> dict[str, str]:
     found = {}
-    for scheme in ("http", "https", "all", "no"):
+    for scheme in ("http", "https", "no"):  # not "all", which podman and docker do not read
         value = os.environ.get(f"{scheme}_proxy") or os.environ.get(f"{scheme.upper()}_PROXY")
         if value:
             found[scheme] = value

@@ -73,16 +73,24 @@ class Settings:
 
     def open_store(self) -> Store:
         """Open the store, made if it is not there. Raises as :meth:`layerfs.api.Store.open`."""
-        import logging
-
         from layerfs.api import Store
 
-        handler = logging.Handler()
-        handler.emit = lambda record: self.log(record.levelname.lower(), record.getMessage())  # type: ignore[method-assign]
-        logging.getLogger("layerfs").handlers[:] = [handler]
+        self.take_warnings()
         root, runroot = self.place()
         self.log("debug", f"store {root}, runroot {runroot or os.path.join(root, 'run')}")
         return Store.open(root, runroot=runroot, sync=self.sync)
+
+    def take_warnings(self) -> None:
+        """Say what the library warns of as this program says things; a verb without a store has to ask for it."""
+        import logging
+
+        settings = self
+
+        class Handler(logging.Handler):
+            def emit(self, record: logging.LogRecord) -> None:
+                settings.log(record.levelname.lower(), record.getMessage())
+
+        logging.getLogger("layerfs").handlers[:] = [Handler()]
 
     def log(self, level: str, message: str) -> None:
         """Say something on standard error, if this much is wanted."""

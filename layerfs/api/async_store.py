@@ -20,7 +20,7 @@ from layerfs.api.base import StrPath
 from layerfs.api.concurrency import in_thread, pull_layers, push_layers
 from layerfs.formats.media_type import Compression
 from layerfs.formats.platform import Platform
-from layerfs.formats.reference import DEFAULT_TAG
+from layerfs.formats.reference import DEFAULT_TAG, Reference
 from layerfs.formats.transport import is_registry
 from layerfs.registry.access import Access
 from layerfs.registry.loader import Progress
@@ -197,11 +197,16 @@ class AsyncStore:
         """Push an image to a registry; see :meth:`Store.push`."""
         access = access or Access()
         store = self._store
-        record, reference = store._pushed(image, destination)
         with store._explaining("push"), Registries.open(access, check) as registries:
-            push = Push(
-                store._handle, record, registries.write_to(reference), access, compression=compression, level=level,
-                progress=progress, check=check,
-            )  # fmt: skip
+
+            def prepared() -> tuple[Push, Reference]:
+                record, reference = store._pushed(image, destination)
+                push = Push(
+                    store._handle, record, registries.write_to(reference), access, compression=compression, level=level,
+                    progress=progress, check=check,
+                )  # fmt: skip
+                return push, reference
+
+            push, reference = await in_thread(prepared, registries.http.abort)
             digest = await push_layers(push, registries.http, access.jobs, reference.tag or DEFAULT_TAG)
         return PushedImage(reference, digest)

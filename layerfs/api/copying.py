@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import os
 import tempfile
-from collections.abc import Callable, Iterator
-from contextlib import ExitStack, contextmanager
+import threading
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, closing, contextmanager
+from typing import Literal
 
 from layerfs.api import Store
 from layerfs.api.base import refuse_inside_trio
@@ -20,6 +22,7 @@ from layerfs.formats.transport import ImageSource, parse_source, registry_name
 from layerfs.registry.access import Access
 from layerfs.registry.copy import (
     ArchiveTarget,
+    CopyPlan,
     CopySource,
     CopyTarget,
     DirectoryTarget,
@@ -30,10 +33,11 @@ from layerfs.registry.copy import (
     plan_copy,
     verified,
 )
+from layerfs.registry.http import HttpClient
 from layerfs.registry.image_directory import ImageDirectory
 from layerfs.registry.load import open_members
 from layerfs.registry.loader import Progress
-from layerfs.registry.members import Members
+from layerfs.registry.members import DirectoryMembers, Members
 from layerfs.registry.plan import Selection
 from layerfs.registry.pull import Stopped
 from layerfs.registry.remote import Registries
@@ -42,6 +46,9 @@ from layerfs.registry.target import open_target
 from layerfs.values import Image
 
 __all__ = ["copy"]
+
+#: Bytes of a blob between two reports of progress.
+_STEP = 1 << 20
 
 _PATHS = ("oci", "oci-archive", "docker-archive", "dir")
 
@@ -174,7 +181,10 @@ def _out_of_store(
         with tempfile.TemporaryDirectory(prefix=".layerfs-", dir=_beside(target.path)) as scratch:
             layout = os.path.join(scratch, "oci")
             save_layout(store._handle, wanted, layout, check=check)
-            return copy(f"oci:{layout}", destination, access=access, check=check)
+            with closing(DirectoryMembers(layout)) as members:
+                came = MemberSource(members, Selection(Platform.host(), form="oci"))
+                plan = plan_copy(came, Platform.host(), everything=False)
+                return _Moving([], progress, check).run(came, plan, DirectoryTarget(target.path), 1)
     with open_target(target.path, sync=store._handle.sync) as file:
         docker = target.transport == "docker-archive"
         return save_archive(store._handle, wanted, file, docker=docker, check=check)[0].manifest
@@ -212,53 +222,81 @@ def _as_it_is(
     progress: Progress | None,
     check: Callable[[], None] | None,
 ) -> Digest:
-    stopped = False
-
-    def stop() -> None:
-        nonlocal stopped
-        stopped = True
-        registries.http.abort()
-        into.http.abort()
-
-    def poll() -> None:
-        if stopped:
-            raise Stopped
-        if check is not None:
-            check()
-
-    def move(blob: Descriptor) -> None:
-        key = str(blob.digest)
-
-        def tell(state: str, done: int, total: int | None) -> None:
-            if progress is not None:
-                progress.update(key, state, done, total)
-
-        if where.has(blob):
-            tell("Already exists", 0, None)
-            return
-        tell("Copying", 0, blob.size)
-        where.put_blob(blob, lambda: _polled(verified(came.blob(blob), blob), poll))
-        tell("Copy complete", blob.size, blob.size)
-
     with ExitStack() as stack:
         registries = into = stack.enter_context(Registries.open(access, check))
         if destination_access is not None:
             into = stack.enter_context(Registries.open(destination_access, check))
+        moving = _Moving([registries.http, into.http], progress, check)
         came: CopySource
         if origin.transport == "docker":
-            came = RegistrySource(registries, registry_name(source), poll)
+            came = RegistrySource(registries, registry_name(source), moving.poll)
         else:
             came = stack.enter_context(_members(origin, source, access))
         plan = plan_copy(came, Platform.of(platform), everything=everything)
-        where: CopyTarget = stack.enter_context(_target(into, destination, target, destination_access or access, poll))
+        where: CopyTarget = stack.enter_context(
+            _target(into, destination, target, destination_access or access, moving.poll)
+        )
         try:
-            jobs = access.jobs if where.parallel else 1
-            each(move, plan.blobs, jobs, stop, check)
-            for document in plan.documents:
-                where.put_manifest(document, top=document is plan.documents[-1])
+            return moving.run(came, plan, where, access.jobs)
         except OSError as error:
             raise LayerfsError(f"cannot write {destination}: {error.strerror or error}") from error
+
+
+class _Moving:
+    """Moves the blobs and documents of one image, several at a time."""
+
+    def __init__(
+        self, connections: Sequence[HttpClient], progress: Progress | None, check: Callable[[], None] | None
+    ) -> None:
+        self._connections = connections
+        self._progress = progress
+        self._check = check
+        self._stopped = False
+        self._telling = threading.Lock()
+
+    def poll(self) -> None:
+        """End a thread whose work is not wanted any more."""
+        if self._stopped:
+            raise Stopped
+        if self._check is not None:
+            self._check()
+
+    def run(self, came: CopySource, plan: CopyPlan, where: CopyTarget, jobs: int) -> Digest:
+        """Move all; return the digest of the document under the name."""
+
+        def move(blob: Descriptor) -> None:
+            key = str(blob.digest)
+            if where.has(blob):
+                self._tell(key, "Already exists", 0, None)
+                return
+            self._tell(key, "Copying", 0, blob.size)
+            where.put_blob(blob, lambda: self._polled(verified(came.blob(blob), blob), blob))
+            self._tell(key, "Copy complete", blob.size, blob.size)
+
+        each(move, plan.blobs, jobs if where.parallel else 1, self._stop, self._check)
+        for document in plan.documents:
+            where.put_manifest(document, top=document is plan.documents[-1])
         return plan.documents[-1].digest
+
+    def _stop(self) -> None:
+        self._stopped = True
+        for connection in self._connections:
+            connection.abort()
+
+    def _tell(self, key: str, state: str, done: int, total: int | None) -> None:
+        if self._progress is not None:
+            with self._telling:
+                self._progress.update(key, state, done, total)
+
+    def _polled(self, pieces: Iterator[bytes], blob: Descriptor) -> Iterator[bytes]:
+        done = told = 0
+        for piece in pieces:
+            self.poll()
+            yield piece
+            done += len(piece)
+            if done - told >= _STEP:
+                told = done
+                self._tell(str(blob.digest), "Copying", done, blob.size)
 
 
 @contextmanager
@@ -268,18 +306,15 @@ def _members(origin: ImageSource, source: str, access: Access) -> Iterator[Membe
         raise NotFound("file or directory", origin.path)
     policy = access.read_policy()
     if policy is not None:
-        policy.check(origin.transport, path_scopes(os.path.abspath(origin.path), origin.reference), source)
+        policy.check(origin.transport, path_scopes(os.path.realpath(origin.path), origin.reference), source)
     members: Members | None = ImageDirectory(origin.path) if origin.transport == "dir" else open_members(origin.path)
     if members is None:
         raise UnsupportedFormat(
             f"{origin.path} is compressed as a whole, or a pipe", hint="Load it into the store and copy from there."
         )
     try:
-        form = "docker" if origin.transport == "docker-archive" else "oci"
-        selection = Selection(
-            Platform.host(), reference=origin.reference, position=origin.index,
-            form="docker" if form == "docker" else "oci",
-        )  # fmt: skip
+        form: Literal["docker", "oci"] = "docker" if origin.transport == "docker-archive" else "oci"
+        selection = Selection(Platform.host(), reference=origin.reference, position=origin.index, form=form)
         yield MemberSource(members, selection)
     finally:
         members.close()
@@ -302,12 +337,6 @@ def _target(
     else:
         with open_target(target.path) as file:
             yield ArchiveTarget(file, target.reference)
-
-
-def _polled(pieces: Iterator[bytes], poll: Callable[[], None]) -> Iterator[bytes]:
-    for piece in pieces:
-        poll()
-        yield piece
 
 
 def _beside(path: str) -> str:

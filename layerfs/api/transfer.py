@@ -90,7 +90,7 @@ class TransferPart(StorePart):
         selection = Selection(
             Platform.of(platform), platform is not None, all_platforms, reference, position,
             None if path is None else _stem(path), form, self._given(name),
-            None if policy is None else partial(_admit, policy, path, reference),
+            None if policy is None else partial(_admit, policy, path and os.path.realpath(path), reference),
         )  # fmt: skip
         with self._explaining("load"):
             records = load_source(
@@ -318,7 +318,7 @@ class TransferPart(StorePart):
         if policy is not None:
             from layerfs.formats.policy import path_scopes
 
-            policy.check(wanted.transport, path_scopes(os.path.abspath(wanted.path), wanted.reference), source)
+            policy.check(wanted.transport, path_scopes(os.path.realpath(wanted.path), wanted.reference), source)
         return wanted
 
     @contextmanager

@@ -15,7 +15,7 @@ from typing import NoReturn, Self
 from layerfs.errors import InvalidReference
 from layerfs.formats.digest import Digest
 
-__all__ = ["DEFAULT_DOMAIN", "DEFAULT_TAG", "MAX_NAME_LENGTH", "MAX_TAG_LENGTH", "Reference"]
+__all__ = ["DEFAULT_DOMAIN", "DEFAULT_TAG", "MAX_NAME_LENGTH", "MAX_TAG_LENGTH", "Reference", "is_tag"]
 
 DEFAULT_DOMAIN = "docker.io"
 DEFAULT_TAG = "latest"
@@ -37,6 +37,11 @@ _PATH = re.compile(rf"{_COMPONENT}(?:/{_COMPONENT})*")
 _TAG = re.compile(rf"[a-zA-Z0-9_][a-zA-Z0-9_.-]{{0,{MAX_TAG_LENGTH - 1}}}")
 _IMAGE_ID = re.compile(r"[0-9a-f]{64}")
 _TRANSPORT = re.compile(r"([a-z][a-z0-9-]*)://")
+
+
+def is_tag(text: str) -> bool:
+    """Return whether a text can be a tag."""
+    return _TAG.fullmatch(text) is not None
 
 
 @dataclass(frozen=True, slots=True)
@@ -69,7 +74,7 @@ class Reference:
             _refuse_path(self.path)
         if _split_domain(self.name) != (self.domain, self.path):
             raise InvalidReference(f"not a canonical name: {self.name!r:.120}")
-        if self.tag is not None and _TAG.fullmatch(self.tag) is None:
+        if self.tag is not None and not is_tag(self.tag):
             _refuse_tag(self.tag)
 
     @classmethod

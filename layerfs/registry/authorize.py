@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit
 
-from layerfs.errors import FormatError, RegistryError, Unauthorized
+from layerfs.errors import FormatError, LayerfsError, RegistryError, Unauthorized
 from layerfs.formats.auth_file import Credential
 from layerfs.formats.challenge import Challenge
 from layerfs.formats.document import JsonObject, parse_document
@@ -33,6 +33,10 @@ _DEFAULT_LIFE = 60
 _MARGIN = 5
 
 _CLIENT_ID = "layerfs"
+_BEARER = "Bearer "
+
+#: Characters from which on a secret is looked for in what servers say; shorter ones are in too many words.
+_SHORTEST_SECRET = 4
 
 _LOCAL = ("localhost", "127.0.0.1", "::1")
 
@@ -60,21 +64,21 @@ class Authorizer:
             credential: for the registry, or None for anonymous.
             token: a bearer token to send as it is, or None.
             insecure: whether credentials may go over plain HTTP and to servers with bad certificates.
+
+        Raises:
+            LayerfsError: the token is none.
         """
+        if token is not None and not _is_token(token):
+            raise LayerfsError("the token for the registry has characters that no token has, such as a line end")
         self._http = http
         self._domain = domain
         self._credential = credential
         self._insecure = insecure
-        self._fixed = f"Bearer {token}" if token else None
+        self._fixed = f"{_BEARER}{token}" if token else None
         self._tokens: dict[tuple[str, str, tuple[str, ...]], _Token] = {}
         self._challenge: Challenge | None = None
         self._lock = threading.Lock()
         self._refresh: str | None = None
-
-    @property
-    def identity_token(self) -> str | None:
-        """The refresh token that the realm gave for a password, or None."""
-        return self._refresh
 
     def header(self, scopes: Sequence[str]) -> str | None:
         """Return the header for a request of these scopes; None as long as the registry has not asked for any.
@@ -114,14 +118,13 @@ class Authorizer:
     def clean(self, text: str) -> str:
         """Return what a server said without any secret that it may have sent back."""
         credential = self._credential
-        secrets = [self._fixed or "", self._refresh or ""]
+        secrets = [(self._fixed or "").removeprefix(_BEARER), self._refresh or ""]
         if credential is not None:
             secrets += [credential.password, credential.identity_token or "", credential.basic]
-        secrets += [token.header for token in self._tokens.values()]
-        for secret in secrets:
-            bare = secret.rpartition(" ")[2]
-            if len(bare) >= 4:
-                text = text.replace(bare, "***")
+        secrets += [token.header.removeprefix(_BEARER) for token in list(self._tokens.values())]
+        for secret in sorted(secrets, key=len, reverse=True):
+            if len(secret) >= _SHORTEST_SECRET:
+                text = text.replace(secret, "***")
         return text
 
     def _answer(self, challenge: Challenge, scopes: Sequence[str]) -> str | None:
@@ -129,9 +132,10 @@ class Authorizer:
             if self._credential is None or not self._credential.username:
                 return None
             return f"Basic {self._credential.basic}"
-        # The registry may know better than the request what the request needs.
+        # The registry may know better than the request what the request needs: where that has no scope, or too little.
         named = tuple(scope for scope in (challenge.parameters.get("scope") or "").split(" ") if scope)
-        wanted = tuple(dict.fromkeys((*scopes, *(named if not scopes else ()))))
+        asked = not scopes or challenge.parameters.get("error") == "insufficient_scope"
+        wanted = tuple(dict.fromkeys((*scopes, *(named if asked else ()))))
         realm, service = challenge.parameters.get("realm", ""), challenge.parameters.get("service", "")
         with self._lock:
             key = (realm, service, wanted)
@@ -189,12 +193,17 @@ class Authorizer:
             refresh = document.optional_text("refresh_token")
         except FormatError as error:
             raise RegistryError(f"{host} answers no token: {self.clean(str(error))}", status=200) from None
-        if not token or not token.isascii() or not token.isprintable() or " " in token:
+        if not token or not _is_token(token):
             raise RegistryError(f"{host} answers no token", status=200)
         if refresh:
             self._refresh = refresh
         seconds = max(life or _DEFAULT_LIFE, _DEFAULT_LIFE // 6)
-        return _Token(f"Bearer {token}", time.monotonic() + seconds - min(_MARGIN, seconds / 2))
+        return _Token(f"{_BEARER}{token}", time.monotonic() + seconds - min(_MARGIN, seconds / 2))
+
+
+def _is_token(text: str) -> bool:
+    """Return whether a text can stand in a header as a token."""
+    return text.isascii() and text.isprintable() and " " not in text
 
 
 def refuse_unauthorized(host: str, what: str, *, had_credential: bool) -> Unauthorized:

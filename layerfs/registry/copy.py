@@ -15,6 +15,7 @@ from dataclasses import dataclass
 from typing import Protocol
 
 from layerfs.errors import DigestMismatch, FormatError, IntegrityError, NotFound
+from layerfs.formats.codec import decompress, detect
 from layerfs.formats.digest import Digest, new_hash
 from layerfs.formats.document import MAX_DOCUMENT_SIZE, parse_document
 from layerfs.formats.media_type import OCI_INDEX
@@ -29,7 +30,7 @@ from layerfs.formats.oci import (
 )
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import Reference
-from layerfs.formats.tar import END, Member, encode_member, padding
+from layerfs.formats.tar import BLOCK, END, Member, encode_member, padding
 from layerfs.linux.durable import write_document
 from layerfs.registry.access import Access
 from layerfs.registry.choice import MAX_NESTING, choose_entry
@@ -229,9 +230,33 @@ class MemberSource:
         name = self._places.get(descriptor.digest) or _blob_name(descriptor.digest)
         if not self._members.has(name):
             raise NotFound("blob", str(descriptor.digest), hint="The archive is not complete.")
+        # A docker archive calls its layers by what they are uncompressed, and docker itself compresses some.
+        yield from self._plain(name) if descriptor.digest in self._places else self._stored(name)
+
+    def _stored(self, name: str) -> Iterator[bytes]:
+        """Yield a member's bytes."""
         reader = self._members.open(name)
         try:
             yield from chunks(reader, _READ)
+        finally:
+            reader.close()
+
+    def _plain(self, name: str) -> Iterator[bytes]:
+        """Yield what a member's bytes are when they are uncompressed."""
+        codec = self._codec(name)
+        if codec == "none":
+            yield from self._stored(name)
+            return
+        reader = self._members.open(name)
+        try:
+            yield from decompress(reader.read, codec)
+        finally:
+            reader.close()
+
+    def _codec(self, name: str) -> str:
+        reader = self._members.open(name)
+        try:
+            return detect(reader.read(BLOCK))
         finally:
             reader.close()
 
@@ -254,6 +279,8 @@ class MemberSource:
         return document
 
     def _plain_size(self, layer: LayerPlan) -> int:
+        if self._codec(layer.member) != "none":
+            return sum(map(len, self._plain(layer.member)))
         reader = self._members.open(layer.member)
         try:
             return reader.size
@@ -337,8 +364,17 @@ class LayoutTarget:
         if os.path.exists(index):
             with open(index, "rb") as file:
                 listed = parse_document(file.read(), "index.json").get("manifests")
-            entries = [entry for entry in listed if _ref_name(entry) != self._name] if isinstance(listed, list) else []
+            entries = (
+                [entry for entry in listed if not self._replaces(document, entry)] if isinstance(listed, list) else []
+            )
         write_document(index, _index([*entries, _entry(document, self._name)]), mode=0o644, sync=self._sync)
+
+    def _replaces(self, document: Manifest | Index, entry: object) -> bool:
+        """Whether an entry of the index goes: it has the same name, or is the same image, and neither has a name."""
+        name = _ref_name(entry)
+        if self._name is not None or name is not None:
+            return name == self._name
+        return isinstance(entry, dict) and entry.get("digest") == str(document.digest)
 
     def _begin(self) -> None:
         """See :meth:`DirectoryTarget._begin`."""

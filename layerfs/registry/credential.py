@@ -11,7 +11,6 @@ import subprocess
 import threading
 from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import replace
 from typing import Any
 
 from layerfs.errors import FormatError, LayerfsError, RegistryError
@@ -193,10 +192,14 @@ def _run_helper(name: str, action: str, given: str) -> dict[str, Any] | None:
         text = "no answer in time" if isinstance(error, subprocess.TimeoutExpired) else error.strerror
         raise RegistryError(f"credential helper {program}: {text}") from None
     if done.returncode:
-        said = " ".join(done.stdout.decode(errors="replace").split())
-        if any(nothing in said.lower() for nothing in _NOTHING):
+        text = done.stdout.decode(errors="replace")
+        if any(nothing in text.lower() for nothing in _NOTHING):
             return None
-        raise RegistryError(f"credential helper {program} {action} failed: {said[:200] or f'exit {done.returncode}'}")
+        # A helper may have printed a secret before it failed.
+        lines = [" ".join(line.split()) for line in text.splitlines()]
+        lines = [line for line in lines if line and not line.startswith("{")]
+        said = lines[-1][:200] if lines else f"exit {done.returncode}"
+        raise RegistryError(f"credential helper {program} {action} failed: {said}")
     if action not in ("get", "list"):
         return None
     try:
@@ -204,8 +207,3 @@ def _run_helper(name: str, action: str, given: str) -> dict[str, Any] | None:
     except FormatError:
         raise RegistryError(f"credential helper {program} answered nonsense") from None
     return dict(document)
-
-
-def without_password(credential: Credential) -> Credential:
-    """Return a credential for files that shall hold an identity token and no password."""
-    return replace(credential, password="") if credential.identity_token else credential

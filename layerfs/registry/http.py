@@ -15,6 +15,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
+from functools import partial
 from types import TracebackType
 from typing import Any, NamedTuple, Self
 from urllib.parse import urljoin, urlsplit
@@ -118,6 +119,15 @@ class HttpClient:
         """Make everything that waits fail at once, and every further request; may be called from any thread."""
         self._watch.abort()
 
+    def raise_if_aborted(self) -> None:
+        """Tell a thread that only waits that everything was given up.
+
+        Raises:
+            Unreachable: it was.
+        """
+        if self._watch.aborted:
+            raise Unreachable("given up")
+
     def request(
         self,
         method: str,
@@ -142,7 +152,8 @@ class HttpClient:
             timeout: seconds for the answer to begin; None for the usual ones. Sending a body does not count.
 
         Raises:
-            Unreachable: no answer. ``temporary`` unless the certificate or the name is wrong.
+            Unreachable: no answer. ``temporary`` unless the certificate or the name is wrong. What ``body`` raises is
+                raised as it is.
             LayerfsError: a certificate of the user cannot be read.
 
         Blocking: until the header of the answer is there, at most a few time-outs.
@@ -156,10 +167,20 @@ class HttpClient:
             shown += f", through the proxy {urlsplit(proxy).netloc.rpartition('@')[2]}"
             if scheme == "http":
                 target = url  # a plain proxy wants to know all of it
-        pool = self._pool(_Peer(scheme, host, port, registry, verify, proxy))
+        try:
+            pool = self._pool(_Peer(scheme, host, port, registry, verify, proxy))
+        except (urllib3.exceptions.HTTPError, ValueError) as error:
+            if proxy is None:
+                raise
+            raise LayerfsError(
+                f"{shown} cannot be used: {type(error).__name__}", hint="Proxies are http://[USER:PASSWORD@]HOST:PORT."
+            ) from None
         sent = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
         seconds = self._access.timeout if timeout is None else timeout
-        payload: Any = body if body is None or isinstance(body, bytes) else self._watch.extending(body(), seconds)
+        broken: list[BaseException] = []
+        payload: Any = body
+        if body is not None and not isinstance(body, bytes):
+            payload = self._watch.extending(_noted(body(), broken), seconds)
         answer: urllib3.BaseHTTPResponse | None = None
         try:
             with _failures_of(shown, self._watch), self._watch.operation(seconds) as operation:
@@ -171,6 +192,8 @@ class HttpClient:
             # A header that was cut at its deadline looks like a whole one: there is an answer, which nobody gets.
             if answer is not None:
                 answer.close()
+            if broken:
+                raise broken[0] from None  # not the connection: what was to be sent
             raise
         return HttpResponse(self._watch, answer, operation.connection, url, self._access.timeout)
 
@@ -199,7 +222,8 @@ class HttpClient:
             pool = urllib3.HTTPSConnectionPool(literal, peer.port, **extra)
         else:
             pool = urllib3.HTTPConnectionPool(literal, peer.port, **extra)
-        pool.ConnectionCls = _tracked(self._watch, HTTPSConnection if peer.scheme == "https" else HTTPConnection)
+        is_tls = isinstance(pool, urllib3.HTTPSConnectionPool)  # also to a proxy that is reached through TLS
+        pool.ConnectionCls = _tracked(self._watch, HTTPSConnection if is_tls else HTTPConnection)
         return pool
 
     def _tls(self, peer: _Peer) -> ssl.SSLContext:
@@ -381,9 +405,25 @@ def _add_certificates(context: ssl.SSLContext, directory: str, *, required: bool
         for name in names.authorities:
             context.load_verify_locations(os.path.join(directory, name))
         for certificate, key in names.pairs:
-            context.load_cert_chain(os.path.join(directory, certificate), os.path.join(directory, key))
+            context.load_cert_chain(
+                os.path.join(directory, certificate), os.path.join(directory, key), password=partial(_no_password, key)
+            )  # fmt: skip
     except (OSError, ssl.SSLError) as error:
         raise LayerfsError(f"bad certificate in {directory}: {error.strerror or error}") from error
+
+
+def _noted(pieces: Iterator[bytes], broken: list[BaseException]) -> Iterator[bytes]:
+    """Yield a body, and keep what making it raises: the HTTP library takes that for an error of the connection."""
+    try:
+        yield from pieces
+    except BaseException as error:
+        broken.append(error)
+        raise
+
+
+def _no_password(key: str) -> str:
+    """Refuse a key that asks for one: OpenSSL would ask at the terminal, in the middle of a request."""
+    raise LayerfsError(f"the key {key} is encrypted", hint="Put it there without a passphrase, for its owner alone.")
 
 
 def _explain(what: str, error: BaseException) -> RegistryError:
@@ -407,7 +447,8 @@ def _explain(what: str, error: BaseException) -> RegistryError:
         return Unreachable(f"{what}: no answer in time", temporary=True)
     if isinstance(error, urllib3.exceptions.ProtocolError | http.client.IncompleteRead):
         return Unreachable(f"{what}: the connection broke", temporary=True)
-    text = " ".join(str(cause).split())[:200]
+    # What a ValueError quotes may be a header with a secret.
+    text = "" if isinstance(cause, ValueError) else " ".join(str(cause).split())[:200]
     return Unreachable(f"{what}: the connection broke: {text or type(cause).__name__}", temporary=True)
 
 

@@ -7,6 +7,7 @@ but what the next garbage collection removes, and runs that itself.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
@@ -146,8 +147,11 @@ def load_archive(
         for member in loader.take_present(ingest, list(wanted.values()), members):
             del wanted[member]
         backlog = DigestBacklog()
-        events = prefetch(_blobs(members, wanted.values(), backlog, ingest.blobs), backlog.work)
-        loader.consume(ingest, events, wanted)
+        # Closed before what it reads from: its thread may be in the middle of that.
+        with contextlib.closing(
+            prefetch(_blobs(members, wanted.values(), backlog, ingest.blobs), backlog.work)
+        ) as events:
+            loader.consume(ingest, events, wanted)
         return loader.commit(ingest, plans)
 
     return loader.run(run)
@@ -182,8 +186,10 @@ def load_stream(
     def run(ingest: Ingest) -> list[ImageRecord]:
         backlog = DigestBacklog()
         keep = ingest.blobs.begin if ingest.blobs is not None else None
-        events = prefetch(read_stream(stream_reader(file), is_known, backlog, keep), backlog.work)
-        loader.consume(ingest, events, None)
+        with contextlib.closing(
+            prefetch(read_stream(stream_reader(file), is_known, backlog, keep), backlog.work)
+        ) as events:
+            loader.consume(ingest, events, None)
         return loader.commit(ingest, plan_images(loader.document, selection))
 
     return loader.run(run)

@@ -34,15 +34,16 @@ _PROGRESS_STEP = 1 << 20
 
 
 class Progress(Protocol):
-    """Told how a load gets on. Called from the loading thread, at most once per mebibyte of a layer."""
+    """Told how a transfer gets on, at most once per mebibyte of a layer; from several threads, one at a time."""
 
     def update(self, key: str, state: str, done: int, total: int | None) -> None:
         """Take note.
 
         Args:
             key: the layer: its digest where it is known beforehand, else its name in the archive.
-            state: ``Waiting``, ``Loading``, ``Load complete`` or ``Already exists``.
-            done: bytes of the blob read so far.
+            state: in the words that docker's users know: ``Waiting``, ``Loading``, ``Downloading``, ``Pull complete``,
+                ``Already exists`` and so on.
+            done: bytes of the blob that are read or sent so far.
             total: bytes of the blob; None when nothing of it has to be read.
         """
 

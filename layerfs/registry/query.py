@@ -139,7 +139,7 @@ def registry_domain(text: str) -> str:
     host, _, path = key.partition("/")
     if "." not in host and ":" not in host and host != "localhost":
         raise InvalidReference(f"not a registry: {text!r:.120}", hint="Write its host, such as registry.example:5000.")
-    Reference(host, path or "library/x")
+    Reference(host, f"{path or 'library'}/x")  # what is named may be a part of the way to repositories
     return key
 
 
@@ -165,7 +165,7 @@ def log_in(access: Access, key: str, credential: Credential, auth_file: str) -> 
     with Registries.open(replace(access, credential=credential, anonymous=False, token=None)) as registries:
         server = registries.server(domain)
         scopes = (f"repository:{path}:pull",) if path else ()
-        server.send("GET", "/v2/", what="a login", scopes=scopes, attempts=2).close()
+        server.send("GET", "/v2/", what="a login", missing="registry", scopes=scopes, attempts=2).close()
         helpers = registries.config.credential_helpers
     failures: list[RegistryError] = []
     for helper in helpers:
@@ -238,7 +238,8 @@ def _forget(key: str | None, auth_file: str) -> list[str]:
             raw = file.with_credential("", None)
             for each in found:
                 raw = AuthFile.parse(raw).with_credential(each, None)
-            _write(auth_file, raw)
+            if found:
+                _write(auth_file, raw)
             return sorted({*found, *_erase_all(file)})
         domain = key.partition("/")[0]
         helper = file.helper(domain)

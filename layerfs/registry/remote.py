@@ -7,12 +7,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 
 from layerfs.errors import (
     Denied,
     FormatError,
-    InvalidReference,
     LayerfsError,
     NotFound,
     StoreError,
@@ -320,15 +319,3 @@ class _Planner:
         except StoreError:
             return None
         return raw if len(raw) == descriptor.size else None
-
-
-def with_tag(reference: Reference, tag: str) -> Reference:
-    """Return the name of another tag of a repository.
-
-    Raises:
-        InvalidReference: it is no tag.
-    """
-    try:
-        return replace(reference, tag=tag, digest=None)
-    except InvalidReference as error:
-        raise InvalidReference(f"{reference.name}: {error}") from error

@@ -17,6 +17,7 @@ from layerfs.formats.digest import Digest
 from layerfs.formats.document import MAX_DOCUMENT_SIZE, JsonObject, parse_document
 from layerfs.formats.media_type import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, SCHEMA_1_TYPES, document_kind
 from layerfs.formats.oci import Descriptor, Index, Manifest, check_blob, parse_manifest_or_index
+from layerfs.formats.reference import is_tag
 from layerfs.registry.http import HttpResponse, origin, resolve
 from layerfs.registry.server import Server
 
@@ -68,11 +69,6 @@ class Repository:
     def name(self) -> str:
         """Its full name."""
         return f"{self.server.domain}/{self.path}"
-
-    @property
-    def pull_scopes(self) -> tuple[str, ...]:
-        """What a token has to allow for reading."""
-        return self._pull
 
     @property
     def push_scopes(self) -> tuple[str, ...]:
@@ -211,13 +207,6 @@ class Repository:
             scopes=self._delete, expect=(202, 200, 204),
         ).close()  # fmt: skip
 
-    def delete_blob(self, digest: Digest) -> None:
-        """Delete a blob. Raises as :meth:`delete_manifest`."""
-        self.server.send(
-            "DELETE", self.target(f"blobs/{digest}"), what=f"deleting blob {digest}", scopes=self._delete,
-            expect=(202, 200, 204),
-        ).close()  # fmt: skip
-
     def tags(self) -> Iterator[str]:
         """Yield the tags, in the registry's order, page by page.
 
@@ -225,8 +214,16 @@ class Repository:
             NotFound: there is no such repository.
             RegistryError: a page is broken, or pages do not end.
         """
-        for page in self._pages(f"tags/list?n={_PAGE}", f"tags of {self.name}"):
-            yield from page.texts("tags")
+        what = f"tags of {self.name}"
+        for page in self._pages(f"tags/list?n={_PAGE}", what):
+            try:
+                tags = page.texts("tags")
+            except FormatError as error:
+                raise RegistryError(f"{self.server.domain} answers nonsense for {what}: {error}") from error
+            for tag in tags:
+                if not is_tag(tag):  # it goes to a terminal
+                    raise RegistryError(f"{self.server.domain} answers nonsense for {what}: {tag[:80]!r}")
+                yield tag
 
     def referrers(self, digest: Digest, artifact_type: str | None = None) -> list[Descriptor]:
         """Return what refers to a manifest: signatures, attestations and the like.
@@ -304,7 +301,7 @@ class Repository:
                 raise RegistryError(f"{self.server.domain} answers nonsense for {what}: {error}") from error
             if link is None:
                 return
-            target = resolve(url, link[1])
+            target = self.server.url(resolve(url, link[1]))
             if origin(target) != origin(self.server.url("")):
                 raise RegistryError(f"{self.server.domain} continues {what} on another host")
             if target in seen:

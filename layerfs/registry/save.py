@@ -16,6 +16,7 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from contextlib import closing
 from dataclasses import dataclass
 from typing import Any
 
@@ -242,9 +243,10 @@ def _put_layer(
         return blob
     target.write(_header(name, blob.size if blob is not None else 0))
     hasher, size = new_hash("sha256" if blob is None else blob.digest.algorithm), 0
-    for piece, digested in prefetch(_digested(_bytes(handle, layer, check), hasher), depth=_AHEAD):
-        size = digested
-        target.write(piece)
+    with closing(prefetch(_digested(_bytes(handle, layer, check), hasher), depth=_AHEAD)) as pieces:
+        for piece, digested in pieces:
+            size = digested
+            target.write(piece)
     target.write(padding(size))
     found = Digest(blob.digest.algorithm if blob is not None else "sha256", hasher.hexdigest())
     if blob is None:
@@ -273,11 +275,12 @@ def _write_blob(
     fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
     try:
         try:
-            for piece, digested in prefetch(_digested(_bytes(handle, layer, check), hasher), depth=_AHEAD):
-                size = digested
-                view = memoryview(piece)
-                while view:
-                    view = view[os.write(fd, view) :]
+            with closing(prefetch(_digested(_bytes(handle, layer, check), hasher), depth=_AHEAD)) as pieces:
+                for piece, digested in pieces:
+                    size = digested
+                    view = memoryview(piece)
+                    while view:
+                        view = view[os.write(fd, view) :]
             if handle.sync:
                 os.fsync(fd)
         finally:

@@ -6,10 +6,14 @@ whatever it redirects to: blobs lie on other people's servers.
 
 from __future__ import annotations
 
+import contextlib
 import json
 from collections.abc import Callable, Iterator, Mapping, Sequence
+from functools import cached_property, partial
+from urllib.parse import urlsplit, urlunsplit
 
 from layerfs.errors import Denied, LimitExceeded, NotFound, RateLimited, RegistryError, Unreachable
+from layerfs.formats.auth_file import Credential
 from layerfs.formats.challenge import parse_challenges
 from layerfs.formats.reference import DEFAULT_DOMAIN
 from layerfs.registry.access import Access
@@ -47,7 +51,6 @@ class Server:
 
     Attributes:
         domain: as names have it.
-        authorizer: who answers its challenges.
     """
 
     def __init__(
@@ -62,7 +65,7 @@ class Server:
         named: bool = True,
         check: Callable[[], None] | None = None,
     ) -> None:
-        """Prepare; nothing is sent.
+        """Prepare; nothing is sent, and nobody asked for a credential.
 
         Args:
             http: the connections.
@@ -82,10 +85,21 @@ class Server:
         self._check = check
         self._answered = False
         self._base: str | None = None if insecure else f"https://{self._host}"
-        credential = credentials.find(domain, path, named=named)
-        token = access.token if named else None
-        self._has_credential = credential is not None or token is not None
-        self.authorizer = Authorizer(http, domain, credential, token=token, insecure=insecure)
+        self._find = partial(credentials.find, domain, path, named=named)
+        self._token = access.token if named else None
+
+    @cached_property
+    def authorizer(self) -> Authorizer:
+        """What authenticates with it; its credential is looked for when the first request is sent.
+
+        Raises:
+            LayerfsError: a credential helper or file is broken.
+        """
+        return Authorizer(self._http, self.domain, self._credential, token=self._token, insecure=self._insecure)
+
+    @cached_property
+    def _credential(self) -> Credential | None:
+        return self._find()
 
     def send(
         self,
@@ -98,6 +112,7 @@ class Server:
         body: Body | None = None,
         expect: Sequence[int] = (200,),
         attempts: int | None = None,
+        missing: str | None = None,
     ) -> HttpResponse:
         """Send a request until it is answered as expected; the caller closes the answer.
 
@@ -110,12 +125,13 @@ class Server:
             body: of the request.
             expect: statuses to return; others are errors.
             attempts: how often to try; None for the usual number.
+            missing: what is not there after a 404; None for ``what``.
 
         Raises:
-            NotFound: status 404; ``name`` is ``what``.
+            NotFound: status 404; ``kind`` is ``missing``.
             Unauthorized, Denied, RateLimited, Unreachable, RegistryError: as they say.
         """
-        tries = Backoff(attempts or self._access.attempts, self._access.retry_delay, self._check)
+        tries = Backoff(attempts or self._access.attempts, self._access.retry_delay, self._poll)
         while True:
             try:
                 answer = self._authorized(method, target, scopes, dict(headers or {}), body, what)
@@ -123,14 +139,34 @@ class Server:
                 if answer.status in expect:
                     return answer
                 with answer:
-                    raise self._refusal(answer, what)
+                    raise self._refusal(answer, what, missing)
             except RegistryError as error:
                 # Who waits for a transfer to go on has patience; who names a registry that is down wants to know.
                 tries.wait(error, None if self._answered else _FIRST_CONTACT)
 
     def url(self, target: str) -> str:
-        """Return the whole URL of a path on this registry, or of a place that it named."""
-        return resolve(f"{self._base or f'https://{self._host}'}/", target)
+        """Return the whole URL of a path on this registry, or of a place that it named.
+
+        Raises:
+            RegistryError: the place is to be reached without TLS, and the registry is not.
+        """
+        home = f"{self._base or f'https://{self._host}'}/"
+        url = resolve(home, target)
+        if not url.startswith("http:") or not home.startswith("https:"):
+            return url
+        if origin(url)[1] == origin(home)[1]:
+            # A registry behind a proxy that ends TLS may not know that there is any.
+            parts = urlsplit(url)
+            return urlunsplit(urlsplit(home)._replace(path=parts.path, query=parts.query))
+        if self._insecure:
+            return url
+        raise RegistryError(f"{self.domain} sends us to {origin(url)[1]} without TLS")
+
+    def _poll(self) -> None:
+        """End a pause: the connections were given up, or the caller's check says so."""
+        self._http.raise_if_aborted()
+        if self._check is not None:
+            self._check()
 
     def _authorized(
         self, method: str, target: str, scopes: Sequence[str], headers: dict[str, str], body: Body | None, what: str
@@ -142,7 +178,8 @@ class Server:
             if answer.status != 401:
                 return answer
             with answer:
-                answer.read_all(_MAX_ERROR, "error")
+                with contextlib.suppress(LimitExceeded):  # a proxy's page; the challenge is in the header
+                    answer.read_all(_MAX_ERROR, "error")
                 challenges = parse_challenges(answer.header("WWW-Authenticate") or "")
             if not own:
                 raise RegistryError(f"{origin(answer.url)[1]}, where {self.domain} sends us for {what}, answers 401")
@@ -150,7 +187,9 @@ class Server:
             if other is None:
                 break
             header = other
-        raise refuse_unauthorized(self.domain, what, had_credential=self._has_credential)
+        raise refuse_unauthorized(
+            self.domain, what, had_credential=self._token is not None or self._credential is not None
+        )
 
     def _follow(
         self, method: str, target: str, headers: dict[str, str], header: str | None, body: Body | None
@@ -210,12 +249,12 @@ class Server:
                 raise
         return base
 
-    def _refusal(self, answer: HttpResponse, what: str) -> Exception:
+    def _refusal(self, answer: HttpResponse, what: str, missing: str | None) -> Exception:
         """Return the error that a status means, with what the registry says about it."""
         status = answer.status
         said = self._message(answer)
         if status == 404:
-            return NotFound(what, f"on {self.domain}{said}")
+            return NotFound(missing or what, f"on {self.domain}{said}")
         if status == 403:
             return Denied(f"{self.domain} denies {what}{said}", status=status)
         after = parse_retry_after(answer.header("Retry-After"))

@@ -30,6 +30,9 @@ _MAX_CHUNK = 64 << 20
 #: Bytes handed to the connection at a time.
 _PIECE = 1 << 18
 
+#: What is missing where an upload cannot be begun.
+_REPOSITORY = "repository"
+
 _OCTETS = "application/octet-stream"
 
 _RANGE = re.compile(r"(?:bytes=)?0-(\d{1,19})", re.ASCII)
@@ -85,10 +88,20 @@ class Uploader:
         """
         tries = Backoff(self._access.attempts, self._access.retry_delay, self._check)
         what = f"uploading blob {digest}"
+        broken: BaseException | None = None
 
         def body() -> Iterator[bytes]:
+            nonlocal broken
             sent = 0
-            for piece in pieces():
+            source = iter(pieces())
+            while True:
+                try:
+                    piece = next(source, None)
+                except BaseException as error:
+                    broken = error
+                    raise
+                if piece is None:
+                    return
                 for start in range(0, len(piece), _PIECE):
                     self._check()
                     part = piece[start : start + _PIECE]
@@ -98,7 +111,7 @@ class Uploader:
 
         while True:
             try:
-                place = self._begin()
+                place = self._begin(attempts=1)[0]
                 joint = "&" if "?" in place else "?"
                 with self._to.server.send(
                     "PUT", f"{place}{joint}{urlencode({'digest': str(digest)})}", what=what,
@@ -108,7 +121,14 @@ class Uploader:
                     self._to.check_stored(answer, digest, what)
                 break
             except RegistryError as error:
+                if error is broken:
+                    raise  # of where the bytes come from, which has tried for itself
                 tries.wait(error)
+            except NotFound as error:
+                if error.kind == _REPOSITORY:
+                    raise
+                # The upload is gone that was begun a moment ago: a registry that was started anew.
+                tries.wait(RegistryError(f"{self._to.server.domain}: the upload is gone", temporary=True))
         self._verify(digest, size)
 
     def put_stream(
@@ -126,7 +146,7 @@ class Uploader:
             IntegrityError: the registry has something else.
         """
         hasher, size = new_hash(algorithm), 0
-        place, least = self._begin_chunked()
+        place, least = self._begin()
         buffer: list[bytes] = []
         waiting = 0
         limit = min(max(_CHUNK, least), _MAX_CHUNK)
@@ -155,14 +175,12 @@ class Uploader:
         self._verify(digest, size)
         return digest, size
 
-    def _begin(self) -> str:
-        return self._begin_chunked()[0]
-
-    def _begin_chunked(self) -> tuple[str, int]:
+    def _begin(self, *, attempts: int | None = None) -> tuple[str, int]:
         """Start an upload; return its place and the smallest chunk that the registry takes."""
         with self._to.server.send(
             "POST", self._to.target("blobs/uploads/"), what=f"uploading to {self._to.path}",
-            scopes=self._to.push_scopes, headers={"Content-Length": "0"}, expect=(202,),
+            scopes=self._to.push_scopes, headers={"Content-Length": "0"}, expect=(202,), attempts=attempts,
+            missing=_REPOSITORY,
         ) as answer:  # fmt: skip
             least = answer.header("OCI-Chunk-Min-Length") or ""
             return self._place(answer), int(least) if least.isascii() and least.isdigit() and len(least) < 12 else 0
@@ -180,7 +198,7 @@ class Uploader:
             }  # fmt: skip
             try:
                 with self._to.server.send(
-                    "PATCH", place, what=f"uploading to {self._to.path}", scopes=self._to.push_scopes,
+                    "PATCH", place, what=f"uploading to {self._to.path}", scopes=self._to.push_scopes, missing="upload",
                     headers=headers, body=lambda part=part: _cut(part), expect=(202, 201, 204), attempts=1,
                 ) as answer:  # fmt: skip
                     return self._place(answer)

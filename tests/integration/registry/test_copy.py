@@ -15,7 +15,7 @@ from layerfs.api import Store
 from layerfs.api.copying import copy
 from layerfs.errors import FormatError, IntegrityError, InvalidReference, LayerfsError, NotFound, UnsupportedFormat
 from tests.cli.conftest import Shell
-from tests.image_builder import TestImage, docker_old, layer, noise, oci, outer, write_layout
+from tests.image_builder import TestImage, docker_new, docker_old, layer, noise, oci, outer, write_layout
 from tests.integration.registry.conftest import IMAGE, PLAIN, put, skopeo
 from tests.integration.registry.test_real_registry import skopeo_manifest
 from tests.store_audit import assert_whole
@@ -98,6 +98,33 @@ def test_docker_archives(registry: Registry, layout: Path, tmp_path: Path) -> No
     copy(f"docker://{registry.name('app:1')}", f"docker-archive:{tmp_path}/out.tar:back:1", access=PLAIN)
     assert skopeo("inspect", "--config", "--raw", f"docker-archive:{tmp_path}/out.tar").encode() == plain.config
     assert sorted(path.name for path in tmp_path.iterdir() if path.name.startswith(".")) == []
+
+
+def test_a_docker_archive_with_compressed_layers(tmp_path: Path) -> None:
+    image = IMAGE.using(codec="gzip", names=["app:1"])
+    (tmp_path / "in.tar").write_bytes(outer(docker_new(image)))
+    copy(f"docker-archive:{tmp_path}/in.tar", f"oci:{tmp_path}/out:app", access=PLAIN)
+    with Store.open(tmp_path / "store", sync=False) as store:
+        (found,) = store.load(tmp_path / "out")
+        assert found.id == store.load(tmp_path / "in.tar")[0].id
+        assert_whole(store)
+
+
+def test_images_without_a_name_stand_beside_each_other(layout: Path, tmp_path: Path) -> None:
+    other = write_layout(tmp_path / "in", oci(TestImage([layer({"other": b"1"})], ["other"])))
+    for source in (f"oci:{layout}:app", f"oci:{other}:other", f"oci:{other}:other"):
+        copy(source, f"oci:{tmp_path}/out", access=PLAIN)
+    assert len(json.loads((tmp_path / "out/index.json").read_bytes())["manifests"]) == 2
+
+
+def test_out_of_the_store_the_policy_is_not_asked(store: Store, layout: Path, tmp_path: Path) -> None:
+    policy = tmp_path / "policy.json"
+    policy.write_text('{"default": [{"type": "reject"}]}')
+    (image,) = store.load(layout)
+    for place in (f"dir:{tmp_path}/a:b/out", f"oci:{tmp_path}/oci:x"):
+        (tmp_path / "a:b").mkdir(exist_ok=True)
+        copy(f"store:{image.id}", place, store=store, access=replace(PLAIN, policy=str(policy)))
+    assert (tmp_path / "a:b/out/manifest.json").exists()
 
 
 def test_an_index_as_a_whole(registry: Registry, tmp_path: Path) -> None:
