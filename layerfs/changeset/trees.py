@@ -13,13 +13,13 @@ from collections.abc import Iterable, Iterator
 from dataclasses import dataclass, field
 from errno import ELOOP, ENOENT, ENOTDIR
 
-from layerfs.changeset.change import Change, ChangeKind, Step
+from layerfs.changeset.change import ChangeKind, Step
 from layerfs.changeset.entry import TreeEntry, attributes_of, same_content
 from layerfs.formats.erofs.reader import DIRECTORY_TYPE, Tree
 from layerfs.formats.whiteout import IMPLICIT_XATTR, OPAQUE_XATTR, is_whiteout_device
 from layerfs.store.view import ImageTree
 
-__all__ = ["Touched", "changes_of", "touched_by", "walk_layer", "walk_tree", "walk_trees"]
+__all__ = ["Touched", "touched_by", "walk_layer", "walk_tree", "walk_trees"]
 
 
 @dataclass(slots=True)
@@ -130,13 +130,6 @@ def walk_layer(tree: ImageTree) -> Iterator[Step]:
         opaque = OPAQUE_XATTR in xattrs
         if opaque or IMPLICIT_XATTR not in xattrs:
             yield Step("C" if opaque else "A", path, None, entry, opaque, IMPLICIT_XATTR in xattrs)
-
-
-def changes_of(steps: Iterable[Step]) -> Iterator[Change]:
-    """Yield steps as what a list of changes shows."""
-    for step in steps:
-        if step.kind is not None:
-            yield Change(step.kind, step.shown_path)
 
 
 def walk_trees(

@@ -30,7 +30,9 @@ from layerfs.formats.media_type import (
 from layerfs.formats.platform import Platform
 
 __all__ = [
+    "IMAGE_NAME",
     "LAYOUT_VERSION",
+    "REF_NAME",
     "Descriptor",
     "History",
     "ImageConfig",
@@ -46,9 +48,10 @@ __all__ = [
 #: The only version of the layout that exists; the file ``oci-layout`` names it.
 LAYOUT_VERSION: Final = "1.0.0"
 
-_REF_NAME = "org.opencontainers.image.ref.name"
+#: What an image is called in a layout.
+REF_NAME = "org.opencontainers.image.ref.name"
 #: What containerd and docker write beside the ref name, with the whole reference.
-_IMAGE_NAME = "io.containerd.image.name"
+IMAGE_NAME = "io.containerd.image.name"
 #: What BuildKit writes on index entries that are attestations about another entry.
 _ATTESTATION = ("vnd.docker.reference.type", "attestation-manifest")
 _SCHEMA_VERSION = 2
@@ -99,12 +102,12 @@ class Descriptor:
     @property
     def ref_name(self) -> str | None:
         """The name of this entry in an image layout (``org.opencontainers.image.ref.name``), or None."""
-        return self.annotations.get(_REF_NAME) or None
+        return self.annotations.get(REF_NAME) or None
 
     @property
     def image_name(self) -> str | None:
         """The whole reference that docker and containerd record beside the ref name, or None."""
-        return self.annotations.get(_IMAGE_NAME) or None
+        return self.annotations.get(IMAGE_NAME) or None
 
     @property
     def is_image(self) -> bool:

@@ -1,7 +1,7 @@
 """Making files and directories survive a power cut, and visible only when they are complete.
 
 What it is: the order "data, fsync, rename, fsync of the directory", written once. What it is not: a policy about what
-must be durable; every function takes ``sync`` and with ``sync=False`` keeps its atomicity but not its durability.
+must be durable; what takes ``sync`` keeps its atomicity with ``sync=False``, but not its durability.
 
 A failed fsync is final: the kernel may have dropped the dirty pages, so it is reported and never tried again.
 """
@@ -14,6 +14,7 @@ import errno
 import os
 import stat
 
+from layerfs.linux.rename import NOREPLACE, rename
 from layerfs.linux.syscall import AT_FDCWD, declare_libc
 
 __all__ = [
@@ -29,8 +30,6 @@ __all__ = [
 
 StrPath = str | os.PathLike[str]
 
-#: Fail with EEXIST instead of replacing the destination (linux/fs.h).
-_RENAME_NOREPLACE = 1
 #: Start writing dirty pages of the range that are not yet being written; does not wait (linux/fs.h).
 _SYNC_FILE_RANGE_WRITE = 2
 #: And wait: for what is being written already, and for what this call starts (linux/fs.h).
@@ -39,7 +38,6 @@ _SYNC_FILE_RANGE_WRITE_AND_WAIT = 7
 #: What a kernel, a file system or a filter answers that has no sync_file_range.
 _UNKNOWN = frozenset({errno.EINVAL, errno.ENOSYS, errno.EOPNOTSUPP})
 
-_renameat2 = declare_libc("renameat2", ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _sync_file_range = declare_libc("sync_file_range", ctypes.c_int, ctypes.c_int64, ctypes.c_int64, ctypes.c_uint)
 
 _syncfs = declare_libc("syncfs", ctypes.c_int)
@@ -69,22 +67,18 @@ def fsync_directory(directory: StrPath | int, *, sync: bool = True) -> None:
         os.close(fd)
 
 
-def fsync_file(path: StrPath, *, dir_fd: int | None = None, sync: bool = True) -> None:
+def fsync_file(path: StrPath) -> None:
     """Make the bytes and the metadata of a regular file durable; its name is made so by its directory.
 
     Args:
         path: the file; a symbolic link is refused.
-        dir_fd: directory that a relative ``path`` starts from.
-        sync: False does nothing.
 
     Raises:
         OSError: ELOOP for a symbolic link, EIO or ENOSPC if the device failed.
 
     Blocking: waits for the device.
     """
-    if not sync:
-        return
-    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=dir_fd)
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
     try:
         os.fsync(fd)
     finally:
@@ -169,24 +163,22 @@ def write_document(path: StrPath, data: bytes, *, mode: int = 0o600, sync: bool 
     fsync_directory(directory, sync=sync)
 
 
-def start_writeback(fd: int, offset: int = 0, length: int = 0, *, sync: bool = True) -> None:
-    """Ask the kernel to begin writing dirty pages of a range, so that a later fsync has little left to wait for.
+def start_writeback(fd: int, *, sync: bool = True) -> None:
+    """Ask the kernel to begin writing a file's dirty pages, so that a later fsync has little left to wait for.
 
     Args:
         fd: a regular file, open for writing.
-        offset: first byte.
-        length: number of bytes; 0 means to the end of the file.
         sync: False does nothing, because no fsync will follow.
 
     Raises:
-        OSError: EIO or ENOSPC if an earlier write of the range failed.
+        OSError: EIO or ENOSPC if an earlier write failed.
 
     Blocking: may wait while the device's queue is full; does not wait for the data. Promises no durability.
     """
     if not sync:
         return
     try:
-        _sync_file_range(fd, offset, length, _SYNC_FILE_RANGE_WRITE)
+        _sync_file_range(fd, 0, 0, _SYNC_FILE_RANGE_WRITE)
     except OSError as err:
         # It is only a hint: a kernel or file system that does not know it is no reason to fail.
         if err.errno not in _UNKNOWN:
@@ -245,7 +237,7 @@ def _rename_new(source: StrPath, destination: StrPath) -> None:
     """Rename, refusing an existing destination even when another process makes it at the same moment."""
     old, new = os.fsencode(source), os.fsencode(destination)
     try:
-        _renameat2(AT_FDCWD, old, AT_FDCWD, new, _RENAME_NOREPLACE)
+        rename(AT_FDCWD, old, AT_FDCWD, new, NOREPLACE)
     except OSError as err:
         if err.errno in {errno.EINVAL, errno.ENOSYS}:
             # A file system without RENAME_NOREPLACE. rename(2) itself refuses a non-empty directory, and a link

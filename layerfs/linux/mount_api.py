@@ -5,7 +5,7 @@ context's message log, because "invalid argument" alone helps nobody. Mounts mad
 no one, and vanish when their descriptor is closed, until :func:`move_mount` attaches them. So a failure half-way leaves
 nothing behind as long as the caller closes its descriptors.
 
-Source: fsopen(2), fsconfig(2), fsmount(2), move_mount(2), mount_setattr(2); linux/mount.h.
+Source: fsopen(2), fsconfig(2), fsmount(2), move_mount(2), open_tree(2); linux/mount.h.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import os
 from collections.abc import Sequence
 from itertools import repeat
 
-from layerfs.linux.syscall import AT_EMPTY_PATH, AT_FDCWD, bare_syscall, declare_libc, declare_syscall
+from layerfs.linux.syscall import AT_FDCWD, bare_syscall, declare_libc, declare_syscall
 
 __all__ = [
     "MAX_STRING",
@@ -31,7 +31,6 @@ __all__ = [
     "fsmount",
     "fsopen",
     "legacy_mount",
-    "mount_setattr",
     "move_mount",
     "read_messages",
     "umount",
@@ -52,7 +51,6 @@ _FSCONFIG_CMD_CREATE = 6
 _MOVE_MOUNT_F_EMPTY_PATH = 0x04
 _MOVE_MOUNT_T_EMPTY_PATH = 0x40
 _OPEN_TREE_CLONE = 1
-_AT_RECURSIVE = 0x8000
 _MNT_DETACH = 2
 _UMOUNT_NOFOLLOW = 8
 #: One message of a context's log never exceeds this (fs/fs_context.c formats into small allocations).
@@ -69,26 +67,12 @@ class MountAttribute(enum.IntFlag):
     NOEXEC = 0x08
 
 
-class _MountAttr(ctypes.Structure):
-    """``struct mount_attr`` of linux/mount.h, version 0."""
-
-    _fields_ = (
-        ("attr_set", ctypes.c_uint64),
-        ("attr_clr", ctypes.c_uint64),
-        ("propagation", ctypes.c_uint64),
-        ("userns_fd", ctypes.c_uint64),
-    )
-
-
 _open_tree = declare_syscall(428, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _move_mount = declare_syscall(429, ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint)
 _fsopen = declare_syscall(430, ctypes.c_char_p, ctypes.c_uint)
 _fsconfig = declare_syscall(431, ctypes.c_int, ctypes.c_uint, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_int)
 _bare_fsconfig = bare_syscall(431)
 _fsmount = declare_syscall(432, ctypes.c_int, ctypes.c_uint, ctypes.c_uint)
-_mount_setattr = declare_syscall(
-    442, ctypes.c_int, ctypes.c_char_p, ctypes.c_uint, ctypes.POINTER(_MountAttr), ctypes.c_size_t
-)
 _umount2 = declare_libc("umount2", ctypes.c_char_p, ctypes.c_int)
 _mount = declare_libc("mount", ctypes.c_char_p, ctypes.c_char_p, ctypes.c_char_p, ctypes.c_ulong, ctypes.c_char_p)
 
@@ -217,13 +201,11 @@ def move_mount(mount: int, target: int) -> None:
     _move_mount(mount, b"", target, b"", _MOVE_MOUNT_F_EMPTY_PATH | _MOVE_MOUNT_T_EMPTY_PATH)
 
 
-def clone_tree(path: StrPath, *, recursive: bool = False, dir_fd: int = AT_FDCWD) -> int:
-    """Make a detached copy (a bind mount) of what is mounted at a path.
+def clone_tree(path: StrPath) -> int:
+    """Make a detached copy (a bind mount) of what is mounted at a path, without the mounts below.
 
     Args:
         path: root of the copy.
-        recursive: whether mounts below are copied too.
-        dir_fd: directory that a relative ``path`` starts from.
 
     Returns:
         A descriptor of the copy's root, as from :func:`fsmount`.
@@ -231,25 +213,7 @@ def clone_tree(path: StrPath, *, recursive: bool = False, dir_fd: int = AT_FDCWD
     Raises:
         OSError: ENOENT, EPERM, EINVAL.
     """
-    flags = _OPEN_TREE_CLONE | os.O_CLOEXEC | (_AT_RECURSIVE if recursive else 0)
-    return _open_tree(dir_fd, os.fsencode(path), flags)
-
-
-def mount_setattr(
-    mount: int, *, add: MountAttribute = MountAttribute.NONE, remove: MountAttribute = MountAttribute.NONE
-) -> None:
-    """Change attributes of a mount.
-
-    Args:
-        mount: descriptor of the mount's root.
-        add: attributes to set.
-        remove: attributes to clear.
-
-    Raises:
-        OSError: EPERM, EBUSY (read-only while it is being written to), ENOSYS before Linux 5.12.
-    """
-    attr = _MountAttr(int(add), int(remove), 0, 0)
-    _mount_setattr(mount, b"", AT_EMPTY_PATH, ctypes.byref(attr), ctypes.sizeof(attr))
+    return _open_tree(AT_FDCWD, os.fsencode(path), _OPEN_TREE_CLONE | os.O_CLOEXEC)
 
 
 def umount(target: StrPath, *, lazy: bool = False) -> None:

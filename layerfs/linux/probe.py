@@ -8,7 +8,6 @@ The answer is a :class:`Feature`: usable, or not and why. A reason is half a sen
 
 from __future__ import annotations
 
-import contextlib
 import errno
 import functools
 import os
@@ -17,7 +16,7 @@ from dataclasses import dataclass
 
 from layerfs.linux.mount_api import fsconfig_create, fsconfig_fd, fsconfig_flag, fsconfig_string, fsopen
 
-__all__ = ["Feature", "all_features", "feature", "kernel_version"]
+__all__ = ["Feature", "feature"]
 
 #: CAP_SYS_ADMIN of linux/capability.h.
 _CAP_SYS_ADMIN = 21
@@ -38,19 +37,13 @@ class Feature:
     reason: str
 
 
-def kernel_version() -> tuple[int, int]:
-    """Return major and minor number of the running kernel; for explanations, not for decisions."""
-    numbers = os.uname().release.split("-")[0].split(".")
-    return int(numbers[0]), int(numbers[1])
-
-
 @functools.cache
 def feature(name: str) -> Feature:
     """Probe one feature, once per process.
 
     Args:
         name: one of ``privilege``, ``trusted-xattrs``, ``mount-api``, ``erofs``, ``erofs-file``, ``overlay``,
-            ``overlay-lower-fd``, ``overlay-userxattr``, ``fuse``, ``user-namespaces``.
+            ``overlay-lower-fd``, ``fuse``.
 
     Returns:
         The answer; it stays the same for the life of the process.
@@ -66,15 +59,6 @@ def feature(name: str) -> Feature:
         raise ValueError(f"unknown feature: {name}") from None
     usable, reason = probe()
     return Feature(name, usable, reason)
-
-
-def all_features() -> list[Feature]:
-    """Probe everything.
-
-    Returns:
-        The features in a fixed order, general ones first.
-    """
-    return [feature(name) for name in _PROBES]
 
 
 def _probe_privilege() -> tuple[bool, str]:
@@ -164,11 +148,6 @@ def _probe_overlay_lower_fd() -> tuple[bool, str]:
     return _try_context("overlay", add_lower, "lowers are given by descriptor")
 
 
-def _probe_overlay_userxattr() -> tuple[bool, str]:
-    """Ask overlayfs for the option that makes it usable in a user namespace."""
-    return _try_context("overlay", lambda context: fsconfig_flag(context, "userxattr"), "overlayfs takes userxattr")
-
-
 def _probe_fuse() -> tuple[bool, str]:
     """Open /dev/fuse, and look for the helper that an unprivileged mount needs."""
     try:
@@ -180,20 +159,6 @@ def _probe_fuse() -> tuple[bool, str]:
         if not any(os.access(os.path.join(directory, "fusermount3"), os.X_OK) for directory in directories):
             return False, "fusermount3 is not installed"
     return True, "/dev/fuse can be opened"
-
-
-def _probe_user_namespaces() -> tuple[bool, str]:
-    """Read the limits that forbid user namespaces; making one would need a process of its own."""
-    if not os.path.exists("/proc/self/ns/user"):
-        return False, "the kernel has no user namespaces"
-    for path, name in (
-        ("/proc/sys/user/max_user_namespaces", "user.max_user_namespaces"),
-        ("/proc/sys/kernel/unprivileged_userns_clone", "kernel.unprivileged_userns_clone"),
-    ):
-        with contextlib.suppress(OSError, ValueError), open(path, "rb") as file:
-            if int(file.read()) == 0:
-                return False, f"the setting {name} is 0"
-    return True, "user namespaces are allowed"
 
 
 def _try_context(fstype: str, use: Callable[[int], None], good: str) -> tuple[bool, str]:
@@ -234,7 +199,5 @@ _PROBES: dict[str, Callable[[], tuple[bool, str]]] = {
     "erofs-file": _probe_erofs_file,
     "overlay": _probe_overlay,
     "overlay-lower-fd": _probe_overlay_lower_fd,
-    "overlay-userxattr": _probe_overlay_userxattr,
     "fuse": _probe_fuse,
-    "user-namespaces": _probe_user_namespaces,
 }

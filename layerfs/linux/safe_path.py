@@ -1,8 +1,7 @@
 """Reaching paths that somebody else has made, without leaving the directory they belong to.
 
-Everything is relative to a held directory descriptor. Two ways to resolve: *in root*, where ``..`` and absolute
-symbolic links mean what they mean in a container (for reading inside an image), and *beneath*, where any symbolic link
-and any ``..`` is refused (for writing into a tree that is being made).
+Everything is relative to a held directory descriptor. Where symbolic links are followed, ``..`` and absolute ones mean
+what they mean in a container.
 
 Invariant: no function here follows a symbolic link out of its directory, however the tree changes meanwhile.
 
@@ -11,21 +10,18 @@ Source: openat2(2); Linux fs/namei.c.
 
 from __future__ import annotations
 
-import contextlib
 import ctypes
 import errno
 import os
 import stat
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 
 from layerfs.linux.syscall import declare_syscall
 
-__all__ = ["make_directories", "open_beneath", "open_in_root", "remove_tree"]
+__all__ = ["open_in_root", "remove_tree"]
 
 _RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_MAGICLINKS = 0x02
-_RESOLVE_NO_SYMLINKS = 0x04
-_RESOLVE_BENEATH = 0x08
 _RESOLVE_IN_ROOT = 0x10
 
 #: How often a resolution that raced with a rename is tried again; the kernel asks for it by EAGAIN.
@@ -64,65 +60,6 @@ def open_in_root(root_fd: int, path: bytes, flags: int = os.O_RDONLY, *, cross_m
     """
     resolve = _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS | (0 if cross_mounts else _RESOLVE_NO_XDEV)
     return _open(root_fd, path, flags, 0, resolve)
-
-
-def open_beneath(directory_fd: int, path: bytes, flags: int = os.O_RDONLY, *, mode: int = 0) -> int:
-    """Open a path below a directory, refusing every symbolic link, ``..`` and mount on the way.
-
-    Args:
-        directory_fd: where the path starts.
-        path: relative; b"." is the directory itself.
-        flags: as for open(2); O_CLOEXEC is added.
-        mode: permission bits of a file that O_CREAT makes.
-
-    Returns:
-        A descriptor that the caller closes.
-
-    Raises:
-        OSError: ELOOP for a symbolic link, EXDEV for a way out or another mount, ENOENT, ENOTDIR, EEXIST; ENOSYS on
-            a kernel before 5.6.
-
-    Blocking: opening a fifo blocks unless ``flags`` has O_NONBLOCK.
-    """
-    return _open(
-        directory_fd,
-        path,
-        flags,
-        mode,
-        _RESOLVE_BENEATH | _RESOLVE_NO_SYMLINKS | _RESOLVE_NO_MAGICLINKS | _RESOLVE_NO_XDEV,
-    )
-
-
-def make_directories(directory_fd: int, parts: Iterable[bytes], *, mode: int = 0o755) -> int:
-    """Descend through directories, making those that are missing.
-
-    Args:
-        directory_fd: where to start; stays open.
-        parts: names, outermost first; none is empty, ``.``, ``..`` or contains ``/``.
-        mode: permission bits of new directories, before the umask.
-
-    Returns:
-        A descriptor of the last directory that the caller closes; of ``directory_fd`` itself if there are no parts.
-
-    Raises:
-        OSError: ENOTDIR or ELOOP where something else lies in the way, EINVAL for a name that is none.
-
-    Atomicity: a failure leaves the directories that were already made.
-    """
-    current = os.open(b".", _DIRECTORY, dir_fd=directory_fd)
-    try:
-        for part in parts:
-            if not part or part in {b".", b".."} or b"/" in part or b"\0" in part:
-                raise OSError(errno.EINVAL, "not a name of a directory entry", part)
-            with contextlib.suppress(FileExistsError):
-                os.mkdir(part, mode, dir_fd=current)
-            following = os.open(part, _DIRECTORY, dir_fd=current)
-            os.close(current)
-            current = following
-    except BaseException:
-        os.close(current)
-        raise
-    return current
 
 
 def remove_tree(

@@ -15,7 +15,6 @@ from layerfs.linux.syscall import declare_libc
 
 __all__ = [
     "allocate",
-    "allocated_bytes",
     "copy_data",
     "copy_range",
     "data_segments",
@@ -190,18 +189,6 @@ def copy_data(
             end - start,
             check=check,
         )
-
-
-def allocated_bytes(fd: int) -> int:
-    """Return how many bytes of disk the file occupies now, holes excluded.
-
-    Args:
-        fd: a regular file.
-
-    Returns:
-        Bytes; file systems with delayed allocation may answer with a slightly old number.
-    """
-    return os.fstat(fd).st_blocks * 512
 
 
 def data_segments(fd: int, start: int = 0, end: int | None = None) -> Iterator[tuple[int, int]]:

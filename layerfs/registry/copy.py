@@ -7,7 +7,6 @@ uncompressed layers, is not for here.
 
 from __future__ import annotations
 
-import json
 import os
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
@@ -18,9 +17,8 @@ from layerfs.errors import DigestMismatch, FormatError, IntegrityError, NotFound
 from layerfs.formats.codec import decompress, detect
 from layerfs.formats.digest import Digest, new_hash
 from layerfs.formats.document import MAX_DOCUMENT_SIZE, parse_document
-from layerfs.formats.media_type import OCI_INDEX
+from layerfs.formats.image_layout import IMAGE_NAME, LAYOUT, REF_NAME, blob_path, encode_index, member_header, name_of
 from layerfs.formats.oci import (
-    LAYOUT_VERSION,
     Descriptor,
     Index,
     Manifest,
@@ -30,7 +28,7 @@ from layerfs.formats.oci import (
 )
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import Reference
-from layerfs.formats.tar import BLOCK, END, Member, encode_member, padding
+from layerfs.formats.tar import BLOCK, END, padding
 from layerfs.linux.durable import write_document
 from layerfs.registry.access import Access
 from layerfs.registry.choice import MAX_NESTING, choose_entry
@@ -56,8 +54,6 @@ __all__ = [
     "plan_copy",
 ]
 
-_REF_NAME = "org.opencontainers.image.ref.name"
-_IMAGE_NAME = "io.containerd.image.name"
 _READ = 1 << 20
 
 
@@ -214,7 +210,7 @@ class MemberSource:
 
     def document(self, descriptor: Descriptor) -> bytes:
         """See :class:`CopySource`."""
-        raw = self._read(_blob_name(descriptor.digest))
+        raw = self._read(blob_path(descriptor.digest))
         if raw is None:
             raise NotFound("blob", str(descriptor.digest), hint="The archive is not complete.")
         check_blob(raw, descriptor, "manifest")
@@ -227,7 +223,7 @@ class MemberSource:
         ):
             yield self._raw_config
             return
-        name = self._places.get(descriptor.digest) or _blob_name(descriptor.digest)
+        name = self._places.get(descriptor.digest) or blob_path(descriptor.digest)
         if not self._members.has(name):
             raise NotFound("blob", str(descriptor.digest), hint="The archive is not complete.")
         # A docker archive calls its layers by what they are uncompressed, and docker itself compresses some.
@@ -367,11 +363,11 @@ class LayoutTarget:
             entries = (
                 [entry for entry in listed if not self._replaces(document, entry)] if isinstance(listed, list) else []
             )
-        write_document(index, _index([*entries, _entry(document, self._name)]), mode=0o644, sync=self._sync)
+        write_document(index, encode_index([*entries, _entry(document, self._name)]), mode=0o644, sync=self._sync)
 
     def _replaces(self, document: Manifest | Index, entry: object) -> bool:
         """Whether an entry of the index goes: it has the same name, or is the same image, and neither has a name."""
-        name = _ref_name(entry)
+        name = name_of(entry)
         if self._name is not None or name is not None:
             return name == self._name
         return isinstance(entry, dict) and entry.get("digest") == str(document.digest)
@@ -381,8 +377,7 @@ class LayoutTarget:
         marker = os.path.join(self._directory, "oci-layout")
         if not os.path.exists(marker):
             os.makedirs(self._directory, exist_ok=True)
-            text = json.dumps({"imageLayoutVersion": LAYOUT_VERSION}).encode()
-            write_document(marker, text, mode=0o644, sync=self._sync)
+            write_document(marker, LAYOUT, mode=0o644, sync=self._sync)
 
     def _path(self, digest: Digest) -> str:
         return os.path.join(self._directory, "blobs", digest.algorithm, digest.hex)
@@ -448,22 +443,19 @@ class ArchiveTarget:
 
     def put_blob(self, blob: Descriptor, pieces: Callable[[], Iterable[bytes]]) -> None:
         """See :class:`CopyTarget`."""
-        self._member(_blob_name(blob.digest), blob.size, pieces())
+        self._member(blob_path(blob.digest), blob.size, pieces())
 
     def put_manifest(self, document: Manifest | Index, *, top: bool) -> None:
         """See :class:`CopyTarget`."""
-        self._member(_blob_name(document.digest), len(document.raw), [document.raw])
+        self._member(blob_path(document.digest), len(document.raw), [document.raw])
         if top:
-            marker = json.dumps({"imageLayoutVersion": LAYOUT_VERSION}).encode()
-            index = _index([_entry(document, self._name)])
+            index = encode_index([_entry(document, self._name)])
             self._member("index.json", len(index), [index])
-            self._member("oci-layout", len(marker), [marker])
+            self._member("oci-layout", len(LAYOUT), [LAYOUT])
             self._target.write(END)
 
     def _member(self, name: str, size: int, pieces: Iterable[bytes]) -> None:
-        self._target.write(
-            encode_member(Member(name.encode(), b"0", 0o644, 0, 0, 0, 0, size, b"", 0, 0, None, 0, 0, 0, None))
-        )
+        self._target.write(member_header(name, size))
         for piece in pieces:
             self._target.write(piece)
         self._target.write(padding(size))
@@ -501,7 +493,7 @@ def _entry(document: Manifest | Index, name: str | None) -> dict[str, object]:
         "mediaType": document.media_type, "digest": str(document.digest), "size": len(document.raw),
     }  # fmt: skip
     if name is not None:
-        entry["annotations"] = {_REF_NAME: name, **({_IMAGE_NAME: name} if _is_whole(name) else {})}
+        entry["annotations"] = {REF_NAME: name, **({IMAGE_NAME: name} if _is_whole(name) else {})}
     return entry
 
 
@@ -511,16 +503,3 @@ def _is_whole(name: str) -> bool:
         return "/" in name and str(Reference.parse(name)) == name
     except ValueError:
         return False
-
-
-def _ref_name(entry: object) -> object:
-    annotations = entry.get("annotations") if isinstance(entry, dict) else None
-    return annotations.get(_REF_NAME) if isinstance(annotations, dict) else None
-
-
-def _index(entries: Sequence[object]) -> bytes:
-    return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(entries)}).encode()
-
-
-def _blob_name(digest: Digest) -> str:
-    return f"blobs/{digest.algorithm}/{digest.hex}"

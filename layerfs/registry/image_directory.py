@@ -13,13 +13,13 @@ Source: containers-transports(5), "dir".
 from __future__ import annotations
 
 import io
-import json
 import os
 
 from layerfs.errors import FormatError, NotFound
 from layerfs.formats.digest import Digest
 from layerfs.formats.document import MAX_DOCUMENT_SIZE
-from layerfs.formats.oci import LAYOUT_VERSION, parse_manifest_or_index
+from layerfs.formats.image_layout import LAYOUT, blob_path, encode_index
+from layerfs.formats.oci import parse_manifest_or_index
 from layerfs.registry.members import DirectoryMembers, MemberReader
 
 __all__ = ["VERSION", "ImageDirectory"]
@@ -51,9 +51,9 @@ class ImageDirectory:
             raise
         entry = {"mediaType": document.media_type, "digest": str(document.digest), "size": len(raw)}
         self._own = {
-            "oci-layout": json.dumps({"imageLayoutVersion": LAYOUT_VERSION}).encode(),
-            "index.json": json.dumps({"schemaVersion": 2, "manifests": [entry]}).encode(),
-            f"blobs/{document.digest.algorithm}/{document.digest.hex}": raw,
+            "oci-layout": LAYOUT,
+            "index.json": encode_index([entry]),
+            blob_path(document.digest): raw,
         }
 
     def open(self, name: str) -> MemberReader:

@@ -17,6 +17,7 @@ from typing import Literal
 from layerfs.errors import DigestMismatch, FormatError, InvalidReference, NotFound
 from layerfs.formats.digest import Digest
 from layerfs.formats.docker import ArchiveImage, parse_archive_manifest
+from layerfs.formats.image_layout import blob_path
 from layerfs.formats.media_type import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
 from layerfs.formats.oci import (
     Descriptor,
@@ -237,13 +238,13 @@ class _Layout:
         config = ImageConfig.parse(raw, algorithm=manifest.config.digest.algorithm)
         check_layer_count(manifest, config)
         layers = tuple(
-            LayerPlan(f"blobs/{blob.digest.algorithm}/{blob.digest.hex}", diff_id, blob)
+            LayerPlan(blob_path(blob.digest), diff_id, blob)
             for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
         )
         return ImagePlan(config, (manifest.digest, manifest.raw), layers, (name,) if name else ())
 
     def _document(self, descriptor: Descriptor) -> bytes:
-        raw = self._read(f"blobs/{descriptor.digest.algorithm}/{descriptor.digest.hex}")
+        raw = self._read(blob_path(descriptor.digest))
         if raw is None:
             raise NotFound("blob", str(descriptor.digest), hint="The archive is not complete.")
         check_blob(raw, descriptor, "blob")

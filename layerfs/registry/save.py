@@ -25,9 +25,10 @@ from layerfs.formats.amend import layer_type, make_manifest
 from layerfs.formats.compress import Compressor
 from layerfs.formats.digest import Digest, new_hash
 from layerfs.formats.document import parse_document
-from layerfs.formats.media_type import OCI_INDEX, layer_compression
-from layerfs.formats.oci import LAYOUT_VERSION, Descriptor, ImageConfig, Manifest
-from layerfs.formats.tar import END, Member, encode_member, padding
+from layerfs.formats.image_layout import IMAGE_NAME, LAYOUT, REF_NAME, blob_path, encode_index, member_header, name_of
+from layerfs.formats.media_type import layer_compression
+from layerfs.formats.oci import Descriptor, ImageConfig, Manifest
+from layerfs.formats.tar import END, padding
 from layerfs.linux.durable import fsync_directory, write_document
 from layerfs.registry.pipeline import prefetch
 from layerfs.registry.target import Target
@@ -43,9 +44,6 @@ FORMATS = ("docker-archive", "oci-archive", "oci")
 _READ = 1 << 20
 #: Pieces of a mebibyte that are read and digested ahead of what is written.
 _AHEAD = 8
-_LAYOUT = json.dumps({"imageLayoutVersion": LAYOUT_VERSION}).encode()
-_REF_NAME = "org.opencontainers.image.ref.name"
-_IMAGE_NAME = "io.containerd.image.name"
 
 #: Images to save, each with the names that it is to have there.
 Wanted = Sequence[tuple[ImageRecord, Sequence[str]]]
@@ -99,7 +97,7 @@ def save_archive(
         return _put_layer(handle, layer, target, written, check)
 
     def put_document(digest: Digest, raw: bytes) -> None:
-        name = _blob_name(digest)
+        name = blob_path(digest)
         if name not in written:
             written[name] = Descriptor("", digest, len(raw))
             _put_member(target, name, raw)
@@ -108,10 +106,10 @@ def save_archive(
         _save_image(handle, record, names, "none" if docker else compression, put, put_document)
         for record, names in images
     ]
-    _put_member(target, "index.json", _index([entry for _, entries, _ in saved for entry in entries]))
+    _put_member(target, "index.json", encode_index([entry for _, entries, _ in saved for entry in entries]))
     if docker:
         _put_member(target, "manifest.json", json.dumps([listed for _, _, listed in saved]).encode())
-    _put_member(target, "oci-layout", _LAYOUT)
+    _put_member(target, "oci-layout", LAYOUT)
     target.write(END)
     return [image for image, _, _ in saved]
 
@@ -160,14 +158,14 @@ def _save_layout(
         return _write_blob(handle, place, layer, check)
 
     def put_document(digest: Digest, raw: bytes) -> None:
-        write_document(os.path.join(place, _blob_name(digest)), raw, mode=0o644, sync=handle.sync)
+        write_document(os.path.join(place, blob_path(digest)), raw, mode=0o644, sync=handle.sync)
 
     saved = [_save_image(handle, record, names, compression, put, put_document) for record, names in images]
     new = [entry for _, entries, _ in saved for entry in entries]
-    names = {_name_in(entry) for entry in new} - {None}
-    kept = [entry for entry in present if entry not in new and _name_in(entry) not in names]
-    write_document(os.path.join(place, "oci-layout"), _LAYOUT, mode=0o644, sync=handle.sync)
-    write_document(index, _index([*kept, *new]), mode=0o644, sync=handle.sync)
+    names = {name_of(entry) for entry in new} - {None}
+    kept = [entry for entry in present if entry not in new and name_of(entry) not in names]
+    write_document(os.path.join(place, "oci-layout"), LAYOUT, mode=0o644, sync=handle.sync)
+    write_document(index, encode_index([*kept, *new]), mode=0o644, sync=handle.sync)
     return [image for image, _, _ in saved]
 
 
@@ -199,11 +197,11 @@ def _save_image(
     if config.platform.variant:
         platform["variant"] = config.platform.variant
     entry["platform"] = platform
-    entries = [entry | {"annotations": {_IMAGE_NAME: name, _REF_NAME: name}} for name in names] or [entry]
+    entries = [entry | {"annotations": {IMAGE_NAME: name, REF_NAME: name}} for name in names] or [entry]
     listed = {
-        "Config": _blob_name(config.digest),
+        "Config": blob_path(config.digest),
         "RepoTags": list(names) or None,
-        "Layers": [_blob_name(blob.digest) for blob in blobs],
+        "Layers": [blob_path(blob.digest) for blob in blobs],
     }
     return SavedImage(config.digest, digest, tuple(names)), entries, listed
 
@@ -238,10 +236,10 @@ def _put_layer(
         # The size and digest stand before the bytes, and the bytes cannot wait anywhere.
         blob = _measure(handle, layer, check)
     start = target.position
-    name = _blob_name(blob.digest if blob is not None else layer.record.diff_id)
+    name = blob_path(blob.digest if blob is not None else layer.record.diff_id)
     if blob is not None and name in written:
         return blob
-    target.write(_header(name, blob.size if blob is not None else 0))
+    target.write(member_header(name, blob.size if blob is not None else 0))
     hasher, size = new_hash("sha256" if blob is None else blob.digest.algorithm), 0
     with closing(prefetch(_digested(_bytes(handle, layer, check), hasher), depth=_AHEAD)) as pieces:
         for piece, digested in pieces:
@@ -252,15 +250,15 @@ def _put_layer(
     if blob is None:
         blob = Descriptor(layer_type(layer.compression), found, size)
         # Names of digests are equally long, and a size up to 8 GiB fits its field: the header only changes.
-        header = _header(_blob_name(found), size)
-        if len(header) != len(_header(name, 0)):
+        header = member_header(blob_path(found), size)
+        if len(header) != len(member_header(name, 0)):
             raise FormatError(f"compressed layer of {size} bytes is too large to be written in one pass")
         target.patch(start, header)
         written[known] = blob
     elif (found, size) != (blob.digest, blob.size):
         what = "kept blob" if layer.kept else "layer in the store"
         raise DigestMismatch(what, expected=str(blob.digest), actual=str(found), size=size)
-    written[_blob_name(blob.digest)] = blob
+    written[blob_path(blob.digest)] = blob
     return blob
 
 
@@ -342,29 +340,11 @@ def _digested(pieces: Iterable[bytes], hasher: Any) -> Iterator[tuple[bytes, int
 
 
 def _put_member(target: Target, name: str, raw: bytes) -> None:
-    target.write(_header(name, len(raw)) + raw + padding(len(raw)))
-
-
-def _header(name: str, size: int) -> bytes:
-    return encode_member(Member(name.encode(), b"0", 0o644, 0, 0, 0, 0, size, b"", 0, 0, None, 0, 0, 0, None))
-
-
-def _blob_name(digest: Digest) -> str:
-    return f"blobs/{digest.algorithm}/{digest.hex}"
-
-
-def _index(entries: Sequence[Any]) -> bytes:
-    return json.dumps({"schemaVersion": 2, "mediaType": OCI_INDEX, "manifests": list(entries)}).encode()
-
-
-def _name_in(entry: Any) -> str | None:
-    annotations = entry.get("annotations") if isinstance(entry, dict) else None
-    name = annotations.get(_REF_NAME) if isinstance(annotations, dict) else None
-    return name if isinstance(name, str) else None
+    target.write(member_header(name, len(raw)) + raw + padding(len(raw)))
 
 
 def _is_there(place: str, blob: Descriptor) -> bool:
     try:
-        return os.stat(os.path.join(place, _blob_name(blob.digest))).st_size == blob.size
+        return os.stat(os.path.join(place, blob_path(blob.digest))).st_size == blob.size
     except FileNotFoundError:
         return False

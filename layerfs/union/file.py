@@ -30,7 +30,7 @@ class FilePart(UnionPart):
         """Return bytes of a file; fewer than asked for at its end only.
 
         Raises:
-            OSError: EIO, also where a layer ends too early; EISDIR; ESTALE.
+            OSError: EIO, also where a layer ends too early and for what is no regular file; ESTALE.
         """
         buffer = memoryview(bytearray(size))
         return bytes(buffer[: self.read_into(ino, offset, buffer)])

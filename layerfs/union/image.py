@@ -10,7 +10,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Sequence
-from errno import EIO, EISDIR
+from errno import EIO
 
 from layerfs.formats.erofs.reader import DIRECTORY_TYPE, Tree
 from layerfs.union.attribute import Attributes
@@ -133,8 +133,6 @@ class ImageLower:
     def _place(self, reference: int) -> LowerFile:
         """Find a file's bytes."""
         inode = self._tree.inode(reference)
-        if stat.S_ISDIR(inode.mode):
-            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
         found = self._tree.file_data(inode)
         if found is None:
             return LowerFile(-1, 0, 0, owned=False)

@@ -11,7 +11,7 @@ import os
 import stat
 from collections import OrderedDict
 from collections.abc import Sequence
-from errno import EISDIR, ENOTDIR, EPERM
+from errno import ENOTDIR, EPERM
 
 from layerfs.linux.mount_api import clone_tree
 from layerfs.union.attribute import Attributes, from_status, overridden
@@ -190,8 +190,6 @@ class StackLower:
 
     def open(self, reference: _Entry) -> LowerFile:
         """Open a regular file."""
-        if reference.kind == stat.S_IFDIR:
-            raise IsADirectoryError(EISDIR, os.strerror(EISDIR))
         fd = open_quietly(reference.name, _FILE, dir_fd=self._directory(reference.sources[0]))
         try:
             status = os.fstat(fd)

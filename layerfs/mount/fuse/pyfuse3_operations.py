@@ -69,7 +69,6 @@ class UnionOperations(pyfuse3.Operations):
         """
         super().__init__()
         self.enable_acl = acl
-        self._acl = acl
         self._union = union
         self._shared = EntryAttributes()
         self._shared.entry_timeout = self._shared.attr_timeout = timeout

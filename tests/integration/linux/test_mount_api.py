@@ -73,18 +73,6 @@ def test_a_mount_is_found_by_a_name_that_the_kernel_escapes(tmp_path: Path) -> N
     assert find_mount(place) is None
 
 
-def test_attributes_are_set_and_changed(tmp_path: Path) -> None:
-    mount = _tmpfs(MountAttribute.NOSUID | MountAttribute.NODEV)
-    _attach(mount, tmp_path)
-    mount_api.mount_setattr(mount, add=MountAttribute.RDONLY | MountAttribute.NOEXEC, remove=MountAttribute.NODEV)
-    entry = find_mount(tmp_path)
-    assert entry is not None
-    assert {"ro", "nosuid", "noexec"} <= set(entry.options)
-    assert "nodev" not in entry.options
-    os.close(mount)
-    mount_api.umount(tmp_path)
-
-
 def test_errors_carry_what_the_kernel_said() -> None:
     context = mount_api.fsopen("overlay")
     try:

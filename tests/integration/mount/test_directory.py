@@ -21,7 +21,6 @@ from layerfs.formats.tree import Node, directory, hard_link_marker, whiteout
 from layerfs.linux import probe
 from layerfs.linux.mount_api import umount
 from layerfs.linux.safe_path import remove_tree
-from layerfs.linux.sparse import allocated_bytes
 from layerfs.mount import directory as module
 from layerfs.mount.directory import apply_attributes, is_stackable, sweep_staging, unpack
 from layerfs.mount.overlay import mount_directories, mount_merged
@@ -136,7 +135,7 @@ def test_everything_is_kept(tmp_path: Path, data: Path) -> None:
     assert (out / "linked").stat().st_ino == (out / "inner" / "again").stat().st_ino
     assert (out / "pipe").stat().st_ino == (out / "inner" / "pipe2").stat().st_ino
     with (out / "big").open("rb") as file:
-        assert allocated_bytes(file.fileno()) <= 16384
+        assert os.fstat(file.fileno()).st_blocks * 512 <= 16384
     assert sorted(os.listdir(tmp_path)) == ["layer.tar", "out"]
 
 

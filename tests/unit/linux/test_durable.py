@@ -44,7 +44,7 @@ def test_publish_without_rename_noreplace(tmp_path: Path, monkeypatch: pytest.Mo
     def refuse(*_arguments: object) -> int:
         raise OSError(errno.EINVAL, "no such flag")
 
-    monkeypatch.setattr(durable, "_renameat2", refuse)
+    monkeypatch.setattr(durable, "rename", refuse)
     (tmp_path / "file").write_text("f")
     (tmp_path / "directory").mkdir()
     (tmp_path / "directory" / "x").write_text("x")
@@ -120,7 +120,6 @@ def test_start_writeback_is_a_hint(tmp_path: Path) -> None:
     with (tmp_path / "f").open("wb") as file:
         file.write(b"x" * 100_000)
         file.flush()
-        start_writeback(file.fileno(), 0, 65536)
         start_writeback(file.fileno())
     reading, writing = os.pipe()
     try:

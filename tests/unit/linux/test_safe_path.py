@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.linux.safe_path import make_directories, open_beneath, open_in_root, remove_tree
+from layerfs.linux.safe_path import open_in_root, remove_tree
 
 
 @pytest.fixture
@@ -48,42 +48,6 @@ def test_in_root_never_leaves(root: int, path: bytes, number: int) -> None:
         open_in_root(root, path)
     assert caught.value.errno == number
     assert caught.value.filename == os.fsdecode(path)
-
-
-@pytest.mark.parametrize(
-    ("path", "number"),
-    [
-        (b"absolute", errno.ELOOP),
-        (b"up/dir/file", errno.ELOOP),
-        (b"../outside", errno.EXDEV),
-        (b"/dir/file", errno.EXDEV),
-    ],
-)
-def test_beneath_refuses_links_and_ways_out(root: int, path: bytes, number: int) -> None:
-    with pytest.raises(OSError) as caught:
-        open_beneath(root, path)
-    assert caught.value.errno == number
-
-
-def test_beneath_makes_files(root: int) -> None:
-    os.close(open_beneath(root, b"dir/new", os.O_WRONLY | os.O_CREAT | os.O_EXCL, mode=0o640))
-    assert os.stat("dir/new", dir_fd=root).st_mode & 0o777 == 0o640
-    fd = open_beneath(root, b".", os.O_RDONLY)
-    assert os.get_inheritable(fd) is False
-    os.close(fd)
-
-
-def test_make_directories(root: int) -> None:
-    os.close(make_directories(root, [b"dir", b"x", b"y"]))
-    os.close(make_directories(root, []))
-    assert os.path.isdir(f"/proc/self/fd/{root}/dir/x/y")
-    for parts in ([b"up", b"x"], [b"dir", b"file"]):
-        with pytest.raises(OSError):
-            make_directories(root, parts)
-    for part in (b"", b".", b"..", b"a/b"):
-        with pytest.raises(OSError, match="not a name"):
-            make_directories(root, [part])
-    assert not os.path.exists(f"/proc/self/fd/{root}/../x")
 
 
 def test_remove_tree_does_not_follow(tmp_path: Path, root: int) -> None:
