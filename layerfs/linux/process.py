@@ -6,7 +6,7 @@ import os
 import select
 from errno import EINVAL, EPERM
 
-__all__ = ["groups_of", "may_give_away", "wait_for_end"]
+__all__ = ["groups_of", "may_give_away", "start_of", "wait_for_end"]
 
 
 def groups_of(pid: int) -> set[int]:
@@ -34,12 +34,26 @@ def may_give_away() -> bool:
         os.close(fd)
 
 
-def wait_for_end(pid: int, seconds: float) -> bool:
+def start_of(pid: int) -> int | None:
+    """Return when a process started, in clock ticks since the boot, which with its number tells it from all others.
+
+    None if there is no such process.
+    """
+    try:
+        with open(f"/proc/{pid}/stat", "rb") as file:
+            # The command's name stands in parentheses and may have any bytes; the start is the 20th field behind it.
+            return int(file.read().rpartition(b")")[2].split()[19])
+    except (OSError, IndexError, ValueError):
+        return None
+
+
+def wait_for_end(pid: int, seconds: float, *, started: int | None = None) -> bool:
     """Wait until a process has ended and so closed everything; one that nobody has waited for yet has.
 
     Args:
         pid: the process, of any parent.
         seconds: how long at most.
+        started: its :func:`start_of`, if that is known: another one with its number means that it has ended.
 
     Returns:
         Whether it has ended.
@@ -51,6 +65,8 @@ def wait_for_end(pid: int, seconds: float) -> bool:
     except OSError:
         return False
     try:
+        if started is not None and start_of(pid) != started:
+            return True
         waiter = select.poll()
         waiter.register(fd, select.POLLIN)
         return bool(waiter.poll(int(seconds * 1000)))

@@ -16,7 +16,6 @@ from layerfs.formats.erofs.reader import Tree
 from layerfs.linux.durable import sync_filesystem
 from layerfs.linux.mountinfo import find_mount, read_mounts
 from layerfs.linux.probe import feature
-from layerfs.linux.process import wait_for_end
 from layerfs.mount.choose import BackendStatus, choose_backend
 from layerfs.mount.directory import apply_attributes, is_stackable, unpack
 from layerfs.mount.fuse.specification import FuseSpecification
@@ -184,7 +183,7 @@ def unmount_record(handle: StoreHandle, record: MountRecord, *, lazy: bool = Fal
         records_of(handle).detach(record)
     else:
         records_of(handle).remove(record.id)
-    if record.pid is not None and not lazy and not wait_for_end(record.pid, _PATIENCE):
+    if not lazy and not record.has_ended(_PATIENCE):
         raise MountError(
             f"{record.target} is unmounted, but process {record.pid} that served it goes on", backend=record.backend
         )

@@ -24,7 +24,7 @@ from dataclasses import dataclass
 from layerfs.errors import MountError
 from layerfs.linux.durable import write_document
 from layerfs.linux.mountinfo import Holder, MountEntry, find_holders, read_mounts
-from layerfs.linux.process import wait_for_end
+from layerfs.linux.process import start_of, wait_for_end
 
 __all__ = ["MountRecord", "MountRecords"]
 
@@ -50,6 +50,7 @@ class MountRecord:
         read_only: whether nothing can be written through it.
         created: nanoseconds since the epoch.
         pid: the process that serves the mount, or None for a mount of the kernel.
+        started: when that process was, as :func:`layerfs.linux.process.start_of` has it: numbers are used again.
         detached: whether it was unmounted lazily while in use: it is nowhere to be seen, but still written through.
     """
 
@@ -66,12 +67,17 @@ class MountRecord:
     read_only: bool
     created: int
     pid: int | None
+    started: int | None = None
     detached: bool = False
 
     @property
     def is_dead(self) -> bool:
         """Whether the process that served the mount has ended. Known of mounts made in this mount namespace only."""
-        return self.pid is not None and self.namespace == _namespace("self") and wait_for_end(self.pid, 0)
+        return self.pid is not None and self.namespace == _namespace("self") and self.has_ended(0)
+
+    def has_ended(self, seconds: float) -> bool:
+        """Wait so long for the process that serves the mount, if there is one, and return whether it has ended."""
+        return self.pid is None or wait_for_end(self.pid, seconds, started=self.started)
 
 
 class MountRecords:
@@ -133,6 +139,7 @@ class MountRecords:
             read_only=read_only,
             created=time.time_ns(),
             pid=pid,
+            started=None if pid is None else start_of(pid),
         )
         self._write(record)
         return record
@@ -251,7 +258,7 @@ class MountRecords:
             return []
         holders = list(find_holders(record.mount_id))
         # The process that serves it ends with its last user, also with one that cannot be seen from here.
-        if not holders and record.pid is not None and os.path.exists(f"/proc/{record.pid}"):
+        if not holders and record.pid is not None and not record.has_ended(0):
             holders.append(Holder(record.pid, "layerfs", "file system"))
         return holders
 

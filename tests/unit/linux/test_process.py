@@ -1,0 +1,41 @@
+"""Processes by number: told from those that had the number before, and waited for."""
+
+from __future__ import annotations
+
+import os
+import subprocess
+import sys
+
+from layerfs.linux.process import groups_of, may_give_away, start_of, wait_for_end
+
+
+def test_a_process_that_ends() -> None:
+    with subprocess.Popen([sys.executable, "-c", "input()"], stdin=subprocess.PIPE) as process:
+        started = start_of(process.pid)
+        assert started is not None
+        assert not wait_for_end(process.pid, 0, started=started)
+        assert wait_for_end(process.pid, 0, started=started - 1)  # that one had the number before
+        assert process.stdin is not None
+        process.stdin.close()
+        assert wait_for_end(process.pid, 10, started=started)
+    assert start_of(process.pid) is None
+    assert wait_for_end(process.pid, 0)
+
+
+def test_the_name_of_a_command_may_look_like_the_rest() -> None:
+    name = ") R 1 1 1"
+    with subprocess.Popen(
+        [sys.executable, "-c", f"open('/proc/self/comm', 'w').write({name!r}); print(flush=True); input()"],
+        stdin=subprocess.PIPE, stdout=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        before = start_of(process.pid)
+        assert process.stdout is not None
+        process.stdout.readline()
+        assert start_of(process.pid) == before
+        process.communicate(b"")
+
+
+def test_what_this_process_is_and_may() -> None:
+    assert groups_of(os.getpid()) == set(os.getgroups())
+    assert groups_of(0x3FFFFFFF) == set()
+    assert may_give_away() == (os.geteuid() == 0)
