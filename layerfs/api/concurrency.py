@@ -14,8 +14,9 @@ import trio
 from layerfs.api.together import first_failure
 from layerfs.formats.digest import Digest
 from layerfs.registry.http import HttpClient
-from layerfs.registry.pull import Pull, Stopped
+from layerfs.registry.pull import Pull
 from layerfs.registry.push import Push
+from layerfs.registry.watch import Stopped
 from layerfs.store.image import ImageRecord
 
 __all__ = ["each", "in_thread", "pull_layers", "push_layers"]

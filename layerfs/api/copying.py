@@ -39,10 +39,10 @@ from layerfs.registry.load import open_members
 from layerfs.registry.loader import Progress
 from layerfs.registry.members import DirectoryMembers, Members
 from layerfs.registry.plan import Selection
-from layerfs.registry.pull import Stopped
 from layerfs.registry.remote import Registries
 from layerfs.registry.save import save_archive, save_layout
 from layerfs.registry.target import open_target
+from layerfs.registry.watch import Stopped
 from layerfs.values import Image
 
 __all__ = ["copy"]

@@ -15,8 +15,9 @@ from typing import TypeVar
 from layerfs.errors import Unreachable
 from layerfs.formats.digest import Digest
 from layerfs.registry.http import HttpClient
-from layerfs.registry.pull import Pull, Stopped
+from layerfs.registry.pull import Pull
 from layerfs.registry.push import Push
+from layerfs.registry.watch import Stopped
 from layerfs.store.image import ImageRecord
 
 __all__ = ["each", "first_failure", "pull_layers", "push_layers", "run_together"]

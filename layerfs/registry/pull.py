@@ -31,6 +31,7 @@ from layerfs.registry.loader import Progress
 from layerfs.registry.pipeline import Chunk, DigestBacklog, LayerEnd, LayerEvent, LayerFailed, prefetch, read_blob
 from layerfs.registry.plan import ImagePlan, LayerPlan
 from layerfs.registry.remote import RemoteImages
+from layerfs.registry.watch import Stopped
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord
@@ -40,7 +41,7 @@ from layerfs.store.layer import find_layer, is_whole
 from layerfs.store.new_image import NewImage, commit_images
 from layerfs.store.part import Part, discard_part
 
-__all__ = ["Pull", "Stopped"]
+__all__ = ["Pull"]
 
 #: Seconds between two reports about one layer.
 _TELL_EVERY = 0.1
@@ -374,10 +375,6 @@ def _events(layer: LayerPlan, read: Callable[[int], bytes], backlog: DigestBackl
         layer.member, layer.blob.size, read, blob_algorithm=layer.blob.digest.algorithm,
         diff_algorithm=layer.diff_id.algorithm, head=head, backlog=backlog,
     )  # fmt: skip
-
-
-class Stopped(Exception):
-    """The pull was stopped by whoever started it, who knows why."""
 
 
 def _check(digest: Digest, size: int, event: LayerEnd) -> None:

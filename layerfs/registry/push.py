@@ -33,9 +33,9 @@ from layerfs.formats.oci import Descriptor, Manifest
 from layerfs.formats.reference import Reference
 from layerfs.registry.access import Access
 from layerfs.registry.loader import Progress
-from layerfs.registry.pull import Stopped
 from layerfs.registry.repository import Repository
 from layerfs.registry.upload import Uploader
+from layerfs.registry.watch import Stopped
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers
 from layerfs.store.kept_blob import has_blob

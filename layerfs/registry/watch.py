@@ -13,7 +13,11 @@ from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Protocol
 
-__all__ = ["Cut", "Cuttable", "Operation", "Watch"]
+__all__ = ["Cut", "Cuttable", "Operation", "Stopped", "Watch"]
+
+
+class Stopped(Exception):
+    """A transfer was stopped by whoever started it, who knows why."""
 
 
 class Cut(Exception):

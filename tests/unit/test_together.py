@@ -7,7 +7,7 @@ import threading
 import pytest
 
 from layerfs.api.together import each, run_together
-from layerfs.registry.pull import Stopped
+from layerfs.registry.watch import Stopped
 
 
 class Tasks:
