@@ -155,6 +155,8 @@ def _probe_fuse() -> tuple[bool, str]:
     except OSError as err:
         return False, f"/dev/fuse cannot be opened: {_text(err)}"
     if not feature("privilege").usable:
+        if os.geteuid() == 0:
+            return False, feature("privilege").reason  # the helper has no more than root has
         directories = ("/usr/bin", "/bin", "/usr/local/bin")
         if not any(os.access(os.path.join(directory, "fusermount3"), os.X_OK) for directory in directories):
             return False, "fusermount3 is not installed"

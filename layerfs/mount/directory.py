@@ -6,9 +6,9 @@ they do in the layer's tree. :func:`layerfs.mount.overlay.mount_directories` sta
 Not every layer can be stacked. A tar may hold ``a/b/c`` without ``a`` and ``a/b``: such implicit directories take their
 attributes from the layers below, and where one of these has a symbolic link called ``a``, their content goes where it
 leads. A hard link may lead to a file of a layer below. overlayfs can express none of this, and what the right directory
-would be depends on the image, not on the layer. So :func:`is_stackable` tells such layers from others, and the caller
-unpacks the merged tree of the image instead, which is exact, into one directory. Builders write parents, so this is
-rare.
+would be depends on the image, not on the layer. Nor does it leave out a whiteout in a directory that no layer below
+has. So :func:`is_stackable` tells such images from others, and the caller unpacks the merged tree of the image instead,
+which is exact, into one directory. Builders write parents, so this is rare.
 
 The root directory is the exception: many tars have none, and its attributes matter only at the top of the stack. There
 they are set by :func:`apply_attributes` from the merged tree: on the upper directory of a container when it is made, or
@@ -26,13 +26,13 @@ import fcntl
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Self
 
 from layerfs.errors import MountError, UnsafePath
-from layerfs.formats.erofs.reader import Inode, Tree
-from layerfs.formats.whiteout import IMPLICIT_XATTR, LINK_XATTR, OPAQUE_XATTR, is_private_xattr
+from layerfs.formats.erofs.reader import DIRECTORY_TYPE, Inode, Tree
+from layerfs.formats.whiteout import IMPLICIT_XATTR, LINK_XATTR, OPAQUE_XATTR, is_private_xattr, is_whiteout_device
 from layerfs.linux.directory_stack import DirectoryStack
 from layerfs.linux.disk_use import tree_disk
 from layerfs.linux.durable import fsync_directory, publish, sync_filesystem
@@ -52,27 +52,48 @@ _SMALL = 128 << 10
 _DEVICES = 64
 
 
-def is_stackable(tree: Tree) -> bool:
-    """Tell whether a layer means the same as a directory of an overlay, whatever lies below.
+#: The directories of a stack, by name.
+_Directories = dict[bytes, "_Directories"]
+
+
+def is_stackable(layers: Sequence[Tree]) -> bool:
+    """Tell whether the layers of an image mean the same as directories of an overlay.
+
+    They do not if one has an implicit directory other than the root, or a hard link to a file of a layer below. Nor if
+    it has a whiteout in a directory that no layer below has: overlayfs lists what is in such a directory as it is, the
+    whiteout too (fs/overlayfs/readdir.c, ovl_dir_is_real).
 
     Args:
-        tree: a layer's own tree.
-
-    Returns:
-        False if it has an implicit directory other than the root, or a hard link to a file of a layer below.
+        layers: their own trees, bottom first.
 
     Raises:
         FormatError: for a damaged tree.
     """
-    todo = [tree.root]
+    merged: _Directories = {}
+    return all(_stacks(tree, merged) for tree in layers)
+
+
+def _stacks(tree: Tree, merged: _Directories) -> bool:
+    """Put a layer on the directories of those below; return whether it means the same as a directory there."""
+    todo = [(tree.root, merged, True)]
     while todo:
-        nid = todo.pop()
-        for _, child, _ in tree.readdir(nid):
+        nid, here, is_merged = todo.pop()
+        for name, child, kind in tree.readdir(nid):
             xattrs = tree.xattrs(child)
             if IMPLICIT_XATTR in xattrs or LINK_XATTR in xattrs:
                 return False
-            if stat.S_ISDIR(tree.inode(child).mode):
-                todo.append(child)
+            if kind != DIRECTORY_TYPE:
+                inode = tree.inode(child)
+                if not is_merged and is_whiteout_device(inode.mode, inode.rdev):
+                    return False
+                here.pop(name, None)
+                continue
+            is_opaque = OPAQUE_XATTR in xattrs
+            below = {} if is_opaque else here.get(name)
+            # In an opaque directory whiteouts hide nothing, and are not unpacked.
+            todo.append((child, here.setdefault(name, {}) if below is None else below, below is not None))
+            if is_opaque and below is not None:
+                here[name] = below
     return True
 
 
@@ -208,6 +229,7 @@ class _Frame:
     nid: int
     entries: Iterator[tuple[bytes, int, int]]
     path: bytes
+    is_opaque: bool = False
 
 
 class _Unpacking:
@@ -255,15 +277,22 @@ class _Unpacking:
                 if self._check is not None:
                     self._check()
                 name, nid, _ = entry
+                if frame.is_opaque and self._is_whiteout(nid):
+                    continue  # it hides nothing, and overlayfs would list it
                 if self._make(name, nid, path):
                     self._stack.push(name)
-                    frames.append(_Frame(nid, self._tree.readdir(nid), path))
+                    is_opaque = OPAQUE_XATTR in self._tree.xattrs(nid)
+                    frames.append(_Frame(nid, self._tree.readdir(nid), path, is_opaque))
             except OSError as err:
                 text = err.strerror or str(err)
                 hint = "mount the image itself (--lower erofs)" if err.errno == errno.EOPNOTSUPP else None
                 raise MountError(
                     f"cannot unpack {os.fsdecode(path) or '/'}: {text}", errno=err.errno, backend="overlay", hint=hint
                 ) from err
+
+    def _is_whiteout(self, nid: int) -> bool:
+        inode = self._tree.inode(nid)
+        return is_whiteout_device(inode.mode, inode.rdev)
 
     def _make(self, name: bytes, nid: int, path: bytes) -> bool:
         """Make one entry of the current directory; True for a directory that is to be entered."""

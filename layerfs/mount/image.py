@@ -312,7 +312,7 @@ def _unpacked(handle: StoreHandle, image: ImageRecord, tree: Tree, check: Callab
     """Return directories that stacked give the image, top first, unpacked where they are missing."""
     layers = image_layers(handle, image)
     trees = [open_tree(handle.layout.layer_tree(layer.diff_id)) for layer in layers]
-    if 0 < len(layers) < MAX_LOWERS and all(is_stackable(own) for own in trees):
+    if 0 < len(layers) < MAX_LOWERS and is_stackable(trees):
         paths = []
         for layer, own in zip(layers, trees, strict=True):
             paths.append(_unpack(handle, own, handle.layout.unpacked(layer.diff_id), check))

@@ -16,15 +16,15 @@ from layerfs.formats.erofs.writer import Carried
 from layerfs.formats.merge import walk
 from layerfs.formats.tree import Node
 from layerfs.store.handle import StoreHandle
-from layerfs.store.layer_writer import LayerKey
+from layerfs.store.layer_writer import MIN_SHARED, LayerKey
 
 __all__ = ["MANY", "small_layers"]
 
 #: An image of at most so many layers to be seen names them all, and its tree is a copy of nothing.
 MANY = 16
-#: Bytes of one layer to be seen, and of all that are carried, in whole blocks.
+#: Bytes of one layer to be seen, and of all that are carried, in whole blocks: images on one base each have a copy.
 _MAX_LAYER = 64 << 10
-_MAX_ALL = 16 << 20
+_MAX_ALL = 4 << 20
 
 #: Offset and size of a file in its layer's tar.
 _Range = tuple[int, int]
@@ -33,8 +33,8 @@ _Range = tuple[int, int]
 def small_layers(handle: StoreHandle, merged: Node, chain: Sequence[LayerKey]) -> list[Carried]:
     """Return the layers of a chain whose files its merged tree is to carry, with these files' bytes.
 
-    The smallest come first, and among those of one size the lower. Layers that only lend their bytes to the chain are
-    left alone: they come and go without it.
+    The smallest come first, and among those of one size the lower. Layers with a file of :data:`MIN_SHARED` bytes are
+    left alone, for these are kept once; and those that only lend their bytes to the chain: they come and go without it.
 
     Args:
         handle: the store, which has all layers of the chain.
@@ -55,7 +55,7 @@ def small_layers(handle: StoreHandle, merged: Node, chain: Sequence[LayerKey]) -
     sizes = sorted(
         (sum(-(-size // BLOCK) * BLOCK for _, size in ranges), positions[key], key)
         for key, ranges in wanted.items()
-        if ranges
+        if ranges and all(size < MIN_SHARED for _, size in ranges)
     )
     carried: list[Carried] = []
     total = 0

@@ -262,14 +262,14 @@ def _rewrite_trees(handle: StoreHandle, layer: LayerRecord, moves: dict[int, _Mo
             if chain_id([key.known for key in chain_keys]) != Digest.parse(chain):
                 raise FormatError("the image was removed meanwhile")
             root = read_nodes(open_tree(path), keys.get, chain_keys)
-        except FormatError:
-            os.unlink(path)  # made from the layers too, when it is needed
-            continue
-        for node in walk(root):
-            if node.device is leaving:
-                move = moves[node.offset]
-                node.device, node.offset = heirs[move.heir], move.new
-        write_document(path, encode_merged_tree(handle, root, chain_keys), sync=handle.sync)
+            for node in walk(root):
+                if node.device is leaving:
+                    move = moves[node.offset]
+                    node.device, node.offset = heirs[move.heir], move.new
+            write_document(path, encode_merged_tree(handle, root, chain_keys), sync=handle.sync)
+        except (LayerfsError, OSError):
+            # Made from the layers too, when it is needed: on a full disk this one makes room.
+            os.unlink(path)
 
 
 def _remove_trees(handle: StoreHandle) -> tuple[int, int]:

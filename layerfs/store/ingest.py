@@ -343,6 +343,9 @@ class Ingest:
                 return False
             if not is_intact(self.handle, current):
                 restore_record(self.handle, current, check=self._check)
+                # Whoever healed it may have been killed before this.
+                rewrite_merged_trees(self.handle, current)
+                self._drop_unpacked(current)
         except (OSError, LayerfsError):
             return False
         finally:

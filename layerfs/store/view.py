@@ -20,6 +20,9 @@ __all__ = ["ImageTree"]
 
 _READ = 1 << 20
 
+#: Layers opened at once; others when they are first read from, so that several trees do not take all descriptors.
+_OPENED = 32
+
 
 class ImageTree:
     """The files of an image, read-only. Thread-safe; a context manager that closes the layers it opened.
@@ -44,10 +47,11 @@ class ImageTree:
         with handle.trees_kept():
             self.tree: Tree = image if isinstance(image, Tree) else merged_tree(handle, image)
             self._paths = device_paths(handle, self.tree)
-            for device, path in enumerate(self._paths):
-                # Those that are missing are told when somebody reads from them; who has no descriptors left tries then.
+            # From the end: layers that only lend to the image come last, and can go while it stays.
+            for device in range(len(self._paths) - 1, max(-1, len(self._paths) - 1 - _OPENED), -1):
+                # Those that are missing are told when somebody reads from them.
                 with contextlib.suppress(OSError):
-                    self._files[device] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+                    self._files[device] = os.open(self._paths[device], os.O_RDONLY | os.O_CLOEXEC)
 
     def __enter__(self) -> Self:
         """Return the tree itself."""

@@ -14,6 +14,7 @@ from errno import EIO
 
 from layerfs.formats.erofs.reader import DIRECTORY_TYPE, Tree
 from layerfs.union.attribute import Attributes
+from layerfs.union.limit import descriptor_share
 from layerfs.union.lower import LowerFile
 
 __all__ = ["ImageLower"]
@@ -44,10 +45,11 @@ class ImageLower:
         self._tree = tree
         self._devices = devices
         self._fds = {len(tree.devices): file}
-        for device, layer in enumerate(devices):
-            # Those that are missing are told when somebody reads from them; who has no descriptors left tries then.
+        # From the end: layers that only lend to the image come last, and can go while it is mounted.
+        for device in range(len(devices) - 1, max(-1, len(devices) - 1 - descriptor_share()), -1):
+            # Those that are missing are told when somebody reads from them.
             with contextlib.suppress(OSError):
-                self._fds[device] = os.open(layer, os.O_RDONLY | os.O_CLOEXEC)
+                self._fds[device] = os.open(devices[device], os.O_RDONLY | os.O_CLOEXEC)
         self._links: dict[int, list[list[bytes]]] | None = None
         self._recent: dict[int, dict[bytes, tuple[int, int]]] = {}
         self._kept = 0

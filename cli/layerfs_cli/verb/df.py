@@ -77,6 +77,7 @@ def command(context: click.Context, form: Format, *, verbose: bool, no_trunc: bo
                 f"\nTotal on disk: {human_size(usage.total)}\n"
                 f"Shared between images: {human_size(usage.saved_by_layers)}, stored once\n"
                 f"Saved by file sharing: {human_size(usage.saved_by_files)}\n"
+                f"Trees of images: {human_size(usage.trees)}, one for each\n"
             )
             if usage.unpacked:
                 write(f"Unpacked for mounts without EROFS: {human_size(usage.unpacked)}\n")

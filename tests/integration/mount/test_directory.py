@@ -106,7 +106,7 @@ def _everything() -> Node:
 
 def test_everything_is_kept(tmp_path: Path, data: Path) -> None:
     tree = _tree(_everything())
-    assert is_stackable(tree)
+    assert is_stackable([tree])
     unpack(tree, _opener(data), tmp_path / "out")
     todo = [(tree.root, os.fsencode(tmp_path / "out"))]
     seen = 0
@@ -144,7 +144,7 @@ def test_a_tree_of_2000_levels(tmp_path: Path, data: Path) -> None:
     for _ in range(2000):
         root = _directory(d=root)
     tree = _tree(root)
-    assert is_stackable(tree)
+    assert is_stackable([tree])
     unpack(tree, _opener(data), tmp_path / "out", sync=False)
     remove_tree(tmp_path / "out")
 
@@ -238,13 +238,13 @@ def test_layers_that_need_the_layers_below_are_told(tmp_path: Path, data: Path) 
     link = hard_link_marker(b"etc/passwd")
     for child in (implicit, link):
         tree = _tree(_directory(x=_directory(y=child)))
-        assert not is_stackable(tree)
+        assert not is_stackable([tree])
         with pytest.raises(ValueError, match="/x/y"):
             unpack(tree, _opener(data), tmp_path / "out")
     root = directory(implicit=True)
     root.children = {b"f": _file()}
     tree = _tree(root)
-    assert is_stackable(tree)
+    assert is_stackable([tree])
     unpack(tree, _opener(data), tmp_path / "out")
     assert os.listxattr(tmp_path / "out") == []
     assert sorted(os.listdir(tmp_path)) == ["layer.tar", "out"]
@@ -296,7 +296,7 @@ def test_a_stack_of_directories_shows_what_the_merged_image_shows(tmp_path: Path
     layers: list[Path] = []
     for number, layer in enumerate((bottom, middle, top)):
         tree = _tree(layer)
-        assert is_stackable(tree)
+        assert is_stackable([tree])
         unpack(tree, _opener(data), tmp_path / f"layer{number}", sync=False)
         layers.insert(0, tmp_path / f"layer{number}")
         apply_layer(merged, layer)

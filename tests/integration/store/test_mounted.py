@@ -93,7 +93,7 @@ def test_a_file_system_from_which_the_kernel_mounts_no_image(mount: Mount, tmp_p
 def test_an_image_that_carries_the_bytes_of_its_small_layers(tmp_path: Path, backend: str, lower: str) -> None:
     target = tmp_path / "target"
     target.mkdir()
-    files = {f"f{number}": noise(200 * number + 1, number) for number in range(40)}
+    files = {f"f{number}": noise(100 * number + 1, number) for number in range(40)}
     # A hard link to a file of another layer: --lower dirs then unpacks the merged tree.
     layers = [*(layer({name: data}) for name, data in files.items()), layer([entry("link", kind=b"1", link="f9")])]
     with Store.open(tmp_path / "store", sync=False) as store:
@@ -117,6 +117,35 @@ def test_an_image_that_carries_the_bytes_of_its_small_layers(tmp_path: Path, bac
             os.rename(tmp_path / "kept", merged)
         assert [(change.kind, change.path) for change in store.diff("box")] == [("C", b"/f20")]
         assert_whole(store)
+
+
+@pytest.mark.needs_overlay
+@pytest.mark.parametrize(
+    "top",
+    [
+        layer({"a/": b"", "a/.wh..wh..opq": b"", "a/.wh.x": b"", "a/z": b"1"}),
+        layer({"a/": b"", "a/.wh..wh..opq": b"", "a/d/": b"", "a/d/.wh.y": b""}),
+        layer({"b/": b"", "b/.wh.none": b"", "b/f": b"1"}),
+        layer({".wh.a": b"", "a/": b"", "a/.wh.x": b"", "a/z": b"1"}),
+        layer({"x/": b"", "x/.wh.none": b""}),  # over a file
+        layer({"a/": b"", "a/.wh.x": b"", "a/d/": b"", "a/d/.wh.y": b"", ".wh.gone": b""}),
+    ],
+)
+def test_directories_show_no_whiteouts(tmp_path: Path, top: bytes) -> None:
+    base = layer({"a/": b"", "a/x": b"1", "a/d/": b"", "a/d/y": b"1", "x": b"1", "gone": b"1"})
+    target = tmp_path / "target"
+    target.mkdir()
+    with Store.open(tmp_path / "store", sync=False) as store:
+        store.load(pipe(outer(oci(TestImage([base, top], ["a:1"])))))
+        found = []
+        for lower in ("erofs", "dirs"):
+            store.mount("a:1", target, read_only=True, backend="overlay", lower=lower)
+            try:
+                found.append(sorted(str(path.relative_to(target)) for path in target.rglob("*")))
+                assert all(path.lstat() for path in target.rglob("*"))
+            finally:
+                store.umount(str(target))
+        assert found[0] == found[1]
 
 
 @pytest.mark.needs_overlay

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import io
 import os
 from pathlib import Path
@@ -9,24 +10,27 @@ from pathlib import Path
 import pytest
 
 from layerfs.api import Store
-from layerfs.errors import IntegrityError
+from layerfs.errors import IntegrityError, LayerfsError
 from layerfs.formats.digest import Digest
 from layerfs.formats.erofs.reader import Tree
+from layerfs.linux.durable import write_document
+from layerfs.store import gc, ingest
 from layerfs.store.carry import MANY
 from layerfs.store.image import find_image, merged_tree
 from tests.image_builder import TestImage, entry, layer, noise, oci, outer
 from tests.store_audit import assert_whole, contents, tree_files
 
-#: More than is carried of one layer.
+#: More than is carried of one file, and what several layers may lend each other.
 LARGE = noise(70_000, "large")
 SHARED = noise(5_000, "shared")
+SMALL = noise(3_000, "small")
 FILES = {f"f/{number}": noise(700 + 10 * number, number) for number in range(MANY + 4)}
 LAYERS = [
-    layer({"base": LARGE, "f/": b""}),
-    layer([entry("shared", SHARED), entry("link", kind=b"1", link="shared")]),
+    layer({"base": LARGE, "f/": b"", "shared": SHARED}),
+    layer([entry("small", SMALL), entry("link", kind=b"1", link="small")]),
     *(layer({name: data}) for name, data in FILES.items()),
 ]
-EXPECTED = {b"/base": LARGE, b"/f": b"type 40000", b"/shared": SHARED, b"/link": SHARED} | {
+EXPECTED = {b"/base": LARGE, b"/f": b"type 40000", b"/shared": SHARED, b"/small": SMALL, b"/link": SMALL} | {
     b"/" + name.encode(): data for name, data in FILES.items()
 }
 DEEP = TestImage(LAYERS, ["deep:1"])
@@ -126,6 +130,43 @@ def test_a_layer_that_is_healed_is_carried_anew(store: Store) -> None:
     _load(store, DEEP)
     assert contents(store, "deep:1") == EXPECTED
     assert tree_files(Path(store.info().root)) == before
+    assert_whole(store)
+
+
+def test_a_load_that_died_while_it_healed_is_ended_by_the_next(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    _load(store, DEEP)
+    with open(_tar(store, 4), "r+b") as file:
+        file.seek(512)
+        file.write(b"damage")
+    os.unlink(store._handle.layout.merged_tree(find_image(store._handle, "deep:1").chain_id))
+    assert contents(store, "deep:1") != EXPECTED
+    assert {problem.kind for problem in store.check()} >= {"layer"}
+
+    def die(*_: object) -> None:
+        raise OSError(errno.EIO, "killed")
+
+    with monkeypatch.context() as patched:
+        patched.setattr(ingest, "rewrite_merged_trees", die)
+        with pytest.raises(LayerfsError):
+            _load(store, DEEP)
+    _load(store, DEEP)
+    assert contents(store, "deep:1") == EXPECTED
+    assert_whole(store)
+
+
+def test_a_full_disk_does_not_keep_a_layer_that_lends(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    _load(store, TestImage([layer({"donor": SHARED})], ["donor:1"]), DEEP)
+
+    def full(path: str, data: bytes, **options: bool) -> None:
+        if "/images/" in path:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        write_document(path, data, **options)
+
+    with monkeypatch.context() as patched:
+        patched.setattr(gc, "write_document", full)
+        store.remove_image("donor:1")
+    assert len(store.usage().layers) == len(LAYERS)
+    assert contents(store, "deep:1") == EXPECTED
     assert_whole(store)
 
 
