@@ -30,7 +30,6 @@ from layerfs.formats.tree import MAX_TEXT, Node
 from layerfs.linux.disk_use import tree_disk
 from layerfs.linux.durable import publish
 from layerfs.linux.lock import FileLock
-from layerfs.linux.mountinfo import read_mounts
 from layerfs.linux.safe_path import remove_tree
 from layerfs.store.derive import LayerKeys, encode_layer_tree, restore_record, rewrite_merged_trees
 from layerfs.store.handle import StoreHandle
@@ -481,6 +480,8 @@ class Ingest:
 
     def _drop_unpacked(self, layer: LayerRecord) -> None:
         """Remove what a layer was unpacked to before it was healed: nobody has verified that."""
+        from layerfs.linux.mountinfo import read_mounts  # noqa: PLC0415 - hardly any load heals anything
+
         layout = self.handle.layout
         chains = self.handle.database.connection.execute(
             "SELECT DISTINCT chain_id FROM image JOIN image_layer ON image_layer.image = image.id WHERE layer = ?",
