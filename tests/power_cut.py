@@ -66,7 +66,17 @@ class Disk:
 
     def restart(self) -> None:
         self.close()
+        if self._is_held():
+            # Somebody made a mount namespace meanwhile, and the mount lives on in it: go on from what is on the disk.
+            copy = self._image.with_name("copy")
+            subprocess.run(["cp", "--sparse=always", self._image, copy], check=True)
+            copy.rename(self._image)
         self._mount()
+
+    def _is_held(self) -> bool:
+        """Whether the file is still the disk of a file system."""
+        backing = Path("/sys/block").glob("loop*/loop/backing_file")
+        return any(path.read_text().strip() == str(self._image) for path in backing)
 
     def close(self) -> None:
         for _ in range(50):
