@@ -28,6 +28,21 @@ FILES = {"a/f": b"hello", "a/b/deep": b"deep", "top": b"x" * 5000, "empty": b""}
 BLOCK = 512
 
 
+class failing:  # noqa: N801 - reads like pytest.raises
+    """Expect an errno."""
+
+    def __init__(self, number: int) -> None:
+        self._number = number
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> bool:
+        assert isinstance(error, OSError), f"expected an OSError, not {error!r}"
+        assert error.errno == self._number, error
+        return True
+
+
 @dataclass
 class Caller:
     """Whoever runs the tests."""

@@ -16,8 +16,7 @@ from layerfs.union.mark import OVERRIDE_XATTR, USER_PREFIX
 from layerfs.union.stack import StackLower
 from layerfs.union.union import Union
 from layerfs.union.upper import Upper
-from tests.unit.union.conftest import Caller, Work, make_image
-from tests.unit.union.test_union import failing
+from tests.unit.union.conftest import Caller, Work, failing, make_image
 
 
 @contextlib.contextmanager

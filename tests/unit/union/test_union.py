@@ -35,24 +35,9 @@ from layerfs.union.node import ROOT
 from layerfs.union.stack import StackLower
 from layerfs.union.union import Union
 from layerfs.union.upper import Upper
-from tests.unit.union.conftest import FILES, Caller, Make, Work, make_image
+from tests.unit.union.conftest import FILES, Caller, Make, Work, failing
 
 ALL = ["a", "empty", "link", "one", "opaque", "top"]
-
-
-class failing:  # noqa: N801 - reads like pytest.raises
-    """Expect an errno."""
-
-    def __init__(self, number: int) -> None:
-        self._number = number
-
-    def __enter__(self) -> None:
-        return None
-
-    def __exit__(self, kind: type[BaseException] | None, error: BaseException | None, _trace: object) -> bool:
-        assert isinstance(error, OSError), f"expected an OSError, not {error!r}"
-        assert error.errno == self._number, error
-        return True
 
 
 def is_whiteout(path: Path) -> bool:
@@ -282,68 +267,6 @@ def test_directories_of_layers_do_not_move_but_new_ones_do(make: Make) -> None:
     assert again.read("opaque/inside") == b"i"
 
 
-def test_a_directory_read_while_it_changes(work: Work) -> None:
-    union, a = work.union, work.at("a").ino
-    for number in range(300):
-        work.create("a", f"stay{number}")
-    seen: list[str] = []
-    place = 0
-    churn = 0
-    while True:
-        taken: list[tuple[bytes, int]] = []
-
-        def take(name: bytes, _attributes: object, after: int, taken: list[tuple[bytes, int]] = taken) -> bool:
-            if len(taken) == 7:
-                return False
-            taken.append((name, after))
-            return True
-
-        union.readdir(a, place, take)
-        if not taken:
-            break
-        seen += [name.decode() for name, _ in taken]
-        place = taken[-1][1]
-        for _ in range(30):
-            work.create("a", f"churn{churn}")
-            if churn >= 10:
-                union.unlink(a, f"churn{churn - 10}".encode())
-            churn += 1
-    stays = [name for name in seen if not name.startswith("churn")]
-    assert sorted(stays) == sorted([".", "..", "b", "f", "two", *(f"stay{number}" for number in range(300))])
-
-
-def test_a_directory_of_which_much_is_removed_while_it_is_read(work: Work) -> None:
-    """Nothing in an answer means that there is no more, so one may not be empty because names have gone."""
-    union, a = work.union, work.at("a").ino
-    for number in range(400):
-        work.create("a", f"{number:03}")
-    seen: list[tuple[str, int]] = []
-
-    def take(name: bytes, _attributes: object, after: int) -> bool:
-        if len(seen) == 40:
-            return False
-        seen.append((name.decode(), after))
-        return True
-
-    union.readdir(a, 0, take)
-    order = [name for name, _ in work.entries("a")]  # places stay as they are
-    gone = [name for name in order[40:] if name.isdecimal()][:200]
-    stays = set(order) - {".", "..", *gone}
-    for name in gone:
-        union.unlink(a, name.encode())
-
-    def take_all(name: bytes, _attributes: object, after: int) -> bool:
-        seen.append((name.decode(), after))
-        return True
-
-    before = 0
-    while before != len(seen):
-        before = len(seen)
-        union.readdir(a, seen[-1][1], take_all)
-        assert len(seen) - before <= 64
-    assert sorted(name for name, _ in seen if name not in {".", ".."}) == sorted(stays)
-
-
 def test_errors(work: Work) -> None:
     union = work.union
     with failing(ENAMETOOLONG):
@@ -462,98 +385,6 @@ def test_one_work_directory_serves_one_union(work: Work, tmp_path: Path) -> None
         Upper(str(tmp_path / "upper"), str(tmp_path / "work"), USER_PREFIX)
 
 
-def test_a_layer_cut_short_is_an_error_of_the_disk(tmp_path: Path, make: Make) -> None:
-    work = make()
-    if not (tmp_path / "layer.tar").exists():
-        pytest.skip("directories have no tar")
-    os.truncate(tmp_path / "layer.tar", 600)
-    with failing(EIO):
-        work.read("top")
-    with failing(EIO):
-        work.union.write(work.at("top").ino, 0, b"x")
-    assert os.listdir(work.upper) == []
-
-
-def test_a_missing_layer_is_an_error_of_the_disk(tmp_path: Path) -> None:
-    lower = make_image(tmp_path, "gone")
-    found = lower.lookup(lower.root, b"top")
-    assert found is not None
-    with failing(EIO):
-        lower.open(found)
-    lower.close()
-
-
-def test_a_layer_that_goes_while_it_is_mounted(tmp_path: Path) -> None:
-    lower = make_image(tmp_path)
-    (tmp_path / "layer.tar").unlink()
-    found = lower.lookup(lower.root, b"top")
-    assert found is not None
-    file = lower.open(found)
-    assert os.pread(file.fd, file.size, file.offset) == FILES["top"]
-    lower.close()
-
-
-def test_a_redirect_is_not_followed(tmp_path: Path) -> None:
-    (tmp_path / "lower/real").mkdir(parents=True)
-    (tmp_path / "lower/points").mkdir()
-    os.setxattr(tmp_path / "lower/points", "user.overlay.redirect", b"/real")
-    lower = StackLower([str(tmp_path / "lower")], USER_PREFIX)
-    with failing(EPERM):
-        lower.lookup(lower.root, b"points")
-    lower.close()
-
-
-def test_whiteouts_as_xattrs(tmp_path: Path) -> None:
-    for layer in ("top", "bottom"):
-        (tmp_path / layer).mkdir()
-        for name in ("f", "g"):
-            (tmp_path / layer / name).write_bytes(b"")
-    os.setxattr(tmp_path / "top", "user.overlay.opaque", b"x")
-    os.setxattr(tmp_path / "top/f", "user.overlay.whiteout", b"")
-    lower = StackLower([str(tmp_path / "top"), str(tmp_path / "bottom")], USER_PREFIX)
-    assert [name for name, _ in lower.entries(lower.root)] == [b"g"]
-    assert lower.lookup(lower.root, b"f") is None
-    lower.close()
-
-
-def test_whiteouts_as_containers_storage_lays_them_down(tmp_path: Path) -> None:
-    for path in (
-        "top/.wh.gone",
-        "top/kept",
-        "top/.wh.kept",
-        "top/o/.wh..wh..opq",
-        "top/o/new",
-        "top/d/.wh.f",
-        "top/d/g",
-    ):
-        (tmp_path / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / path).write_text("top")
-    (tmp_path / "top/u").mkdir()
-    os.setxattr(tmp_path / "top/u", "user.fuseoverlayfs.opaque", b"y")
-    for path in ("gone", "kept", "o/old", "d/f", "d/g", "d/h", "u/old", "below"):
-        (tmp_path / "bottom" / path).parent.mkdir(parents=True, exist_ok=True)
-        (tmp_path / "bottom" / path).write_text("bottom")
-    lower = StackLower([str(tmp_path / "top"), str(tmp_path / "bottom")], USER_PREFIX)
-
-    def names(*path: bytes) -> list[bytes]:
-        entry = lower.root
-        for part in path:
-            found = lower.lookup(entry, part)
-            assert found is not None
-            entry = found
-        return sorted(name for name, _ in lower.entries(entry))
-
-    assert names() == [b"below", b"d", b"kept", b"o", b"u"]
-    assert (names(b"o"), names(b"d"), names(b"u")) == ([b"new"], [b"g", b"h"], [])
-    for name in (b"gone", b".wh.gone", b".wh.kept"):
-        assert lower.lookup(lower.root, name) is None
-    lower.close()
-    (tmp_path / "top/.wh..wh..opq").write_text("")
-    lower = StackLower([str(tmp_path / "top"), str(tmp_path / "bottom")], USER_PREFIX)
-    assert names() == [b"d", b"kept", b"o", b"u"]
-    lower.close()
-
-
 def test_a_link_put_into_the_upper_by_somebody_else_leads_nowhere(work: Work, tmp_path: Path) -> None:
     # Nobody may write to a mounted upper; who does it anyway must not get more than that.
     secret = tmp_path / "secret"
@@ -611,75 +442,6 @@ def test_a_file_that_could_not_be_held_keeps_its_name(work: Work, monkeypatch: p
         with failing(ESTALE):
             attempt()
     assert work.upper.stat().st_mode == mode
-
-
-def test_other_listings_disturb_none(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerfs.union.listing._KEPT", 4)
-    union, a = work.union, work.at("a").ino
-    stays = [f"stay{number}" for number in range(50)]
-    for name in stays:
-        work.create("a", name)
-        work.create("a", f"gone-{name}")
-    seen: list[bytes] = []
-    room = [20]
-    last = [0]
-
-    def take(name: bytes, _attributes: object, after: int) -> bool:
-        if not room[0]:
-            return False
-        room[0] -= 1
-        seen.append(name)
-        last[0] = after
-        return True
-
-    union.readdir(a, 0, take)
-    for name in stays:
-        union.unlink(a, f"gone-{name}".encode())
-    for _ in range(3):
-        work.entries("/")
-        work.entries("a/b")
-        work.entries("a")
-    room[0] = 1000
-    union.readdir(a, last[0], take)
-    found = [name for name in seen if not name.startswith(b"gone-")]
-    assert sorted(found) == sorted([b".", b"..", b"b", b"f", b"two", *(name.encode() for name in stays)])
-
-
-def test_what_listings_take_is_bounded(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerfs.union.listing._KEPT", 4)
-    for number in range(30):
-        work.union.mkdir(ROOT, b"d%d" % number, 0o755, work.caller)
-    for number in range(30):
-        work.entries(f"d{number}")
-        work.entries("opaque")
-        work.entries("a/b")
-    assert len(work.union._listings) <= 5
-    for number in range(30):
-        work.union.rmdir(ROOT, b"d%d" % number)
-    assert len(work.union._listings) <= 5
-
-
-def test_what_was_only_at_hand_goes_when_most_is_forgotten(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr("layerfs.union.view._MANY", 10)
-    for number in range(30):
-        work.create("a", f"new{number}")
-    union = work.union
-
-    def shown() -> dict[str, list[tuple[str, int]]]:
-        return {
-            path: sorted((name, found.ino) for name, found in work.entries(path))
-            for path in ("/", "a", "a/b", "opaque")
-        }
-
-    before = shown()
-    numbers = [node.ino for node in union._nodes._nodes.values()]
-    for _ in range(3):  # directories die after what is in them
-        union.forget([(number, 1000) for number in numbers])
-    assert union.living == 1
-    kept = union._listings, getattr(union._lower, "_recent", ()), getattr(union._lower, "_listings", ())
-    assert not any(kept)
-    assert shown() == before
-    assert work.read("a/f") == FILES["a/f"]
 
 
 def test_fsync_tells_that_a_copy_could_not_be_written(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:

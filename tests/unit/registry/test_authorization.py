@@ -1,0 +1,183 @@
+"""Who gets which credential, token and password, and who must not."""
+
+from __future__ import annotations
+
+import contextlib
+import json
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+
+from layerfs.api import Store
+from layerfs.errors import (
+    Denied,
+    LayerfsError,
+    LimitExceeded,
+    RegistryError,
+)
+from layerfs.formats.auth_file import Credential
+from tests.faulty_registry import FaultyRegistry, Handler, serving
+from tests.store_audit import assert_whole
+from tests.unit.registry.faults import (
+    QUICK,
+    SECRET,
+    TOKEN,
+    Times,
+    both,
+    challenge,
+    pull,
+    recovers,
+    redirect,
+    status,
+)
+
+
+def test_authorization_never_goes_elsewhere(store: Store, registry: FaultyRegistry) -> None:
+    """Not on a redirect to another port, host or scheme, whatever the status; and it comes back for the registry."""
+    other = FaultyRegistry(blobs=dict(registry.blobs))
+    with serving(other):
+        for number in (301, 302, 303, 307, 308):
+
+            def fault(handler: Handler, number: int = number) -> bool:
+                if handler.headers.get("Authorization") is None:
+                    handler.answer(401, b"", {"WWW-Authenticate": 'Basic realm="x"'})
+                elif handler.kind == "blobs":
+                    handler.answer(number, b"", {"Location": f"http://{other.address}{handler.path}"})
+                else:
+                    return False
+                return True
+
+            registry.fault = fault
+            access = replace(QUICK, credential=Credential("me", SECRET))
+            pull(store, registry, access)
+            assert registry.asked[-1].authorization
+            store.remove_image(f"{registry.address}/team/app")
+        assert other.count("/blobs/") >= 15
+        assert {request.authorization for request in other.asked} == {None}
+
+
+def test_what_came_with_the_command_is_for_the_named_registry_only(
+    store: Store, registry: FaultyRegistry, tmp_path: object
+) -> None:
+    """Neither a mirror nor the other side of a copy gets the credential or the token of the command."""
+
+    from layerfs.api.copying import copy
+
+    mirror = FaultyRegistry()
+    mirror.fault = challenge
+    registry.fault = challenge
+    with serving(mirror):
+        conf = Path(str(tmp_path)) / "registries.conf"
+        conf.write_text(
+            f'[[registry]]\nlocation = "{registry.address}"\ninsecure = true\n'
+            f'[[registry.mirror]]\nlocation = "{mirror.address}"\ninsecure = true\n'
+        )
+        for given in ({"credential": Credential("me", SECRET)}, {"token": TOKEN}):
+            access = replace(QUICK, registries=(str(conf),), **given)
+            with contextlib.suppress(RegistryError):
+                pull(store, registry, access)
+            with contextlib.suppress(LayerfsError):
+                access = replace(QUICK, **given)
+                copy(f"docker://{registry.address}/team/app", f"docker://{mirror.address}/x", access=access)
+        assert mirror.asked
+        assert {request.authorization for request in mirror.asked} == {None}
+    assert any(request.authorization for request in registry.asked)
+
+
+def test_a_policy_that_is_not_there_lets_nothing_in(store: Store, registry: FaultyRegistry) -> None:
+    with pytest.raises(LayerfsError, match="policy file /nowhere does not exist"):
+        pull(store, registry, replace(QUICK, policy="/nowhere"))
+    assert store.images() == []
+
+
+def test_a_challenge_of_a_foreign_host_is_not_answered(store: Store, registry: FaultyRegistry) -> None:
+    other = FaultyRegistry()
+    other.fault = challenge
+    with serving(other):
+        registry.fault = both(
+            Times(1, status(401, "manifests", WWW_Authenticate='Basic realm="x"')),
+            redirect(f"http://{other.address}/x"),
+        )
+        with pytest.raises(RegistryError, match="answers 401"):
+            pull(store, registry, replace(QUICK, credential=Credential("me", SECRET)))
+        assert {request.authorization for request in other.asked} == {None}
+
+
+def test_a_token_in_the_middle_runs_out(store: Store, registry: FaultyRegistry) -> None:
+    issued: list[str] = []
+
+    def fault(handler: Handler) -> bool:
+        if handler.path.startswith("/token"):
+            issued.append(f"{TOKEN}{len(issued)}")
+            handler.answer(200, json.dumps({"token": issued[-1]}).encode())
+            return True
+        # Each token is good for two requests.
+        used = handler.headers.get("Authorization")
+        asked = sum(request.authorization == used for request in registry.asked)
+        if used is None or used != f"Bearer {issued[-1]}" or asked > 2:
+            realm = f'Bearer realm="http://{registry.address}/token",service="s",scope="repository:team/app:pull"'
+            handler.answer(401, b"", {"WWW-Authenticate": realm})
+            return True
+        return False
+
+    registry.fault = fault
+    pull(store, registry, replace(QUICK, jobs=1))
+    assert len(issued) >= 3
+    assert any("scope=repository%3Ateam%2Fapp%3Apull" in request.path for request in registry.asked)
+    assert_whole(store)
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [b"{", b"[]", b"{}", b'{"token": 1}', b'{"token": "a b"}', b'{"token": "a\\r\\nX: y"}', b" " * 1_000_000],
+)
+def test_broken_tokens(store: Store, registry: FaultyRegistry, answer: bytes) -> None:
+    def fault(handler: Handler) -> bool:
+        if handler.path.startswith("/token"):
+            handler.answer(200, answer)
+        else:
+            realm = f'Bearer realm="http://{registry.address}/token"'
+            handler.answer(401, b"", {"WWW-Authenticate": realm})
+        return True
+
+    registry.fault = fault
+    with pytest.raises((RegistryError, LimitExceeded), match="token"):
+        pull(store, registry)
+    recovers(store, registry)
+
+
+def test_secrets_stay_secret(
+    store: Store, registry: FaultyRegistry, capfd: pytest.CaptureFixture[str], caplog: pytest.LogCaptureFixture
+) -> None:
+    """A registry that sends back what it was sent does not get it shown."""
+
+    def fault(handler: Handler) -> bool:
+        sent = handler.headers.get("Authorization")
+        if sent is None:
+            handler.answer(401, b"", {"WWW-Authenticate": 'Basic realm="x"'})
+        else:
+            said = {"errors": [{"code": "X", "message": f"you sent {sent} {SECRET}\n\x1b[31m"}]}
+            handler.answer(403, json.dumps(said).encode())
+        return True
+
+    registry.fault = fault
+    credential = Credential("me", SECRET)
+    with pytest.raises(Denied, match=r"you sent Basic \*\*\* \*\*\*") as caught:
+        pull(store, registry, replace(QUICK, credential=credential))
+    shown = f"{caught.value} {caught.value!r} {credential!r} {capfd.readouterr()} {caplog.text}"
+    assert SECRET not in shown
+    assert credential.basic not in shown
+    assert "\x1b" not in shown
+
+
+def test_a_realm_without_tls_gets_no_password(store: Store, registry: FaultyRegistry, tmp_path_factory: object) -> None:
+    from layerfs.registry.authorize import Authorizer
+    from layerfs.registry.http import HttpClient
+
+    with HttpClient(QUICK) as http:
+        careful = Authorizer(http, "registry.example", Credential("me", SECRET), token=None, insecure=False)
+        from layerfs.formats.challenge import parse_challenges
+
+        with pytest.raises(RegistryError, match="without TLS"):
+            careful.learn(parse_challenges('Bearer realm="http://example.invalid/token"'), ("repository:a:pull",), None)
