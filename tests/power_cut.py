@@ -75,8 +75,11 @@ class Disk:
 
     def _is_held(self) -> bool:
         """Whether the file is still the disk of a file system."""
-        backing = Path("/sys/block").glob("loop*/loop/backing_file")
-        return any(path.read_text().strip() == str(self._image) for path in backing)
+        for path in Path("/sys/block").glob("loop*/loop/backing_file"):
+            with contextlib.suppress(OSError):  # given back meanwhile
+                if path.read_text().strip() == str(self._image):
+                    return True
+        return False
 
     def close(self) -> None:
         for _ in range(50):

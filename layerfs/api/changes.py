@@ -101,9 +101,7 @@ class ChangePart(StorePart):
 
         if find_layer(self._handle, diff_id) is None:
             raise NotFound("layer", str(diff_id))
-        with self._handle.trees_kept():
-            tree = ImageTree(self._handle, open_tree(self._handle.layout.layer_tree(diff_id)))
-        with tree:
+        with ImageTree(self._handle, open_tree(self._handle.layout.layer_tree(diff_id))) as tree:
             for step in walk_layer(tree):
                 if exact or step.kind is not None:
                     yield step

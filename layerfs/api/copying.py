@@ -184,7 +184,7 @@ def _out_of_store(
             with closing(DirectoryMembers(layout)) as members:
                 came = MemberSource(members, Selection(Platform.host(), form="oci"))
                 plan = plan_copy(came, Platform.host(), everything=False)
-                return _Moving([], progress, check).run(came, plan, DirectoryTarget(target.path), 1)
+                return _Moving([], progress, check).run(came, plan, DirectoryTarget(target.path), destination, 1)
     with open_target(target.path, sync=store._handle.sync) as file:
         docker = target.transport == "docker-archive"
         return save_archive(store._handle, wanted, file, docker=docker, check=check)[0].manifest
@@ -236,10 +236,7 @@ def _as_it_is(
         where: CopyTarget = stack.enter_context(
             _target(into, destination, target, destination_access or access, moving.poll)
         )
-        try:
-            return moving.run(came, plan, where, access.jobs)
-        except OSError as error:
-            raise LayerfsError(f"cannot write {destination}: {error.strerror or error}") from error
+        return moving.run(came, plan, where, destination, access.jobs)
 
 
 class _Moving:
@@ -261,8 +258,12 @@ class _Moving:
         if self._check is not None:
             self._check()
 
-    def run(self, came: CopySource, plan: CopyPlan, where: CopyTarget, jobs: int) -> Digest:
-        """Move all; return the digest of the document under the name."""
+    def run(self, came: CopySource, plan: CopyPlan, where: CopyTarget, destination: str, jobs: int) -> Digest:
+        """Move all; return the digest of the document under the name.
+
+        Raises:
+            LayerfsError: ``destination`` cannot be written.
+        """
 
         def move(blob: Descriptor) -> None:
             key = str(blob.digest)
@@ -273,9 +274,12 @@ class _Moving:
             where.put_blob(blob, lambda: self._polled(verified(came.blob(blob), blob), blob))
             self._tell(key, "Copy complete", blob.size, blob.size)
 
-        each(move, plan.blobs, jobs if where.parallel else 1, self._stop, self._check)
-        for document in plan.documents:
-            where.put_manifest(document, top=document is plan.documents[-1])
+        try:
+            each(move, plan.blobs, jobs if where.parallel else 1, self._stop, self._check)
+            for document in plan.documents:
+                where.put_manifest(document, top=document is plan.documents[-1])
+        except OSError as error:
+            raise LayerfsError(f"cannot write {destination}: {error.strerror or error}") from error
         return plan.documents[-1].digest
 
     def _stop(self) -> None:

@@ -10,7 +10,7 @@ import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
-from layerfs.errors import BackendUnavailable, Conflict, IntegrityError, MountError, NotFound
+from layerfs.errors import BackendUnavailable, Conflict, FormatError, IntegrityError, MountError, NotFound
 from layerfs.formats.digest import chain_id
 from layerfs.formats.erofs.reader import Tree
 from layerfs.linux.durable import sync_filesystem
@@ -27,7 +27,7 @@ from layerfs.mount.record import MountRecord, MountRecords
 from layerfs.mount.unmount import unmount
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers, image_names, merged_tree
-from layerfs.store.layer import device_paths, open_tree
+from layerfs.store.layer import device_paths, map_tree, open_tree
 from layerfs.store.snapshot import Snapshot, dressed_marker, is_dressed
 from layerfs.union.mark import OVERRIDE_XATTR
 
@@ -37,6 +37,9 @@ StrPath = str | os.PathLike[str]
 
 #: Seconds that an unmounted FUSE process gets to close its files.
 _PATIENCE = 10.0
+
+#: How often a mount is made whose tree was written anew meanwhile.
+_TRIES = 5
 
 
 def mount_image(
@@ -86,21 +89,20 @@ def mount_image(
         if snapshot is not None:
             directory = handle.layout.snapshot(snapshot.id)
             upper, work = os.path.join(directory, "upper"), os.path.join(directory, "work")
-        with handle.trees_kept():
-            tree = merged_tree(handle, image)
-            if upper is not None:
-                _dress_root(upper, tree)
-            chosen = options or MountOptions()
-            make = functools.partial(
-                _mount, handle, image, tree, place, upper, work, chosen, read_only=read_only, check=check
-            )
-            try:
-                mount_id, pid = make(status)
-            except BackendUnavailable as error:
-                # What the kernel can do, it may not do on the file system of this store.
-                reason = next(iter(error.reasons.values()), str(error))
-                status = choose_backend(backend, lower, tried=[replace(status, usable=False, reason=reason)])
-                mount_id, pid = make(status)
+        tree = merged_tree(handle, image)
+        if upper is not None:
+            _dress_root(upper, tree)
+        chosen = options or MountOptions()
+        make = functools.partial(
+            _mount, handle, image, tree, place, upper, work, chosen, read_only=read_only, check=check
+        )
+        try:
+            mount_id, pid = make(status)
+        except BackendUnavailable as error:
+            # What the kernel can do, it may not do on the file system of this store.
+            reason = next(iter(error.reasons.values()), str(error))
+            status = choose_backend(backend, lower, tried=[replace(status, usable=False, reason=reason)])
+            mount_id, pid = make(status)
         return _record(handle, records, image, place, mount_id, snapshot, status, pid, read_only=read_only)
 
 
@@ -126,17 +128,39 @@ def _mount(
             prepare_root=None if upper is not None else lambda fd: apply_attributes(fd, tree, tree.root),
         )  # fmt: skip
         return number, None
-    devices = device_paths(handle, tree)
-    if status.backend == "fuse":
-        _check_devices(tree, devices)
-        specification = _specification(handle, image, devices, place, upper, work, options, read_only=read_only)
-        return start_fuse(specification, log=_log(handle))
-    number = mount_merged(
-        handle.layout.merged_tree(image.chain_id), devices, place,
-        upper=upper, work=work, read_only=read_only, options=options,
-        check=functools.partial(_check_devices, tree, devices),
-    )  # fmt: skip
-    return number, None
+    path = handle.layout.merged_tree(image.chain_id)
+    for _ in range(_TRIES):
+        with handle.trees_kept():
+            tree, identity = _open_merged(handle, image, path)
+            devices = device_paths(handle, tree)
+            check_devices = functools.partial(_check_devices, tree, devices)
+            if status.backend == "fuse":
+                check_devices()
+                specification = _specification(handle, image, devices, place, upper, work, options, read_only=read_only)
+                number, pid = start_fuse(specification, log=_log(handle))
+            else:
+                number, pid = mount_merged(
+                    path, devices, place, upper=upper, work=work, read_only=read_only, options=options,
+                    check=check_devices,
+                ), None  # fmt: skip
+            if _identity(os.stat(path)) == identity:
+                return number, pid
+        # A load has healed a layer and written the tree anew meanwhile, and it may name other layers.
+        unmount(place, mount_id=number, lazy=True)
+    raise MountError(f"the tree of image {image.digest.short} is written again and again", hint="Try again.")
+
+
+def _open_merged(handle: StoreHandle, image: ImageRecord, path: str) -> tuple[Tree, tuple[int, ...]]:
+    """Return the merged tree that has its name now, and by what its file is told from others."""
+    try:
+        with open(path, "rb", buffering=0) as file:
+            return map_tree(file.fileno()), _identity(os.fstat(file.fileno()))
+    except (FileNotFoundError, FormatError):
+        return merged_tree(handle, image), ()  # made again; the next look at it counts
+
+
+def _identity(status: os.stat_result) -> tuple[int, ...]:
+    return status.st_dev, status.st_ino, status.st_ctime_ns
 
 
 @contextlib.contextmanager

@@ -125,7 +125,7 @@ class Uploader:
                     raise  # of where the bytes come from, which has tried for itself
                 tries.wait(error)
             except NotFound as error:
-                if error.kind == _REPOSITORY:
+                if error is broken or error.kind == _REPOSITORY:
                     raise
                 # The upload is gone that was begun a moment ago: a registry that was started anew.
                 tries.wait(RegistryError(f"{self._to.server.domain}: the upload is gone", temporary=True))

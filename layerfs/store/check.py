@@ -72,15 +72,19 @@ def check_store(
             yield Problem("document", "store.db", text, repaired=False, hint="Make the store anew.")
     # What no image uses is about to go; half a layer there is what an interrupted removal leaves.
     rows = handle.database.connection.execute("SELECT DISTINCT layer FROM image_layer ORDER BY layer").fetchall()
+    damaged = set()
     for (identifier,) in rows:
         with contextlib.suppress(NotFound):  # removed meanwhile
-            yield from _check_layer(handle, get_layer(handle, identifier), repair=repair, check=check)
+            for problem in _check_layer(handle, get_layer(handle, identifier), repair=repair, check=check):
+                if problem.kind == "layer":
+                    damaged.add(problem.name)
+                yield problem
     chains = set()
     blobs: set[Digest] = set()
     for image in list_images(handle):
         found = [*_check_documents(handle, image), *_check_blobs(handle, image, blobs, repair=repair, check=check)]
         if image.chain_id not in chains:
-            found += _check_merged(handle, image, repair=repair)
+            found += _check_merged(handle, image, damaged, repair=repair)
             chains.add(image.chain_id)
         if found and find_record(handle, image.digest) is not None:
             yield from found
@@ -124,13 +128,16 @@ def _check_layer(
     yield Problem("tree", name, message, repaired=repair, hint=hint)
 
 
-def _check_merged(handle: StoreHandle, image: ImageRecord, *, repair: bool) -> list[Problem]:
+def _check_merged(handle: StoreHandle, image: ImageRecord, damaged: set[str], *, repair: bool) -> list[Problem]:
     path = handle.layout.merged_tree(image.chain_id)
     name = str(image.chain_id)
     with handle.trees_kept():
         layers = image_layers(handle, image)
         # Of an image that was removed meanwhile nothing is made again; and what was not needed yet was not made yet.
         if chain_id([layer.diff_id for layer in layers]) != image.chain_id or is_tree_later(path):
+            return []
+        # The tree may carry what a layer has lost, and is written anew when that is healed.
+        if any(str(layer.diff_id) in damaged for layer in layers):
             return []
         try:
             expected = merge_stored(handle, layers)

@@ -232,25 +232,34 @@ def merge_stored(handle: StoreHandle, layers: Sequence[LayerRecord]) -> bytes:
     return merge_layers(pairs, keys)
 
 
-def rewrite_merged_trees(handle: StoreHandle, layer: LayerRecord) -> None:
-    """Write the merged trees of all images that have a layer anew; one that cannot be made now is made when needed.
+def rewrite_merged_trees(handle: StoreHandle, layers: Sequence[LayerRecord], *, carrying: bool = False) -> None:
+    """Write the merged trees of all images that have one of some layers anew, each once.
+
+    One that cannot be made now is made when it is needed, as is one that was not needed yet.
+
+    Args:
+        handle: the store.
+        layers: the layers.
+        carrying: whether only trees of many layers are meant, which may carry these layers' bytes.
 
     Raises:
         OSError: ENOSPC, EIO.
     """
-    connection = handle.database.connection
-    rows = connection.execute(
+    marks = ", ".join("?" * len(layers))
+    rows = handle.database.connection.execute(
         "SELECT chain_id, min(image.id) FROM image JOIN image_layer ON image_layer.image = image.id"
-        " WHERE image_layer.layer = ? GROUP BY chain_id", (layer.id,),
+        f" WHERE image_layer.layer IN ({marks}) GROUP BY chain_id", [layer.id for layer in layers],
     ).fetchall()  # fmt: skip
     for chain, image in rows:
         path = handle.layout.merged_tree(Digest.parse(chain))
         with FileLock(handle.layout.trees_lock, shared=True):
+            own = chain_layers(handle, image)
+            if is_tree_later(path) or (carrying and len(own) <= MANY):
+                continue
             try:
-                layers = chain_layers(handle, image)
-                if chain_id([layer.diff_id for layer in layers]) != Digest.parse(chain):
+                if chain_id([layer.diff_id for layer in own]) != Digest.parse(chain):
                     raise NotFound("image", str(chain))
-                merged = merge_stored(handle, layers)
+                merged = merge_stored(handle, own)
             except (FileNotFoundError, LayerfsError):
                 # Another of its layers is damaged too.
                 with contextlib.suppress(FileNotFoundError):

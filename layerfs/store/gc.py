@@ -136,7 +136,10 @@ def _remove_directory(handle: StoreHandle, diff_id: Digest) -> int:
     directory = handle.layout.layer(diff_id)
     size = files_disk(os.path.join(directory, name) for name in ("layer.tar", "tree.erofs"))
     remove_tree(directory, missing_ok=True)
-    remove_tree(handle.layout.unpacked(diff_id), missing_ok=True)
+    unpacked = handle.layout.unpacked(diff_id)
+    for name in os.listdir(os.path.dirname(unpacked)):
+        if name == diff_id.hex or (name.startswith(f"{diff_id.hex}.") and ".merged" not in name):
+            remove_tree(os.path.join(os.path.dirname(unpacked), name), missing_ok=True)
     return size
 
 
@@ -270,6 +273,7 @@ def _rewrite_trees(handle: StoreHandle, layer: LayerRecord, moves: dict[int, _Mo
         except (LayerfsError, OSError):
             # Made from the layers too, when it is needed: on a full disk this one makes room.
             os.unlink(path)
+            fsync_directory(os.path.dirname(path), sync=handle.sync)
 
 
 def _remove_trees(handle: StoreHandle) -> tuple[int, int]:
@@ -278,8 +282,8 @@ def _remove_trees(handle: StoreHandle) -> tuple[int, int]:
     for algorithm in ("sha256", "sha512"):
         directory = os.path.join(handle.layout.root, "unpacked", algorithm)
         for name in os.listdir(directory):
-            chain = name.removesuffix(".merged")
-            if chain != name and f"{algorithm}:{chain}" not in known:
+            chain, merged, _ = name.partition(".merged")
+            if merged and f"{algorithm}:{chain}" not in known:
                 remove_tree(os.path.join(directory, name), missing_ok=True)
     return _remove_files(handle, "images", lambda digest: str(digest) in known)
 

@@ -132,6 +132,7 @@ class Ingest:
         self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
+        self._restored: list[LayerRecord] = []
 
     def __enter__(self) -> Self:
         """Take the lock that tells other processes that this load is alive."""
@@ -173,6 +174,10 @@ class Ingest:
         """Return those of many layers that need no bytes, as :meth:`find_layer`, with one commit for all leases."""
         records = (find_layer(self.handle, diff_id) for diff_id in dict.fromkeys(diff_ids) if diff_id not in self._done)
         self._take(*(layer for layer in records if layer is not None and self._usable(layer)))
+        if self._restored:
+            # Whoever healed them may have been killed before this.
+            rewrite_merged_trees(self.handle, self._restored, carrying=True)
+            self._restored.clear()
         return {diff_id: self._done[diff_id] for diff_id in diff_ids if diff_id in self._done}
 
     def is_blob_of(self, digest: Digest, size: int, layer: IngestedLayer) -> bool:
@@ -342,9 +347,7 @@ class Ingest:
                 return False
             if not is_intact(self.handle, current):
                 restore_record(self.handle, current, check=self._check)
-                # Whoever healed it may have been killed before this.
-                rewrite_merged_trees(self.handle, current)
-                self._drop_unpacked(current)
+                self._restored.append(current)
         except (OSError, LayerfsError):
             return False
         finally:
@@ -442,8 +445,8 @@ class Ingest:
             raise
         if (record := find_layer(self.handle, job.diff_id)) is not None:
             # Images whose trees still take bytes from this layer's donors: from now on nothing keeps those.
-            rewrite_merged_trees(self.handle, record)
-            self._drop_unpacked(record)
+            rewrite_merged_trees(self.handle, [record])
+            self._set_aside_unpacked(record)
         row = (
             pending.writer.tar_size, tar_status.st_size, tar_status.st_mtime_ns, tree_status.st_size,
             tree_status.st_mtime_ns, pending.writer.tree.entries, time.time_ns(), str(job.diff_id),
@@ -478,22 +481,19 @@ class Ingest:
                     (str(job.compressed[0]), layer, job.compressed[1]),
                 )
 
-    def _drop_unpacked(self, layer: LayerRecord) -> None:
-        """Remove what a layer was unpacked to before it was healed: nobody has verified that."""
-        from layerfs.linux.mountinfo import read_mounts  # noqa: PLC0415 - hardly any load heals anything
+    def _set_aside_unpacked(self, layer: LayerRecord) -> None:
+        """Let a layer that was healed be unpacked anew: nobody has verified what it was unpacked to before.
 
+        It keeps its place on the disk until the layer goes, for it may be mounted, in whatever namespace.
+        """
         layout = self.handle.layout
         chains = self.handle.database.connection.execute(
             "SELECT DISTINCT chain_id FROM image JOIN image_layer ON image_layer.image = image.id WHERE layer = ?",
             (layer.id,),
         ).fetchall()
-        paths = [layout.unpacked(layer.diff_id), *(layout.unpacked_merged(Digest.parse(row[0])) for row in chains)]
-        used = {path for entry in read_mounts(fstype="overlay") for path in entry.option_values("lowerdir+")}
-        for path in filter(os.path.isdir, paths):
-            if path in used:
-                _log.warning("%s is mounted, and may be damaged: unmount it, remove it, and mount it again", path)
-            else:
-                remove_tree(path, missing_ok=True)
+        for path in (layout.unpacked(layer.diff_id), *(layout.unpacked_merged(Digest.parse(row[0])) for row in chains)):
+            with contextlib.suppress(FileNotFoundError):
+                os.rename(path, f"{path}.{os.urandom(6).hex()}")
 
     def _drop(self, pending: Pending) -> None:
         """Release what a layer holds; what is still in its private directory goes when the load ends."""

@@ -109,7 +109,7 @@ class Layout:
 
     @property
     def trees_lock(self) -> str:
-        """The lock on merged trees and documents: shared to write some and record them, exclusive to remove some."""
+        """The lock on merged trees and documents: shared to write, mount or open some, exclusive to remove some."""
         return self.lock("trees")
 
     def create(self, *, sync: bool) -> None:

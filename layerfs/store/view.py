@@ -7,21 +7,22 @@ import os
 import stat
 from collections.abc import Iterator
 from errno import EINVAL, EISDIR
+from itertools import islice
 from types import TracebackType
 from typing import Self
 
 from layerfs.errors import IntegrityError
 from layerfs.formats.erofs.reader import DIRECTORY_TYPE, Inode, Tree
 from layerfs.store.handle import StoreHandle
-from layerfs.store.image import ImageRecord, merged_tree
-from layerfs.store.layer import device_paths
+from layerfs.store.image import ImageRecord, image_layers, merged_tree
+from layerfs.store.layer import device_paths, device_tag
 
 __all__ = ["ImageTree"]
 
 _READ = 1 << 20
 
 #: Layers opened at once; others when they are first read from, so that several trees do not take all descriptors.
-_OPENED = 32
+_OPENED = 16
 
 
 class ImageTree:
@@ -34,7 +35,7 @@ class ImageTree:
     """
 
     def __init__(self, handle: StoreHandle, image: ImageRecord | Tree) -> None:
-        """Map the image's merged tree, and open its layers: what is removed from the store meanwhile stays readable.
+        """Map the image's merged tree, and open what only lends to it: that may go while the image stays.
 
         Args:
             handle: the store.
@@ -47,10 +48,12 @@ class ImageTree:
         with handle.trees_kept():
             self.tree: Tree = image if isinstance(image, Tree) else merged_tree(handle, image)
             self._paths = device_paths(handle, self.tree)
-            # From the end: layers that only lend to the image come last, and can go while it stays.
-            for device in range(len(self._paths) - 1, max(-1, len(self._paths) - 1 - _OPENED), -1):
-                # Those that are missing are told when somebody reads from them.
-                with contextlib.suppress(OSError):
+            layers = [] if isinstance(image, Tree) else image_layers(handle, image)
+            own = {device_tag(layer.diff_id) for layer in layers}
+            lenders = (device for device, slot in enumerate(self.tree.devices) if own and slot.tag not in own)
+            for device in islice(lenders, _OPENED):
+                # One that is missing is told when somebody reads from it.
+                with contextlib.suppress(FileNotFoundError):
                     self._files[device] = os.open(self._paths[device], os.O_RDONLY | os.O_CLOEXEC)
 
     def __enter__(self) -> Self:

@@ -18,8 +18,12 @@ import pytest
 from layerfs.api import Store
 from layerfs.errors import BackendUnavailable, Conflict, NotFound, StoreReadOnly
 from layerfs.formats.digest import Digest
+from layerfs.formats.erofs.reader import Tree
 from layerfs.linux.mount_api import umount
+from layerfs.mount import image as image_mount
 from layerfs.mount.image import unmount_record
+from layerfs.store.handle import StoreHandle
+from layerfs.store.layer import device_paths
 from tests.image_builder import TestImage, entry, layer, noise, oci, outer, pipe, write_layout
 from tests.integration.store.conftest import Mount
 from tests.store_audit import assert_whole, contents, tree_files
@@ -117,6 +121,37 @@ def test_an_image_that_carries_the_bytes_of_its_small_layers(tmp_path: Path, bac
             os.rename(tmp_path / "kept", merged)
         assert [(change.kind, change.path) for change in store.diff("box")] == [("C", b"/f20")]
         assert_whole(store)
+
+
+@pytest.mark.needs_overlay
+@pytest.mark.needs_fuse
+@pytest.mark.parametrize("backend", ["overlay", "fuse"])
+def test_a_tree_that_is_written_anew_while_it_is_mounted(
+    tmp_path: Path, backend: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    target = tmp_path / "target"
+    target.mkdir()
+    times = 0
+    with Store.open(tmp_path / "store", sync=False) as store:
+        (image,) = store.load(pipe(outer(oci(DONOR))))
+
+        def late(handle: StoreHandle, tree: Tree) -> list[str]:
+            nonlocal times
+            times += 1
+            if times == 1:
+                merged = handle.layout.merged_tree(image.chain_id)
+                shutil.copy(merged, tmp_path / "new")
+                os.rename(tmp_path / "new", merged)
+            return device_paths(handle, tree)
+
+        monkeypatch.setattr(image_mount, "device_paths", late)
+        store.mount("donor:1", target, backend=backend, read_only=True)
+        try:
+            assert times == 2
+            assert (target / "donor").read_bytes() == SHARED
+        finally:
+            store.umount(str(target))
+        assert not target.is_mount()
 
 
 @pytest.mark.needs_overlay

@@ -60,6 +60,21 @@ def put(registry: FaultyRegistry, pieces: Callable[[], Iterator[bytes]] = lambda
         Uploader(repository(registries, registry), QUICK, lambda: None).put(DIGEST, len(BLOB), pieces, lambda _: None)
 
 
+def test_a_blob_that_is_missing_at_the_source(registry: FaultyRegistry) -> None:
+    registry.fault = taking("/v2/app/blobs/uploads/1")
+
+    def missing() -> Iterator[bytes]:
+        yield from map(_miss, [b""])
+
+    with pytest.raises(NotFound, match="no such blob"):
+        put(registry, missing)
+    assert [request.method for request in registry.asked].count("PUT") <= 1
+
+
+def _miss(_: bytes) -> bytes:
+    raise NotFound("blob", "sha256:0")
+
+
 def _fail(_: bytes) -> bytes:
     raise RegistryError("the source", temporary=True)
 

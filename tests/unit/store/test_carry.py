@@ -133,6 +133,15 @@ def test_a_layer_that_is_healed_is_carried_anew(store: Store) -> None:
     assert_whole(store)
 
 
+def test_a_repair_does_not_take_over_what_a_layer_has_lost(store: Store) -> None:
+    _load(store, DEEP)
+    with open(_tar(store, 4), "r+b") as file:
+        file.seek(512)
+        file.write(b"damage")
+    assert {problem.kind for problem in store.check(repair=True)} == {"layer"}
+    assert contents(store, "deep:1") == EXPECTED
+
+
 def test_a_load_that_died_while_it_healed_is_ended_by_the_next(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     _load(store, DEEP)
     with open(_tar(store, 4), "r+b") as file:

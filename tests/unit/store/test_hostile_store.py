@@ -149,15 +149,24 @@ def test_a_check_beside_removals(store: Store) -> None:
     assert list(store.check(check=remove)) == []
 
 
-def test_what_a_damaged_layer_was_unpacked_to_goes_with_it(store: Store) -> None:
+def test_what_a_damaged_layer_was_unpacked_to_is_set_aside(store: Store) -> None:
     image = TestImage([layer({"f": SHARED})], ["a:1"])
     _load(store, image)
     unpacked = Path(store._handle.layout.unpacked(Digest.of(image.layers[0])))
     unpacked.mkdir()
     (unpacked / "f").write_bytes(b"damage")
+    os.utime(_tar(store, image.layers[0]))
+    _load(store, image)  # only touched
+    assert unpacked.exists()
+    held = os.open(unpacked / "f", os.O_RDONLY)
     os.truncate(_tar(store, image.layers[0]), 1000)
     _load(store, image)
     assert not unpacked.exists()
+    (aside,) = unpacked.parent.iterdir()  # it may be mounted somewhere
+    assert (aside / "f").read_bytes() == b"damage"
+    os.close(held)
+    store.remove_image("a:1")
+    assert not list(unpacked.parent.iterdir())
 
 
 def test_an_archive_whose_first_name_looks_like_a_compression(store: Store, tmp_path: Path) -> None:
