@@ -52,7 +52,7 @@ class Lower(Protocol):
         """
 
     def number(self, reference: Reference) -> int:
-        """Return the inode number, the same as long as it is mounted: at least 2 but for the root; one for all names."""
+        """Return the inode number, the same as long as it is mounted: 2 or more but for the root; one for all names."""
 
     def kind(self, reference: Reference) -> int:
         """Return the type bits of the mode."""
