@@ -101,9 +101,9 @@ def test_the_end_does_not_wait_for_a_device_that_stands(
     monkeypatch.setattr(write_back, "_LAST", 0.05)
     device.running.clear()
     late = WriteBack(delay=0.01)
-    add(late, copies[:5])
-    eventually(lambda: len(device.sent) == 5)
-    add(late, copies[5:])
+    add(late, copies[:1])
+    eventually(lambda: len(device.sent) == 1)
+    add(late, copies[1:])
     late.close()
     assert not device.waited
     device.running.set()  # for the thread, which must let go of its descriptors
@@ -262,13 +262,13 @@ def test_the_thread_sleeps_until_there_is_a_copy_again(device: Device, copies: l
 def test_the_end_waits_for_the_thread(device: Device, copies: list[int]) -> None:
     device.running.clear()
     late = WriteBack(delay=0.001)
-    add(late, copies)
-    eventually(lambda: len(device.sent) == len(copies))
+    add(late, copies[:1])  # of several the thread might take the first alone
+    eventually(lambda: len(device.sent) == 1)
     timer = threading.Timer(0.1, device.running.set)
     timer.start()
     late.close()
     assert writer() is None
-    assert device.waited == inodes(copies)
+    assert device.waited == inodes(copies[:1])
     timer.join()
 
 
