@@ -89,11 +89,10 @@ def _stacks(tree: Tree, merged: _Directories) -> bool:
                 here.pop(name, None)
                 continue
             is_opaque = OPAQUE_XATTR in xattrs
-            below = {} if is_opaque else here.get(name)
+            below = None if is_opaque else here.get(name)
+            inner = here[name] = {} if below is None else below
             # In an opaque directory whiteouts hide nothing, and are not unpacked.
-            todo.append((child, here.setdefault(name, {}) if below is None else below, below is not None))
-            if is_opaque and below is not None:
-                here[name] = below
+            todo.append((child, inner, is_opaque or below is not None))
     return True
 
 

@@ -153,10 +153,15 @@ def _mount(
 def _open_merged(handle: StoreHandle, image: ImageRecord, path: str) -> tuple[Tree, tuple[int, ...]]:
     """Return the merged tree that has its name now, and by what its file is told from others."""
     try:
-        with open(path, "rb", buffering=0) as file:
-            return map_tree(file.fileno()), _identity(os.fstat(file.fileno()))
+        return _map(path)
     except (FileNotFoundError, FormatError):
-        return merged_tree(handle, image), ()  # made again; the next look at it counts
+        merged_tree(handle, image)  # makes it again
+        return _map(path)
+
+
+def _map(path: str) -> tuple[Tree, tuple[int, ...]]:
+    with open(path, "rb", buffering=0) as file:
+        return map_tree(file.fileno()), _identity(os.fstat(file.fileno()))
 
 
 def _identity(status: os.stat_result) -> tuple[int, ...]:

@@ -13,7 +13,7 @@ import os
 import ssl
 import threading
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from functools import partial
 from types import TracebackType
@@ -30,7 +30,7 @@ from layerfs.registry.access import Access
 from layerfs.registry.proxy import find_proxy
 from layerfs.registry.watch import Cut, Cuttable, Watch
 
-__all__ = ["PIECE", "HttpClient", "HttpResponse", "NotTls", "origin", "resolve"]
+__all__ = ["PIECE", "HttpClient", "HttpResponse", "NotTls", "noted", "origin", "resolve"]
 
 #: Bytes of a body read at a time: with 64 KiB, TLS costs a fifth more.
 PIECE = 1 << 18
@@ -177,10 +177,10 @@ class HttpClient:
             ) from None
         sent = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
         seconds = self._access.timeout if timeout is None else timeout
-        broken: list[BaseException] = []
+        broken: list[Exception] = []
         payload: Any = body
         if body is not None and not isinstance(body, bytes):
-            payload = self._watch.extending(_noted(body(), broken), seconds)
+            payload = self._watch.extending(noted(body(), broken), seconds)
         answer: urllib3.BaseHTTPResponse | None = None
         try:
             with _failures_of(shown, self._watch), self._watch.operation(seconds) as operation:
@@ -412,11 +412,11 @@ def _add_certificates(context: ssl.SSLContext, directory: str, *, required: bool
         raise LayerfsError(f"bad certificate in {directory}: {error.strerror or error}") from error
 
 
-def _noted(pieces: Iterator[bytes], broken: list[BaseException]) -> Iterator[bytes]:
+def noted(pieces: Iterable[bytes], broken: list[Exception]) -> Iterator[bytes]:
     """Yield a body, and keep what making it raises: the HTTP library takes that for an error of the connection."""
     try:
         yield from pieces
-    except BaseException as error:
+    except Exception as error:
         broken.append(error)
         raise
 

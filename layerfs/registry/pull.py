@@ -24,7 +24,6 @@ from layerfs.errors import DigestMismatch, FormatError, IntegrityError, LayerfsE
 from layerfs.formats.codec import PIECE
 from layerfs.formats.digest import Digest
 from layerfs.formats.tar import BLOCK
-from layerfs.linux.lock import FileLock
 from layerfs.registry.access import Access
 from layerfs.registry.download import Download
 from layerfs.registry.loader import Progress
@@ -307,7 +306,7 @@ class Pull:
 
     def _keep_blobs(self) -> None:
         """Keep the blobs that were received, now that their image is there; a collection must not see one before."""
-        with FileLock(self._handle.layout.trees_lock, shared=True):
+        with self._handle.trees_kept():
             for layer, part in self._parts:
                 if layer.blob is not None and part.size == layer.blob.size and layer.blob.digest != layer.diff_id:
                     part.keep()

@@ -15,7 +15,7 @@ from urllib.parse import urlencode
 from layerfs.errors import DigestMismatch, IntegrityError, NotFound, RegistryError
 from layerfs.formats.digest import Digest, new_hash
 from layerfs.registry.access import Access
-from layerfs.registry.http import HttpResponse, resolve
+from layerfs.registry.http import HttpResponse, noted, resolve
 from layerfs.registry.repository import Repository
 from layerfs.registry.retry import Backoff
 
@@ -88,20 +88,11 @@ class Uploader:
         """
         tries = Backoff(self._access.attempts, self._access.retry_delay, self._check)
         what = f"uploading blob {digest}"
-        broken: BaseException | None = None
+        broken: list[Exception] = []
 
         def body() -> Iterator[bytes]:
-            nonlocal broken
             sent = 0
-            source = iter(pieces())
-            while True:
-                try:
-                    piece = next(source, None)
-                except BaseException as error:
-                    broken = error
-                    raise
-                if piece is None:
-                    return
+            for piece in noted(pieces(), broken):
                 for start in range(0, len(piece), _PIECE):
                     self._check()
                     part = piece[start : start + _PIECE]
@@ -121,11 +112,11 @@ class Uploader:
                     self._to.check_stored(answer, digest, what)
                 break
             except RegistryError as error:
-                if error is broken:
+                if error in broken:
                     raise  # of where the bytes come from, which has tried for itself
                 tries.wait(error)
             except NotFound as error:
-                if error is broken or error.kind == _REPOSITORY:
+                if error in broken or error.kind == _REPOSITORY:
                     raise
                 # The upload is gone that was begun a moment ago: a registry that was started anew.
                 tries.wait(RegistryError(f"{self._to.server.domain}: the upload is gone", temporary=True))

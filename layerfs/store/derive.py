@@ -19,7 +19,6 @@ from layerfs.formats.merge import apply_layer, empty_tree, walk
 from layerfs.formats.tar import Member, TarReader
 from layerfs.formats.tree import LayerTree, Node
 from layerfs.linux.durable import fsync_directory, write_document
-from layerfs.linux.lock import FileLock
 from layerfs.linux.sparse import is_same, is_zero
 from layerfs.store.carry import MANY, small_layers
 from layerfs.store.handle import StoreHandle
@@ -252,7 +251,7 @@ def rewrite_merged_trees(handle: StoreHandle, layers: Sequence[LayerRecord], *, 
     ).fetchall()  # fmt: skip
     for chain, image in rows:
         path = handle.layout.merged_tree(Digest.parse(chain))
-        with FileLock(handle.layout.trees_lock, shared=True):
+        with handle.trees_kept():
             own = chain_layers(handle, image)
             if is_tree_later(path) or (carrying and len(own) <= MANY):
                 continue

@@ -136,10 +136,7 @@ def _remove_directory(handle: StoreHandle, diff_id: Digest) -> int:
     directory = handle.layout.layer(diff_id)
     size = files_disk(os.path.join(directory, name) for name in ("layer.tar", "tree.erofs"))
     remove_tree(directory, missing_ok=True)
-    unpacked = handle.layout.unpacked(diff_id)
-    for name in os.listdir(os.path.dirname(unpacked)):
-        if name == diff_id.hex or (name.startswith(f"{diff_id.hex}.") and ".merged" not in name):
-            remove_tree(os.path.join(os.path.dirname(unpacked), name), missing_ok=True)
+    remove_tree(handle.layout.unpacked(diff_id), missing_ok=True)
     return size
 
 
@@ -258,7 +255,7 @@ def _rewrite_trees(handle: StoreHandle, layer: LayerRecord, moves: dict[int, _Mo
     )
     for chain, image in rows.fetchall():
         path = handle.layout.merged_tree(Digest.parse(chain))
-        if not os.path.exists(path) or is_tree_later(path):
+        if is_tree_later(path):
             continue  # made from the layers when it is needed
         chain_keys = [keys.get(own.diff_id) for own in chain_layers(handle, image)]
         try:
@@ -277,13 +274,15 @@ def _rewrite_trees(handle: StoreHandle, layer: LayerRecord, moves: dict[int, _Mo
 
 
 def _remove_trees(handle: StoreHandle) -> tuple[int, int]:
-    """Remove merged trees of no image, and the directories that they were unpacked to."""
+    """Remove merged trees of no image, the directories that they were unpacked to, and those set aside of no layer."""
     known = {row[0] for row in handle.database.connection.execute("SELECT chain_id FROM image")}
+    layers = {row[0] for row in handle.database.connection.execute("SELECT diff_id FROM layer")}
     for algorithm in ("sha256", "sha512"):
         directory = os.path.join(handle.layout.root, "unpacked", algorithm)
         for name in os.listdir(directory):
-            chain, merged, _ = name.partition(".merged")
-            if merged and f"{algorithm}:{chain}" not in known:
+            owner, _, rest = name.partition(".")
+            # Without a dot it goes with its layer; what begins with one is under way.
+            if owner and rest and f"{algorithm}:{owner}" not in (known if rest.startswith("merged") else layers):
                 remove_tree(os.path.join(directory, name), missing_ok=True)
     return _remove_files(handle, "images", lambda digest: str(digest) in known)
 

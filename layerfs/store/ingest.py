@@ -174,10 +174,6 @@ class Ingest:
         """Return those of many layers that need no bytes, as :meth:`find_layer`, with one commit for all leases."""
         records = (find_layer(self.handle, diff_id) for diff_id in dict.fromkeys(diff_ids) if diff_id not in self._done)
         self._take(*(layer for layer in records if layer is not None and self._usable(layer)))
-        if self._restored:
-            # Whoever healed them may have been killed before this.
-            rewrite_merged_trees(self.handle, self._restored, carrying=True)
-            self._restored.clear()
         return {diff_id: self._done[diff_id] for diff_id in diff_ids if diff_id in self._done}
 
     def is_blob_of(self, digest: Digest, size: int, layer: IngestedLayer) -> bool:
@@ -322,6 +318,10 @@ class Ingest:
         return self._done.get(diff_id)
 
     def _take(self, *layers: LayerRecord) -> None:
+        if self._restored:
+            # Whoever healed them may have been killed before this.
+            rewrite_merged_trees(self.handle, self._restored, carrying=True)
+            self._restored.clear()
         leased = self._lease(*layers)
         for layer in layers:
             if layer.id in leased:

@@ -16,7 +16,6 @@ from layerfs.formats.oci import Manifest
 from layerfs.formats.reference import Reference
 from layerfs.formats.tree import Node
 from layerfs.linux.durable import fsync_directory, write_document
-from layerfs.linux.lock import FileLock
 from layerfs.store.carry import MANY
 from layerfs.store.derive import TREE_LATER, merge_layers
 from layerfs.store.handle import StoreHandle
@@ -64,7 +63,7 @@ def commit_images(ingest: Ingest, images: Sequence[NewImage]) -> list[ImageRecor
     handle = ingest.handle
     # Until the rows are there, nothing but this lock tells a garbage collection what the new files are for, or that
     # the trees being read here must not change their donors.
-    with FileLock(handle.layout.trees_lock, shared=True):
+    with handle.trees_kept():
         chains = [_write_files(ingest, image) for image in images]
         ingest.flush()
         with handle.database.transaction() as connection:
