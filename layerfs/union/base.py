@@ -288,7 +288,7 @@ class UnionPart:
     def _copy_one(self, node: Node, upper: Upper, *, data: bool) -> None:
         """Copy one inode up; the directory above it is there."""
         self._use_umask(0)
-        temporary, fd = copy_inode(self._lower, node.lower, upper, data=data, sync=self._late is not None)
+        temporary, fd = copy_inode(self._lower, node.lower, upper, data=data)
         try:
             if node.parent is None:
                 # Its name is gone: the copy needs none.

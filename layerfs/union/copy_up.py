@@ -11,7 +11,6 @@ import errno
 import os
 import stat
 
-from layerfs.linux.durable import start_writeback
 from layerfs.linux.sparse import copy_data
 from layerfs.union.attribute import Attributes
 from layerfs.union.lower import Lower, LowerFile, Reference
@@ -29,9 +28,7 @@ _SMALL = 64 << 10
 _UNKEPT = frozenset({errno.EOPNOTSUPP, errno.EPERM})
 
 
-def copy_inode(
-    lower: Lower, reference: Reference, upper: Upper, *, data: bool = True, sync: bool = True
-) -> tuple[bytes, int]:
+def copy_inode(lower: Lower, reference: Reference, upper: Upper, *, data: bool = True) -> tuple[bytes, int]:
     """Copy an inode into the work directory, in a process without a umask.
 
     Args:
@@ -39,7 +36,6 @@ def copy_inode(
         reference: what to copy; of a directory the directory alone.
         upper: where to.
         data: False leaves a regular file empty, for a caller that truncates it.
-        sync: False lets a power cut take the bytes of a large copy, and leave its name.
 
     Returns:
         The name in the work directory, for the caller to rename; and a descriptor: for reading and writing of a regular
@@ -60,10 +56,6 @@ def copy_inode(
             if data and attributes.size:
                 _copy_content(lower.open(reference), fd)
             _dress(fd, fd, attributes, lower.xattrs(reference), upper)
-            if sync and data and attributes.size > _SMALL:
-                # So that name and bytes are no further apart than the disk makes them; nobody waits for it here. Not in
-                # a thread: a commit in between would make the name of an empty file durable.
-                start_writeback(fd)
         except BaseException:
             os.close(fd)
             os.unlink(name, dir_fd=work)
