@@ -13,11 +13,13 @@ import shutil
 import stat
 import struct
 import subprocess
+import sys
 import tempfile
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from layerfs.linux.inode_flags import FLAGS, read_flags, write_flags
 from layerfs.linux.mount_api import umount
 from layerfs.linux.process import wait_for_end
 from layerfs.linux.rename import rename
@@ -29,6 +31,9 @@ OLD = 1_000_000_000
 RECENT = 1_700_000_000 * 1_000_000_000
 USER = 1000
 AT_FDCWD = -100
+#: Inode flags (linux/fs.h, FS_*_FL), and those that only whoever has a capability may set.
+NODUMP, NOATIME, APPEND, IMMUTABLE = 0x40, 0x80, 0x20, 0x10
+SETTABLE = NODUMP | NOATIME | APPEND | IMMUTABLE
 
 
 def acl(*entries: tuple[int, int, int]) -> bytes:
@@ -247,6 +252,24 @@ class Actor:
 
     def chown(self, name: str, uid: int, gid: int) -> Any:
         return os.chown(self.path(name), uid, gid, follow_symlinks=False)
+
+    def flags(self, name: str) -> Any:
+        """Of the inode flags those that no file system sets by itself."""
+        with self._opened(name) as fd:
+            return int.from_bytes(read_flags(fd, FLAGS), sys.byteorder) & SETTABLE
+
+    def set_flags(self, name: str, flags: int) -> Any:
+        with self._opened(name) as fd:
+            others = int.from_bytes(read_flags(fd, FLAGS), sys.byteorder) & ~SETTABLE
+            write_flags(fd, FLAGS, (others | flags).to_bytes(4, sys.byteorder))
+
+    @contextlib.contextmanager
+    def _opened(self, name: str) -> Iterator[int]:
+        fd = os.open(self.path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+        try:
+            yield fd
+        finally:
+            os.close(fd)
 
     def utime(self, name: str, when: int) -> Any:
         return os.utime(self.path(name), ns=(when, when + 7), follow_symlinks=False)

@@ -17,6 +17,7 @@ from layerfs.linux.rename import EXCHANGE, rename
 from layerfs.union.attribute import Attributes
 from layerfs.union.base import Caller
 from layerfs.union.file import FilePart
+from layerfs.union.flags import FlagPart
 from layerfs.union.mark import descriptor_path, get_xattr
 from layerfs.union.node import Content, Node
 from layerfs.union.upper import Upper
@@ -47,7 +48,7 @@ class Changes:
     mtime_ns: int | None = None
 
 
-class ChangePart(ViewPart, FilePart):
+class ChangePart(ViewPart, FilePart, FlagPart):
     """New files, directories, links and devices; chmod, chown, truncate, utimens; xattrs."""
 
     def create(self, parent: int, name: bytes, mode: int, caller: Caller) -> Attributes:

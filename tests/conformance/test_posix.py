@@ -14,6 +14,7 @@ import random
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import threading
 from collections.abc import Callable, Iterator
@@ -21,11 +22,24 @@ from pathlib import Path
 
 import pytest
 
+from layerfs.linux.inode_flags import EXTENDED, FLAGS, read_flags, write_flags
 from layerfs.linux.mount_api import umount
 from layerfs.linux.process import wait_for_end
 from layerfs.linux.rename import EXCHANGE, NOREPLACE, rename
 from layerfs.linux.sparse import allocate
-from tests.union_oracle import AT_FDCWD, USER, acting_as, errno_of, mount_fuse, mount_kernel
+from tests.union_oracle import (
+    APPEND,
+    AT_FDCWD,
+    IMMUTABLE,
+    NOATIME,
+    NODUMP,
+    SETTABLE,
+    USER,
+    acting_as,
+    errno_of,
+    mount_fuse,
+    mount_kernel,
+)
 
 pytestmark = [pytest.mark.needs_root]
 
@@ -426,6 +440,84 @@ def test_writers_outside_the_group_take_its_bit_away(place: Path, request: pytes
                 os.close(fd)
             # Asked for the mode alone first: the kernel may answer that from what it had been told before.
             assert _mode_alone(path) == stat.S_IMODE(path.stat().st_mode) == mode & 0o777, (number, oct(mode))
+
+
+def test_flags_are_shown_set_and_obeyed(place: Path, request: pytest.FixtureRequest) -> None:
+    _needs_more_than_pyfuse3(request)
+    (place / "f").write_text("some")
+    (place / "d").mkdir()
+    (place / "link").symlink_to("f")
+    assert not _flags(place / "f")
+    _set_flags(place / "f", NODUMP | NOATIME)
+    _set_flags(place / "d", NOATIME)
+    assert (_flags(place / "f"), _flags(place / "d")) == (NODUMP | NOATIME, NOATIME)
+    with acting_as(USER):
+        assert _flags(place / "f") == NODUMP | NOATIME
+        assert errno_of(lambda: _set_flags(place / "f", 0)) == errno.EPERM
+        (place / "own").write_text("")
+        _set_flags(place / "own", NODUMP)
+        assert errno_of(lambda: _set_flags(place / "own", NODUMP | IMMUTABLE)) == errno.EPERM
+    assert _flags(place / "own") == NODUMP
+    try:
+        _set_flags(place / "f", IMMUTABLE)
+        _set_flags(place / "own", APPEND)
+        _set_flags(place / "d", IMMUTABLE)
+        assert errno_of(lambda: os.truncate(place / "f", 1)) == errno.EPERM
+        assert errno_of(lambda: (place / "f").chmod(0o600)) == errno.EPERM
+        assert errno_of((place / "f").unlink) == errno.EPERM
+        assert errno_of(lambda: (place / "f").rename(place / "g")) == errno.EPERM
+        assert errno_of(lambda: os.link(place / "f", place / "h")) == errno.EPERM
+        assert errno_of((place / "d" / "x").touch) == errno.EPERM
+        assert errno_of(lambda: os.truncate(place / "own", 0)) == errno.EPERM
+        assert errno_of((place / "own").unlink) == errno.EPERM
+        with open(place / "own", "ab") as file:
+            file.write(b"more")
+        assert (place / "own").read_text() == "more"
+        assert (place / "f").read_text() == "some"
+    finally:
+        for name in ("f", "own", "d"):
+            _set_flags(place / name, 0)
+    (place / "f").rename(place / "g")
+
+
+def test_flags_of_lower_files(mounted: Path, request: pytest.FixtureRequest) -> None:
+    _needs_more_than_pyfuse3(request)
+    if "host" in request.node.name:
+        pytest.skip("nothing is below")
+    path, below = mounted / "74", mounted.parent / "lower/74"
+    with open(below, "rb") as file:
+        before = read_flags(file.fileno(), FLAGS)
+    _set_flags(path, NODUMP)
+    assert _flags(path) == NODUMP
+    assert path.read_text() == "lower 74"
+    with open(below, "rb") as file, open(mounted.parent / "upper/74", "rb") as copy:
+        assert read_flags(file.fileno(), FLAGS) == before
+        # What the file system keeps of itself there (extents) is left as it was.
+        assert int.from_bytes(read_flags(copy.fileno(), FLAGS), sys.byteorder) == (
+            int.from_bytes(before, sys.byteorder) | NODUMP
+        )
+        assert len(read_flags(copy.fileno(), EXTENDED)) == 28
+
+
+def _flags(path: Path) -> int:
+    """The flags of an inode that programs can set."""
+    with _opened(path) as fd:
+        return int.from_bytes(read_flags(fd, FLAGS), sys.byteorder) & SETTABLE
+
+
+def _set_flags(path: Path, flags: int) -> None:
+    with _opened(path) as fd:
+        others = int.from_bytes(read_flags(fd, FLAGS), sys.byteorder) & ~SETTABLE
+        write_flags(fd, FLAGS, (others | flags).to_bytes(4, sys.byteorder))
+
+
+@contextlib.contextmanager
+def _opened(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
 
 
 def test_an_xattr_of_no_known_kind(place: Path) -> None:

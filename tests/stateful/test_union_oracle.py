@@ -17,6 +17,8 @@ from layerfs.linux.process import wait_for_end
 from tests.union_oracle import (
     ACCESS_ACL,
     DEFAULT_ACL,
+    NOATIME,
+    NODUMP,
     OLD,
     USER,
     Actor,
@@ -113,6 +115,14 @@ class Comparison(RuleBasedStateMachine):
     @rule(uid=users, path=paths, owner=st.sampled_from([0, USER, -1]), group=st.sampled_from([0, USER, -1]))
     def chown(self, uid: int, path: str, owner: int, group: int) -> None:
         self.both(uid, "chown", path, owner, group)
+        self.both(0, "stat", path)
+
+    @rule(uid=users, path=paths, flag=st.sampled_from([0, NODUMP, NOATIME, NODUMP | NOATIME]))
+    def set_flags(self, uid: int, path: str, flag: int) -> None:
+        if self.pair.pyfuse3:
+            return  # which does not bind ioctl
+        self.both(uid, "set_flags", path, flag)
+        self.both(0, "flags", path)
         self.both(0, "stat", path)
 
     @rule(uid=users, path=paths)

@@ -20,6 +20,7 @@ import struct
 import time
 from collections.abc import Callable
 
+from layerfs.linux.inode_flags import EXTENDED, FLAGS
 from layerfs.linux.process import groups_of
 from layerfs.mount.fuse.protocol import (
     ATTRIBUTES,
@@ -85,6 +86,12 @@ _setattr_in = struct.Struct("=I4x8xQ8xqq8xII4xI4xII")
 _fallocate_in = struct.Struct("=8xQQI")
 _lseek_in = struct.Struct("=8xqI")
 _copy_in = struct.Struct("=8xQQ8xQQ")
+#: Command, argument, bytes that follow.
+_ioctl_in = struct.Struct("=12xIQI4x")
+_ioctl_out = struct.Struct("=iIII")
+
+_READ_FLAGS = {form.get: form for form in (FLAGS, EXTENDED)}
+_WRITE_FLAGS = {form.set: form for form in (FLAGS, EXTENDED)}
 
 #: What a handler returns: the reply, or None if there is none.
 _Reply = bytes | memoryview | None
@@ -155,6 +162,7 @@ class Connection:
             Operation.LSEEK: self._lseek,
             Operation.COPY_FILE_RANGE: self._copy_file_range,
             Operation.INTERRUPT: self._ignore,
+            Operation.IOCTL: self._ioctl,
             Operation.TMPFILE: self._tmpfile,
             Operation.RELEASE: self._release,
         }
@@ -347,6 +355,28 @@ class Connection:
         self._keep_out_of_group(target)
         copied = self._union.copy_range(ino, offset, target, target_offset, min(size, 1 << 30))
         return _answer(unique, _two_words.pack(copied, 0))
+
+    def _ioctl(self, unique: int, ino: int, _length: int) -> bytes:
+        """Read and set inode flags, for the kernel itself.
+
+        It has checked then who asks (fs/file_attr.c). A program's own ioctl has its argument with it; no such one is
+        served, above all not by kernels before 5.13, which pass these on unchecked.
+
+        Raises:
+            OSError: ENOTTY.
+        """
+        command, argument, size = _ioctl_in.unpack_from(self._request, _HEADER)
+        start = _HEADER + _ioctl_in.size
+        found = b""
+        if argument:
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        if (form := _READ_FLAGS.get(command)) is not None:
+            found = self._union.flags(ino, form)
+        elif (form := _WRITE_FLAGS.get(command)) is not None and size == form.size:
+            self._union.set_flags(ino, form, bytes(self._data[start : start + size]))
+        else:
+            raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
+        return _answer(unique, _ioctl_out.pack(0, 0, 0, 0) + found)
 
     def _fsync(self, unique: int, ino: int, _length: int) -> bytes:
         (flags,) = _word.unpack_from(self._request, _HEADER + 8)

@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
+import sys
 from collections.abc import Iterator
 from pathlib import Path
 
 import pytest
 
+from layerfs.linux.inode_flags import FLAGS, write_flags
 from layerfs.linux.safe_path import open_in_root, remove_tree
+from tests.union_oracle import errno_of
 
 
 @pytest.fixture
@@ -106,3 +110,31 @@ def test_remove_tree_without_permissions(tmp_path: Path) -> None:
     inner.chmod(0o000)
     remove_tree(tmp_path / "t")
     assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.needs_root
+def test_remove_tree_of_what_chattr_protects(tmp_path: Path) -> None:
+    top = tmp_path / "top"
+    (top / "append" / "deep").mkdir(parents=True)
+    (top / "file").write_text("")
+    (top / "append" / "deep" / "file").write_text("")
+    names = ("append/deep/file", "append/deep", "append", "file")
+    with contextlib.ExitStack() as stack:
+        fds = [stack.enter_context(open_fd(top / name)) for name in names]
+        try:
+            for fd, flag in zip(fds, (0x10, 0x10, 0x20, 0x20), strict=True):
+                write_flags(fd, FLAGS, flag.to_bytes(4, sys.byteorder))
+        except OSError as error:
+            pytest.skip(f"no such flags here: {error}")
+        assert errno_of((top / "file").unlink) == errno.EPERM
+        remove_tree(top)
+    assert not top.exists()
+
+
+@contextlib.contextmanager
+def open_fd(path: Path) -> Iterator[int]:
+    fd = os.open(path, os.O_RDONLY)
+    try:
+        yield fd
+    finally:
+        os.close(fd)

@@ -1,0 +1,93 @@
+"""Inode flags, which lsattr shows and chattr sets: append-only, immutable, no copy-on-write and so on.
+
+Source: Linux include/uapi/linux/fs.h; fs/file_attr.c asks file systems for them by the ioctls that programs use.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import sys
+from dataclasses import dataclass
+from errno import EINVAL, ENOTTY, EOPNOTSUPP
+
+__all__ = ["EXTENDED", "FLAGS", "FlagForm", "clear_protection", "read_flags", "with_flags", "write_flags"]
+
+_READ, _WRITE = 2, 1
+#: Nothing can be removed from a directory with one of them, nor a file itself.
+_APPEND, _IMMUTABLE = 0x20, 0x10
+
+
+def _request(direction: int, kind: str, number: int, size: int) -> int:
+    """Return an ioctl number (include/uapi/asm-generic/ioctl.h); on POWER, MIPS and SPARC no ioctl has it."""
+    return direction << 30 | size << 16 | ord(kind) << 8 | number
+
+
+@dataclass(frozen=True, slots=True)
+class FlagForm:
+    """One of the two forms in which flags are read and written.
+
+    Attributes:
+        get: the ioctl that reads them.
+        set: the one that writes them.
+        size: bytes that these move.
+    """
+
+    get: int
+    set: int
+    size: int
+
+
+#: ``FS_*_FL``: named after a long, but an int.
+FLAGS = FlagForm(_request(_READ, "f", 1, 8), _request(_WRITE, "f", 2, 8), 4)
+#: ``struct fsxattr``: ``FS_XFLAG_*``, extent size hints, project number.
+EXTENDED = FlagForm(_request(_READ, "X", 31, 28), _request(_WRITE, "X", 32, 28), 28)
+
+
+def read_flags(fd: int, form: FlagForm) -> bytes:
+    """Return the flags of an open inode as the kernel writes them down.
+
+    Raises:
+        OSError: ENOTTY, EOPNOTSUPP where the file system has none.
+    """
+    value = bytearray(form.size)
+    fcntl.ioctl(fd, form.get, value)
+    return bytes(value)
+
+
+def write_flags(fd: int, form: FlagForm, value: bytes) -> None:
+    """Set all flags of an open inode, in one step.
+
+    Args:
+        fd: open for reading.
+        form: how they are written down.
+        value: what :func:`read_flags` returned, changed.
+
+    Raises:
+        OSError: EPERM without the capability for append-only and immutable, EOPNOTSUPP for flags that the file system
+            does not have, ENOTTY, EROFS.
+    """
+    fcntl.ioctl(fd, form.set, value)
+
+
+def with_flags(value: bytes, other: bytes) -> bytes:
+    """Return what :func:`read_flags` said, with the flags of another answer of the same form added."""
+    flags = int.from_bytes(value[:4], sys.byteorder) | int.from_bytes(other[:4], sys.byteorder)
+    return flags.to_bytes(4, sys.byteorder) + value[4:]  # in both forms they are the first word
+
+
+def clear_protection(fd: int) -> bool:
+    """Take append-only and immutable from an open inode, so that it can be removed; return whether it had one.
+
+    Raises:
+        OSError: EPERM.
+    """
+    try:
+        flags = int.from_bytes(read_flags(fd, FLAGS), sys.byteorder)
+    except OSError as error:
+        if error.errno in {ENOTTY, EOPNOTSUPP, EINVAL}:
+            return False
+        raise
+    if not flags & (_APPEND | _IMMUTABLE):
+        return False
+    write_flags(fd, FLAGS, (flags & ~(_APPEND | _IMMUTABLE)).to_bytes(4, sys.byteorder))
+    return True
