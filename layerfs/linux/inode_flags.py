@@ -7,8 +7,8 @@ from __future__ import annotations
 
 import fcntl
 import sys
-from dataclasses import dataclass
 from errno import EINVAL, ENOTTY, EOPNOTSUPP
+from typing import NamedTuple
 
 __all__ = ["EXTENDED", "FLAGS", "FlagForm", "clear_protection", "read_flags", "with_flags", "write_flags"]
 
@@ -22,8 +22,7 @@ def _request(direction: int, kind: str, number: int, size: int) -> int:
     return direction << 30 | size << 16 | ord(kind) << 8 | number
 
 
-@dataclass(frozen=True, slots=True)
-class FlagForm:
+class FlagForm(NamedTuple):
     """One of the two forms in which flags are read and written.
 
     Attributes:
