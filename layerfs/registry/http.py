@@ -93,6 +93,7 @@ class HttpClient:
         self._access = access
         self._pools: dict[_Peer, urllib3.HTTPConnectionPool] = {}
         self._managers: list[urllib3.ProxyManager] = []
+        self._contexts: dict[tuple[str, bool], ssl.SSLContext] = {}
         self._guard = threading.Lock()
         self._watch = Watch(access.timeout)
 
@@ -208,7 +209,11 @@ class HttpClient:
     def _make_pool(self, peer: _Peer) -> urllib3.HTTPConnectionPool:
         extra: dict[str, Any] = {"maxsize": _KEPT, "block": False, "retries": False}
         if peer.scheme == "https":
-            extra["ssl_context"] = self._tls(peer)
+            trust = (peer.registry, peer.verify)
+            context = self._contexts.get(trust)
+            if context is None:  # the machine's authorities take 30 ms to read
+                context = self._contexts[trust] = self._tls(peer.registry, verify=peer.verify)
+            extra["ssl_context"] = context
             if not peer.verify:
                 extra |= {"assert_hostname": False, "cert_reqs": "CERT_NONE"}
         literal = f"[{peer.host}]" if ":" in peer.host else peer.host
@@ -226,9 +231,9 @@ class HttpClient:
         pool.ConnectionCls = _tracked(self._watch, HTTPSConnection if is_tls else HTTPConnection)
         return pool
 
-    def _tls(self, peer: _Peer) -> ssl.SSLContext:
+    def _tls(self, registry: str, *, verify: bool) -> ssl.SSLContext:
         """Return what a connection trusts, with the certificates that the user has put down for the registry."""
-        if peer.verify:
+        if verify:
             context = ssl.create_default_context()
         else:
             # Without the machine's authorities: reading them takes longer than a small request.
@@ -239,7 +244,7 @@ class HttpClient:
             directories = [self._access.certificates]
         else:
             # By what the user calls it: docker.io, not the host behind that.
-            own = peer.registry.removesuffix(f":{_TLS_PORT}")
+            own = registry.removesuffix(f":{_TLS_PORT}")
             names = [own] if ":" in own.rpartition("]")[2] else [f"{own}:{_TLS_PORT}", own]
             directories = [os.path.join(root, name) for root in self._access.certificate_roots for name in names]
         for directory in directories:
