@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from typing import TYPE_CHECKING, Any, Final
 
 import click
@@ -112,9 +112,11 @@ def complete_mounts(context: click.Context, _parameter: click.Parameter, incompl
     with _peek(context) as handle:
         if handle is None:
             return []
-        from layerfs.mount.record import MountRecords
+        from layerfs.mount.mounted import records_of
 
-        live = MountRecords(os.path.join(handle.layout.runroot, "mounts")).live()
+        live = []
+        with suppress(OSError):
+            live = records_of(handle).live()
     names = [name for record in live for name in (record.target, record.container) if name]
     return [CompletionItem(name) for name in names if name.startswith(incomplete)]
 
@@ -134,7 +136,7 @@ def _peek(context: click.Context) -> Iterator[StoreHandle | None]:
         path = os.path.abspath(root)
         try:
             handle = open_store(path, os.path.abspath(runroot or os.path.join(path, "run")))
-        except LayerfsError:
+        except (LayerfsError, OSError):
             handle = None
     try:
         yield handle

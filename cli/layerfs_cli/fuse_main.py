@@ -81,7 +81,7 @@ def _program(places: tuple[str, ...], words: tuple[str, ...], *, foreground: boo
 def main() -> NoReturn:
     """Mount, and leave with an exit code: 0 when the mount works, 1 with one line when it does not, 2 for usage."""
     from layerfs.errors import LayerfsError
-    from layerfs_cli.descriptor import fill_standard_descriptors
+    from layerfs.linux.standard_descriptors import fill_standard_descriptors
     from layerfs_cli.text import printable
 
     fill_standard_descriptors()

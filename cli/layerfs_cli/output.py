@@ -33,7 +33,9 @@ __all__ = [
     "format_option",
     "print_document",
     "print_listing",
+    "refuse_terminal",
     "standard_output",
+    "stdout_is_terminal",
     "write",
     "write_to",
 ]
@@ -45,6 +47,22 @@ _GUTTER: Final = "  "
 
 #: What errors call standard output.
 STDOUT: Final = "standard output"
+
+
+def stdout_is_terminal() -> bool:
+    """Whether somebody reads what is written to standard output."""
+    return sys.stdout is not None and sys.stdout.isatty()
+
+
+def refuse_terminal(context: click.Context) -> None:
+    """Refuse to write a tar to a terminal, or to nowhere.
+
+    Raises:
+        click.UsageError: standard output is one, or was closed.
+    """
+    if sys.stdout is None or sys.stdout.isatty():
+        what = "closed" if sys.stdout is None else "a terminal"
+        raise click.UsageError(f"standard output is {what}: redirect it, or name a file with -o", context)
 
 
 @dataclass(frozen=True, slots=True)

@@ -9,8 +9,8 @@ from typing import Any, NoReturn
 
 import click
 
+from layerfs.linux.standard_descriptors import fill_standard_descriptors
 from layerfs_cli.catalog import ALIASES, SECTIONS, VERBS
-from layerfs_cli.descriptor import fill_standard_descriptors
 from layerfs_cli.failure import Terminated, report
 from layerfs_cli.output import flush
 from layerfs_cli.settings import Settings, global_options, quiet_option

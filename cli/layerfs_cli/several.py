@@ -56,7 +56,8 @@ class Attempt(AbstractContextManager[str]):
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> bool:
         """Report an error of the block."""
-        if not isinstance(error, LayerfsError):
+        # A reader of standard output that went away ends all of it.
+        if not isinstance(error, LayerfsError | OSError) or isinstance(error, BrokenPipeError):
             return False
         if self._ignored is None or not isinstance(error, self._ignored):
             self.code = report(error, debug=self._debug)

@@ -26,7 +26,8 @@ def tar_pieces(context: click.Context, source: str, stack: ExitStack) -> Iterato
 
     if source == "-":
         if sys.stdin is None or os.isatty(sys.stdin.fileno()):
-            raise click.UsageError("standard input is a terminal: redirect a tar into it, or name one", context)
+            what = "closed" if sys.stdin is None else "a terminal"
+            raise click.UsageError(f"standard input is {what}: redirect a tar into it, or name one", context)
         file = stack.enter_context(standard_input())
     else:
         file = stack.enter_context(open(source, "rb", buffering=0))  # noqa: SIM115 - the stack closes it

@@ -9,13 +9,12 @@ from __future__ import annotations
 
 import json
 import re
-import sys
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import click
 
-from layerfs_cli.output import as_json
+from layerfs_cli.output import as_json, stdout_is_terminal
 from layerfs_cli.text import printable
 
 __all__ = ["Template"]
@@ -125,7 +124,7 @@ def _walk(data: Value, path: Sequence[str]) -> Value:
 
 
 def _shown(text: str) -> str:
-    if not sys.stdout.isatty():
+    if not stdout_is_terminal():
         return text
     return "".join(part if part in {"\t", "\n"} else printable(part) for part in re.split(r"([\t\n])", text))
 

@@ -57,9 +57,14 @@ def _iterated(
     method: Callable[Concatenate[Store, P], Iterator[T]],
 ) -> Callable[Concatenate[AsyncStore, P], AsyncIterator[T]]:
     """Return a method of the sync store that yields as an asynchronous iterator."""
+    polls = "check" in inspect.signature(method).parameters
 
     async def call(self: AsyncStore, /, *args: P.args, **options: P.kwargs) -> AsyncIterator[T]:
-        items = method(self._store, *args, **options)
+        keywords: dict[str, Any] = dict(options)
+        if polls:
+            keywords["check"] = _or_cancelled(keywords.get("check"))
+        run: Callable[..., Iterator[T]] = functools.partial(method, self._store)
+        items = run(*args, **keywords)
 
         def batch() -> list[T]:
             found: list[T] = []

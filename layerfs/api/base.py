@@ -95,7 +95,8 @@ class StorePart:
     def _container(self, snapshot: Snapshot, mount: MountRecord | None) -> Container:
         from layerfs.values import Container
 
-        names = catalog.image_names(self._handle, catalog.find_image(self._handle, str(snapshot.image)))
+        image = catalog.find_record(self._handle, snapshot.image)  # None: removed with it, a moment ago
+        names = [] if image is None else catalog.image_names(self._handle, image)
         name = names[0] if names else None
         target, dead = (mount.target, mount.is_dead) if mount is not None else (None, False)
         return Container(snapshot.id, snapshot.name, snapshot.image, name, snapshot.created, target, dead)

@@ -93,7 +93,7 @@ class ContainerPart(StorePart):
                 )  # fmt: skip
         from layerfs.mount.fuse.start import clear_dead
         from layerfs.mount.image import mount_image
-        from layerfs.mount.mounted import container_lock
+        from layerfs.mount.mounted import container_lock, refuse_mounted
 
         if target is not None:
             clear_dead(target)
@@ -110,11 +110,14 @@ class ContainerPart(StorePart):
                     options=options, check=check,
                 )  # fmt: skip
             except BaseException:
+                # What cannot be cleaned up must not hide what went wrong.
                 if made and snapshot is not None:
-                    with contextlib.suppress(NotFound), container_lock(self._handle, snapshot):
+                    with contextlib.suppress(LayerfsError, OSError), container_lock(self._handle, snapshot):
+                        refuse_mounted(self._handle, snapshot)
                         remove_snapshot(self._handle, snapshot)
                 if own:
-                    os.rmdir(place)
+                    with contextlib.suppress(OSError):
+                        os.rmdir(place)
                 raise
             return _mount(mounted)
 
@@ -146,8 +149,8 @@ class ContainerPart(StorePart):
         from layerfs.mount.image import unmount_record
 
         unmount_record(self._handle, record, lazy=lazy)
-        if os.path.dirname(record.target) == self._targets():
-            with contextlib.suppress(FileNotFoundError):
+        if os.path.dirname(record.target) == os.path.realpath(self._targets()):
+            with contextlib.suppress(OSError):  # what somebody has put below the mount stays
                 os.rmdir(record.target)
         return _mount(record)
 
@@ -175,8 +178,9 @@ class ContainerPart(StorePart):
                     if record.container == snapshot.name:
                         self.umount(record.id)
             refuse_mounted(self._handle, snapshot)
+            removed = self._container(snapshot, None)
             remove_snapshot(self._handle, snapshot)
-        return self._container(snapshot, None)
+        return removed
 
     def _targets(self) -> str:
         return os.path.join(self._handle.layout.runroot, "targets")

@@ -116,10 +116,7 @@ def find_mount(target: str | os.PathLike[str]) -> MountEntry | None:
     """Return the topmost mount at exactly this path, or None.
 
     Args:
-        target: a path; symbolic links in it are resolved, except that a missing path has no mount.
-
-    Raises:
-        OSError: EACCES while resolving.
+        target: a path; symbolic links in it are resolved, as far as that is possible.
     """
     path = os.path.realpath(target)
     # The same text may be the root of another mount, or a type.
@@ -156,8 +153,13 @@ def find_foreign_upper_mount(upper: str | os.PathLike[str]) -> tuple[int, MountE
     from layerfs.linux.mount_namespaces import foreign_overlays  # noqa: PLC0415 - who only lists needs no ctypes
 
     wanted = os.stat(upper)
+    # The same directory may have another path there, but hardly another name and place in what it belongs to.
+    end = os.sep + os.sep.join(os.path.realpath(upper).split(os.sep)[-3:])
     try:
-        if not any(_has_upper(options, wanted) for options in foreign_overlays()):
+        if not any(
+            _has_upper(options, wanted) or any(path.endswith(end) for path in _values(options, "upperdir"))
+            for options in foreign_overlays()
+        ):
             return None
     except OSError:
         pass  # an older kernel, or no privilege: every process has to be looked at
@@ -169,7 +171,7 @@ def find_foreign_upper_mount(upper: str | os.PathLike[str]) -> tuple[int, MountE
                 continue
             seen.add(namespace)
             for entry in read_mounts(int(pid), fstype="overlay"):
-                if _has_upper(entry.super_options, wanted):
+                if _has_upper(entry.super_options, wanted, "", f"/proc/{pid}/root"):
                     return int(pid), entry
     return None
 
@@ -248,10 +250,13 @@ def _values(options: str, key: str) -> list[str]:
     return [_unescape(value) for name, _, value in pairs if name == key]
 
 
-def _has_upper(options: str, wanted: os.stat_result) -> bool:
-    """Return whether an overlay with these options has this upper directory."""
-    with contextlib.suppress(OSError):
-        return any(os.path.samestat(os.stat(path), wanted) for path in _values(options, "upperdir")[-1:])
+def _has_upper(options: str, wanted: os.stat_result, *roots: str) -> bool:
+    """Return whether an overlay with these options has this upper directory, which it names below one of the roots."""
+    for path in _values(options, "upperdir")[-1:]:
+        for root in roots or ("",):
+            with contextlib.suppress(OSError):
+                if os.path.samestat(os.stat(root + path), wanted):
+                    return True
     return False
 
 

@@ -167,11 +167,15 @@ def _lift(fd: int, name: bytes, top: int, number: int) -> None:
             number += 1_000_000
             continue
         try:
-            os.rename(name, new, src_dir_fd=fd, dst_dir_fd=top)
-        except PermissionError as err:
-            if err.errno != errno.EPERM or not _unprotect(name, fd):
-                raise
-            os.rename(name, new, src_dir_fd=fd, dst_dir_fd=top)
+            try:
+                os.rename(name, new, src_dir_fd=fd, dst_dir_fd=top)
+            except PermissionError as err:
+                # It gets another parent, which is a change of the directory itself.
+                (_unprotect if err.errno == errno.EPERM else _open_up)(name, fd)
+                os.rename(name, new, src_dir_fd=fd, dst_dir_fd=top)
+        except BaseException:
+            os.rmdir(new, dir_fd=top)
+            raise
         return
 
 
@@ -184,7 +188,7 @@ def _unlink_files(fd: int) -> list[bytes]:
         for entry in entries:
             name = os.fsencode(entry.name)
             (directories if entry.is_dir(follow_symlinks=False) else files).append(name)
-    if files and not _may_change(fd) and not (clear_protection(fd) and _may_change(fd)):
+    if (files or directories) and not _may_change(fd) and not (clear_protection(fd) and _may_change(fd)):
         os.fchmod(fd, 0o700)
     for name in files:
         _remove(os.unlink, name, fd)
@@ -222,17 +226,22 @@ def _unprotect(name: str | bytes | os.PathLike[str], parent: int | None) -> bool
         os.close(handle)
 
 
+def _open_up(name: str | bytes | os.PathLike[str], parent: int | None) -> None:
+    """Give the owner of a directory all permission."""
+    handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        os.chmod(f"/proc/self/fd/{handle}", 0o700)
+    finally:
+        os.close(handle)
+
+
 def _open_to_remove(name: str | bytes | os.PathLike[str], parent: int | None, device: int | None) -> int:
     """Open a directory that is to be removed; another file system mounted there is EBUSY."""
     try:
         fd = os.open(name, _DIRECTORY, dir_fd=parent)
     except PermissionError:
-        handle = os.open(name, os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-        try:
-            os.chmod(f"/proc/self/fd/{handle}", 0o700)
-            fd = os.open(b".", _DIRECTORY, dir_fd=handle)
-        finally:
-            os.close(handle)
+        _open_up(name, parent)
+        fd = os.open(name, _DIRECTORY, dir_fd=parent)
     if device is not None and os.fstat(fd).st_dev != device:
         os.close(fd)
         raise OSError(errno.EBUSY, "another file system is mounted inside the tree", os.fsdecode(name))

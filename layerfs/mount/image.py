@@ -14,7 +14,7 @@ from layerfs.errors import BackendUnavailable, Conflict, FormatError, IntegrityE
 from layerfs.formats.digest import chain_id
 from layerfs.formats.erofs.reader import Tree
 from layerfs.linux.durable import sync_filesystem
-from layerfs.linux.mountinfo import find_mount, read_mounts
+from layerfs.linux.mountinfo import MountEntry, find_mount, read_mounts
 from layerfs.linux.probe import feature
 from layerfs.mount.choose import BackendStatus, choose_backend
 from layerfs.mount.directory import apply_attributes, is_stackable, unpack
@@ -37,6 +37,9 @@ StrPath = str | os.PathLike[str]
 
 #: Seconds that an unmounted FUSE process gets to close its files.
 _PATIENCE = 10.0
+
+#: What mounts of layerfs are to the kernel.
+_FSTYPES = ("erofs", "overlay", "fuse.layerfs")
 
 #: How often a mount is made whose tree was written anew meanwhile.
 _TRIES = 5
@@ -82,7 +85,7 @@ def mount_image(
     clear_dead(place)
     _refuse_place(handle, place)
     with only_one(target_lock(handle, place)), container_lock(handle, snapshot):
-        _refuse_taken(records, place)
+        covered = _refuse_taken(records, place)
         if snapshot is not None:
             refuse_mounted(handle, snapshot)
         upper = work = None
@@ -96,14 +99,42 @@ def mount_image(
         make = functools.partial(
             _mount, handle, image, tree, place, upper, work, chosen, read_only=read_only, check=check
         )
-        try:
-            mount_id, pid = make(status)
-        except BackendUnavailable as error:
-            # What the kernel can do, it may not do on the file system of this store.
-            reason = next(iter(error.reasons.values()), str(error))
-            status = choose_backend(backend, lower, tried=[replace(status, usable=False, reason=reason)])
-            mount_id, pid = make(status)
-        return _record(handle, records, image, place, mount_id, snapshot, status, pid, read_only=read_only)
+        names = image_names(handle, image)
+        with _unmounted_on_failure(place, covered):
+            try:
+                mount_id, pid = make(status)
+            except BackendUnavailable as error:
+                # What the kernel can do, it may not do on the file system of this store.
+                reason = next(iter(error.reasons.values()), str(error))
+                status = choose_backend(backend, lower, tried=[replace(status, usable=False, reason=reason)])
+                mount_id, pid = make(status)
+            return records.add(
+                target=place, mount_id=mount_id, image_id=str(image.digest), image_name=names[0] if names else None,
+                container=snapshot.name if snapshot is not None else None, backend=status.backend,
+                read_only=read_only, pid=pid,
+            )  # fmt: skip
+
+
+@contextlib.contextmanager
+def _unmounted_on_failure(place: str, covered: MountEntry | None) -> Iterator[None]:
+    """Take away what the block has mounted at a place if it fails: a mount that nobody knows of is hard to find again.
+
+    Whatever fails, a signal included, and at any moment: so the kernel is asked what is there.
+
+    Args:
+        place: the target.
+        covered: what was mounted there before, which stays.
+    """
+    try:
+        yield
+    except BaseException:
+        # Lazily, because what failed may fail here too.
+        with contextlib.suppress(OSError):
+            after = find_mount(place)
+            known = covered.mount_id if covered is not None else None
+            if after is not None and after.fstype in _FSTYPES and after.mount_id != known:
+                unmount(place, mount_id=after.mount_id, lazy=True)
+        raise
 
 
 def _mount(
@@ -251,32 +282,6 @@ def _log(handle: StoreHandle) -> str:
     return os.path.join(handle.layout.runroot, "fuse.log")
 
 
-def _record(
-    handle: StoreHandle,
-    records: MountRecords,
-    image: ImageRecord,
-    place: str,
-    mount_id: int,
-    snapshot: Snapshot | None,
-    status: BackendStatus,
-    pid: int | None,
-    *,
-    read_only: bool,
-) -> MountRecord:
-    names = image_names(handle, image)
-    try:
-        return records.add(
-            target=place, mount_id=mount_id, image_id=str(image.digest), image_name=names[0] if names else None,
-            container=snapshot.name if snapshot is not None else None, backend=status.backend, read_only=read_only,
-            pid=pid,
-        )  # fmt: skip
-    except BaseException:
-        # A mount that nobody knows of could not be found again. Bare, because what failed may fail here too.
-        with contextlib.suppress(OSError):
-            unmount(place, mount_id=mount_id, lazy=True)
-        raise
-
-
 def _refuse_place(handle: StoreHandle, place: str) -> None:
     """Refuse a target that would cover the store or the kernel's tables, or lie among the store's files."""
     for kept in ("/proc", "/sys", "/dev"):
@@ -290,7 +295,8 @@ def _refuse_place(handle: StoreHandle, place: str) -> None:
             raise MountError(f"target {place} {relation} the {what} {kept}", hint="Choose a directory outside of it.")
 
 
-def _refuse_taken(records: MountRecords, place: str) -> None:
+def _refuse_taken(records: MountRecords, place: str) -> MountEntry | None:
+    """Refuse a target where layerfs has mounted something; return what anybody else has."""
     for record in records.live():
         if record.target == place:
             what = record.container or record.image_name or record.image_id
@@ -303,6 +309,7 @@ def _refuse_taken(records: MountRecords, place: str) -> None:
             f"{entry.fstype} is mounted at {place} already", reason="mounted",
             hint="Choose another directory, or unmount what is there first.",
         )  # fmt: skip
+    return entry
 
 
 def _dress_root(upper: str, tree: Tree) -> None:

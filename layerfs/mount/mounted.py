@@ -29,13 +29,15 @@ def records_of(handle: StoreHandle) -> MountRecords:
 
 
 def adopt_mounts(handle: StoreHandle) -> None:
-    """Record mounts of this store that nobody recorded: their process was killed just after it had made them.
+    """Record kernel mounts of this store that nobody recorded: their process was killed just after it had made them.
 
-    Only this mount namespace is looked at.
+    Only this mount namespace is looked at. Whatever serves FUSE mounts holds a lock on what it writes to.
     """
     records = records_of(handle)
+    # The kernel may show a path as it was given, or without its symbolic links.
+    roots = {handle.layout.root, os.path.realpath(handle.layout.root)}
     snapshots, unpacked, images = (
-        os.path.join(handle.layout.root, name, "") for name in ("snapshots", "unpacked", "images")
+        tuple(os.path.join(root, name, "") for root in roots) for name in ("snapshots", "unpacked", "images")
     )
     found = [
         entry
@@ -84,11 +86,13 @@ def _shows(handle: StoreHandle, entry: MountEntry, image: ImageRecord) -> bool:
     """Return whether a mount without a writable layer is of this image."""
     layout = handle.layout
     if entry.fstype == "erofs":
-        return entry.source == layout.merged_tree(image.chain_id)
+        return os.path.realpath(entry.source) == os.path.realpath(layout.merged_tree(image.chain_id))
     # An empty directory on top makes an overlay of a single one.
-    lowers = [path for path in entry.option_values("lowerdir+") if path != "/"]
+    lowers = [os.path.realpath(path) for path in entry.option_values("lowerdir+") if path != "/"]
     stacked = [layout.unpacked(layer.diff_id) for layer in image_layers(handle, image)]
-    return lowers in ([layout.unpacked_merged(image.chain_id)], stacked[::-1])
+    return lowers in (
+        [os.path.realpath(layout.unpacked_merged(image.chain_id))], [*map(os.path.realpath, stacked[::-1])]
+    )  # fmt: skip
 
 
 @contextlib.contextmanager
@@ -122,6 +126,8 @@ def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
     records = records_of(handle)
     upper = os.path.join(handle.layout.snapshot(snapshot.id), "upper")
     targets = [record.target for record in records.live() if record.container == snapshot.name]
+    if not targets and not os.path.lexists(upper):
+        return None  # somebody has removed it by hand, and nothing is left to protect
     # Whoever mounted it with another run root left no record here, but the kernel knows.
     entry = find_upper_mount(upper) if not targets else None
     if targets or entry is not None:

@@ -18,7 +18,7 @@ from layerfs.union.attribute import Attributes
 from layerfs.union.base import Caller
 from layerfs.union.file import FilePart
 from layerfs.union.flags import FlagPart
-from layerfs.union.mark import descriptor_path, get_xattr
+from layerfs.union.mark import descriptor_path, get_xattr, list_xattrs
 from layerfs.union.node import Content, Node
 from layerfs.union.upper import Upper
 from layerfs.union.view import ViewPart
@@ -74,9 +74,13 @@ class ChangePart(ViewPart, FilePart, FlagPart):
             for fd in opened:
                 os.close(fd)
             raise
-        # Every write asks for the capabilities of the file; asking here costs one call.
-        node.bare = not os.listxattr(opened[0])
         self._keep(node, Content(opened[0], 0, None, owned=True, writable=True))
+        try:
+            # Every write asks for the capabilities of the file; asking here costs one call.
+            node.bare = not list_xattrs(opened[0])
+        except BaseException:
+            self._nodes.drop(node)
+            raise
         return self._entered(node, status)
 
     def tmpfile(self, parent: int, mode: int, caller: Caller) -> Attributes:
@@ -235,7 +239,7 @@ class ChangePart(ViewPart, FilePart, FlagPart):
         self._copy_up(node)
         node.bare = False
         if stored == ACCESS_ACL and upper.override and node.kind in {stat.S_IFREG, stat.S_IFDIR}:
-            self._set_overridden_acl(node, upper, value)
+            self._set_overridden_acl(node, upper, value, flags)
         else:
             with upper.inode(node) as fd:
                 os.setxattr(descriptor_path(fd), stored, value, flags)
@@ -244,7 +248,7 @@ class ChangePart(ViewPart, FilePart, FlagPart):
             if mode & stat.S_ISGID:
                 upper.change(node, mode=mode & ~stat.S_ISGID, uid=None, gid=None)
 
-    def _set_overridden_acl(self, node: Node, upper: Upper, value: bytes) -> None:
+    def _set_overridden_acl(self, node: Node, upper: Upper, value: bytes, flags: int) -> None:
         """Set an ACL, and the mode that goes with it: where that is kept beside the file the kernel cannot do so.
 
         One that says no more than a mode becomes just that, as in every file system (fs/posix_acl.c,
@@ -255,11 +259,12 @@ class ChangePart(ViewPart, FilePart, FlagPart):
             raise OSError(errno.EINVAL, os.strerror(errno.EINVAL))
         mode, is_more = meant
         with upper.inode(node) as fd:
-            if is_more:
-                os.setxattr(descriptor_path(fd), ACCESS_ACL, value)
-            else:
+            path = descriptor_path(fd)
+            if is_more or flags:
+                os.setxattr(path, ACCESS_ACL, value, flags)
+            if not is_more:
                 try:
-                    os.removexattr(descriptor_path(fd), ACCESS_ACL)
+                    os.removexattr(path, ACCESS_ACL)
                 except OSError as error:
                     if error.errno not in {errno.ENODATA, errno.EOPNOTSUPP}:
                         raise
@@ -283,8 +288,13 @@ class ChangePart(ViewPart, FilePart, FlagPart):
 
     def _entered(self, node: Node, status: os.stat_result | None = None) -> Attributes:
         """Return the attributes of an inode that the kernel is told of."""
+        try:
+            found = self._attributes(node, status)
+        except BaseException:
+            self._nodes.drop(node)
+            raise
         node.lookups += 1
-        return self._attributes(node, status)
+        return found
 
     def _prepare(self, parent: Node, name: bytes) -> tuple[Upper, bool]:
         """Make sure that a name is free in a directory of the upper.
@@ -365,6 +375,7 @@ class ChangePart(ViewPart, FilePart, FlagPart):
                 if is_directory:
                     upper.make_opaque(temporary, work)
                     rename(work, temporary, fd, name, EXCHANGE)
+                    remove = os.unlink  # it is the whiteout now
                     os.unlink(temporary, dir_fd=work)
                 else:
                     os.rename(temporary, name, src_dir_fd=work, dst_dir_fd=fd)

@@ -64,7 +64,7 @@ class ImageLower:
             os.close(self._fds.popitem()[1])
 
     def close_directories(self) -> None:
-        """Do nothing: only the tree's file and layer tars are open, one descriptor each."""
+        """Do nothing: only the tree's file and layer tars are open, one descriptor each, and nodes go by these."""
 
     def forget_directories(self) -> None:
         """Drop decoded directories, and where files lie."""

@@ -13,7 +13,10 @@ _RESERVE = 16
 
 
 def descriptor_share(most: int = _MOST) -> int:
-    """Return how many descriptors one holder may have, at most so many: all together never take more than half."""
+    """Return how many descriptors one holder may have, at most so many: all of these together take no more than half.
+
+    The layer tars of an image come on top, one descriptor each, once they are read from.
+    """
     soft = resource.getrlimit(resource.RLIMIT_NOFILE)[0]
     return most if soft == resource.RLIM_INFINITY else max(8, min(most, soft // 8))
 

@@ -28,6 +28,7 @@ __all__ = [
     "get_xattr",
     "has_whiteout_mark",
     "is_whiteout",
+    "list_xattrs",
     "open_below",
     "open_inode",
     "open_quietly",
@@ -100,18 +101,21 @@ def get_xattr(fd: int, name: bytes) -> bytes | None:
         raise
 
 
+def list_xattrs(where: bytes | int) -> list[bytes]:
+    """Return the names of the xattrs of an inode: a path, or a descriptor that is more than an O_PATH one."""
+    try:
+        names = os.listxattr(where)
+    except OSError as error:
+        if error.errno in _NONE:  # a file system that knows no xattrs
+            return []
+        raise
+    return [os.fsencode(name) for name in names] if names else []
+
+
 def read_xattrs(fd: int) -> dict[bytes, bytes]:
     """Return all xattrs of an open inode."""
-    path = descriptor_path(fd)
-    try:
-        names = os.listxattr(path)
-    except OSError as error:
-        if error.errno in _NONE:
-            return {}
-        raise
     found = {}
-    for text in names:
-        name = os.fsencode(text)
+    for name in list_xattrs(descriptor_path(fd)):
         value = get_xattr(fd, name)
         if value is not None:
             found[name] = value
@@ -125,14 +129,13 @@ def read_opaque(fd: int, prefix: bytes) -> bytes:
         OSError: EPERM for a directory that is a redirect to another one: following it is switched off, as in the
             kernel with ``redirect_dir=nofollow``.
     """
-    names = os.listxattr(descriptor_path(fd))
+    names = list_xattrs(descriptor_path(fd))
     if not names:
         return b""
-    raw = {os.fsencode(name) for name in names}
-    if prefix + b"redirect" in raw:
+    if prefix + b"redirect" in names:
         raise OSError(EPERM, "directory is a redirect")
     for mark in (prefix + b"opaque", FUSE_OVERLAYFS_OPAQUE):
-        if mark in raw:
+        if mark in names:
             return get_xattr(fd, mark) or b""
     return b""
 

@@ -205,8 +205,15 @@ class MovePart(ChangePart, ListingPart):
         except OSError as error:
             if error.errno not in {errno.EINVAL, errno.EPERM}:
                 raise
-            os.rename(old_name, new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd)
-            upper.make_whiteout(old_name, old_fd)
+            # Made beforehand, for there may be no room for it afterwards.
+            temporary = upper.temporary()
+            upper.make_whiteout(temporary, upper.work)
+            try:
+                os.rename(old_name, new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd)
+            except BaseException:
+                os.unlink(temporary, dir_fd=upper.work)
+                raise
+            os.rename(temporary, old_name, src_dir_fd=upper.work, dst_dir_fd=old_fd)
 
     def _move(self, node: Node, source: Node, old_name: bytes, target: Node, new_name: bytes) -> None:
         """Note that a node has one name instead of another."""

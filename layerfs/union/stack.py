@@ -94,6 +94,7 @@ class StackLower:
         try:
             for layer in layers:
                 self._roots.append(_open_alone(layer))
+            sources = self._top_sources()
         except BaseException:
             self.close()
             raise
@@ -104,16 +105,20 @@ class StackLower:
         #: The layer in which each file with several links was met first.
         self._owners: dict[tuple[int, int], int] = {}
         self._shared = (len(devices) + 2) << _DEVICE_SHIFT
+        self.root = _Entry(stat.S_IFDIR, 1, tuple(sources), b"")
+        self.limit: int = 0 if self._plain else self._shared + (len(self._roots) << _DEVICE_SHIFT)
+
+    def _top_sources(self) -> list[_Source]:
+        """Return what the root is merged of."""
         sources = []
         for number, root in enumerate(self._roots):
             source = _Source(number, None, b"")
-            source.mark = read_opaque(root, prefix)
+            source.mark = read_opaque(root, self._prefix)
             sources.append(source)
             # The kernel merges all roots, whatever their marks; a root that is opaque in the other form hides the rest.
             if not source.mark and self._opaque(root, beneath=True):
                 break
-        self.root = _Entry(stat.S_IFDIR, 1, tuple(sources), b"")
-        self.limit: int = 0 if self._plain else self._shared + (len(self._roots) << _DEVICE_SHIFT)
+        return sources
 
     def close(self) -> None:
         """Close every directory."""

@@ -318,7 +318,7 @@ class Upper:
         except BaseException:
             os.unlink(temporary, dir_fd=self.work)
             raise
-        remove_tree(temporary, dir_fd=self.work)
+        self._discard(temporary)
 
     def remove_directory(self, name: bytes, dir_fd: int) -> None:
         """Remove a directory that shows nothing; whiteouts in it go with it."""
@@ -329,6 +329,11 @@ class Upper:
                 raise
             temporary = self.temporary()
             os.rename(name, temporary, src_dir_fd=dir_fd, dst_dir_fd=self.work)
+            self._discard(temporary)
+
+    def _discard(self, temporary: bytes) -> None:
+        """Remove a tree that has lost its name already: what cannot be removed now, the next mount removes."""
+        with contextlib.suppress(OSError):
             remove_tree(temporary, dir_fd=self.work)
 
     def opaque_mark(self, name: bytes, dir_fd: int) -> bytes:

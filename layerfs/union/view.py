@@ -10,7 +10,7 @@ from errno import EINVAL, ENODATA, ENOTSUP
 from layerfs.formats.xattr import ACCESS_ACL, acl_of_owner
 from layerfs.union.attribute import Attributes
 from layerfs.union.base import Caller, UnionPart
-from layerfs.union.mark import ESCAPE, FUSE_OVERLAYFS_OPAQUE, descriptor_path, read_xattrs
+from layerfs.union.mark import ESCAPE, FUSE_OVERLAYFS_OPAQUE, descriptor_path, list_xattrs, read_xattrs
 from layerfs.union.node import Node
 
 __all__ = ["ViewPart"]
@@ -84,7 +84,7 @@ class ViewPart(UnionPart):
             with self._upper.inode(node) as fd:
                 path = descriptor_path(fd)
                 # Every write asks for the capabilities of a file that hardly ever has any xattr.
-                if not os.listxattr(path):
+                if not list_xattrs(path):
                     node.bare = True
                     raise _no_xattr(name)
                 value = os.getxattr(path, stored)

@@ -277,6 +277,14 @@ def test_standard_streams_that_are_closed(shell: Shell, image: Built) -> None:
     closed = run(">&-", "images")
     assert closed.returncode == 1
     assert closed.stderr == b"layerfs: error: standard output: Bad file descriptor\n"
+    for words in (["images", "--format", "{{.ID}}"], ["ls", f"{image.id}:/"], ["layers", image.id]):
+        closed = run(">&-", *words)
+        assert (closed.returncode, closed.stderr) == (1, b"layerfs: error: standard output: Bad file descriptor\n")
+    for redirection in (">&-", "<&-"):
+        assert run(redirection, "explore", image.id).returncode == 2
+    closed = run(">&-", "export", image.id)
+    assert closed.returncode == 2
+    assert b"standard output is closed" in closed.stderr
     closed = run("<&-", "load")
     assert closed.returncode == 2
     assert b"standard input is closed" in closed.stderr

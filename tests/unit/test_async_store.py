@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import inspect
+import time
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +13,7 @@ import trio
 from layerfs.api import Store
 from layerfs.api.async_store import AsyncStore
 from layerfs.errors import NotFound
+from layerfs.store import check
 from tests.image_builder import TestImage, layer, oci, write_layout
 
 
@@ -26,15 +29,19 @@ def test_same_names_and_arguments() -> None:
     ours, theirs = public(AsyncStore), public(Store)
     assert set(ours) == set(theirs)
     for name, signature in theirs.items():
+        method = getattr(AsyncStore, name)
+        assert method.__doc__
+        if hasattr(method, "__wrapped__"):
+            assert method.__wrapped__ is getattr(Store, name)  # whose signature it has then, as inspect sees it
+            continue
         assert str(ours[name].replace(return_annotation=None)) == str(signature.replace(return_annotation=None)), name
-        assert getattr(AsyncStore, name).__doc__
 
 
 def test_everything_is_awaited_or_iterated() -> None:
     for name in public(AsyncStore):
-        method = inspect.unwrap(getattr(AsyncStore, name), stop=lambda found: found.__module__ != Store.__module__)
         code = getattr(AsyncStore, name)
-        assert inspect.iscoroutinefunction(code) or inspect.isasyncgenfunction(code), (name, method)
+        yields = inspect.isgeneratorfunction(getattr(Store, name))
+        assert (inspect.isasyncgenfunction if yields else inspect.iscoroutinefunction)(code), name
 
 
 def test_use(tmp_path: Path) -> None:
@@ -65,3 +72,27 @@ def test_a_load_can_be_cancelled(tmp_path: Path) -> None:
             assert await store.images() == []
 
     trio.run(run)
+
+
+def test_what_yields_is_cancelled_between_two_polls_too(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    polled = 0
+
+    def slow(_store: object, *, check: Callable[[], None], **_options: object) -> Iterator[object]:
+        nonlocal polled
+        for _round in range(1000):
+            time.sleep(0.01)
+            polled += 1
+            check()
+        yield from ()
+
+    monkeypatch.setattr(check, "check_store", slow)
+
+    async def run() -> None:
+        async with await AsyncStore.open(tmp_path / "store", sync=False) as store:
+            with trio.move_on_after(0.1) as scope:
+                async for _ in store.check():
+                    pass
+            assert scope.cancelled_caught
+
+    trio.run(run)
+    assert 0 < polled < 500

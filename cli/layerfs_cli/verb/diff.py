@@ -4,14 +4,13 @@ from __future__ import annotations
 
 import base64
 import os
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING, Any, Final
 
 import click
 
 from layerfs_cli.argument import complete_containers_and_images, epoch_option
-from layerfs_cli.output import as_json, print_document, write, write_to
+from layerfs_cli.output import as_json, print_document, refuse_terminal, stdout_is_terminal, write, write_to
 from layerfs_cli.program import verb
 from layerfs_cli.settings import settings_of
 from layerfs_cli.text import human_size, rfc3339, shown_name
@@ -92,8 +91,8 @@ def command(
         raise click.UsageError("--content has no JSON form", context)
     if (layer is None) == (not names) or len(names) > 2:
         raise click.UsageError("name a container, two images, or a --layer", context)
-    if output == "-" and (sys.stdout is None or sys.stdout.isatty()):
-        raise click.UsageError("standard output is a terminal: redirect it, or name a file with -o", context)
+    if output == "-":
+        refuse_terminal(context)
     settings = settings_of(context)
     with settings.open_store() as store:
         steps = _Counted(_steps(store, names, layer, exact=output is not None))
@@ -142,7 +141,7 @@ def _steps(store: Store, names: tuple[str, ...], layer: str | None, *, exact: bo
 
 
 def _print_changes(steps: _Counted, form: str, *, name_only: bool, null: bool) -> None:
-    terminal = sys.stdout.isatty() and not null
+    terminal = stdout_is_terminal() and not null
     end = b"\0" if null else b"\n"
     found: dict[str, list[str]] = {"changed": [], "added": [], "deleted": []}
     for step in steps:
@@ -176,7 +175,7 @@ def _print_stat(steps: _Counted, form: str) -> None:
         for document in documents:
             write(as_json(document) + "\n")
         return
-    terminal = sys.stdout.isatty()
+    terminal = stdout_is_terminal()
     for row in rows:
         write(_stat_line(row.added, row.changed, row.deleted, row.bytes_in, row.bytes_out).encode())
         write(b"  " + shown_name(row.path, terminal=terminal) + b"\n")
@@ -195,7 +194,7 @@ def _stat_line(added: int, changed: int, deleted: int, bytes_in: int, bytes_out:
 def _print_metadata(steps: _Counted, form: str) -> None:
     from layerfs.changeset.describe import metadata_changes
 
-    terminal = sys.stdout.isatty()
+    terminal = stdout_is_terminal()
     documents: list[dict[str, Any]] = []
     for step in steps:
         assert step.kind is not None
@@ -232,7 +231,7 @@ def _plain(what: str, value: Any) -> object:
 def _print_content(steps: _Counted) -> None:
     from layerfs.changeset.describe import text_diff
 
-    terminal = sys.stdout.isatty()
+    terminal = stdout_is_terminal()
     for step in steps:
         for line in text_diff(step):
             write(shown_name(line.removesuffix(b"\n"), terminal=terminal) + b"\n")

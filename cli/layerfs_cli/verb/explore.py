@@ -7,6 +7,7 @@ import sys
 import click
 
 from layerfs_cli.argument import image_argument
+from layerfs_cli.output import stdout_is_terminal
 from layerfs_cli.program import verb
 from layerfs_cli.settings import settings_of
 
@@ -24,7 +25,7 @@ def command(context: click.Context, image: str) -> None:
     """
     from layerfs.errors import LayerfsError
 
-    if not (sys.stdin.isatty() and sys.stdout.isatty()):
+    if sys.stdin is None or not sys.stdin.isatty() or not stdout_is_terminal():
         raise click.UsageError("a browser needs a terminal: use layerfs report instead", context)
     try:
         from layerfs_cli.browser import Browser

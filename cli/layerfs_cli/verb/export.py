@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import sys
-
 import click
 
 from layerfs_cli.argument import complete_containers_and_images, epoch_option
-from layerfs_cli.output import write_to
+from layerfs_cli.output import refuse_terminal, write_to
 from layerfs_cli.program import verb
 from layerfs_cli.settings import settings_of
 
@@ -25,8 +23,8 @@ def command(context: click.Context, name: str, output: str, latest: int | None) 
 
     The same files give the same bytes. layerfs import takes it back. Sockets stay out, since no tar can hold one.
     """
-    if output == "-" and (sys.stdout is None or sys.stdout.isatty()):
-        raise click.UsageError("standard output is a terminal: redirect it, or name a file with -o", context)
+    if output == "-":
+        refuse_terminal(context)
     settings = settings_of(context)
     with settings.open_store() as store:
         write_to(output, store.export(name, latest=latest), sync=settings.sync)

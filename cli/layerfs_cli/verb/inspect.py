@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack
+from contextlib import ExitStack, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -134,9 +134,8 @@ def _describe(store: Store, name: str) -> dict[str, object]:
     try:
         return _image(store, store.resolve(name))
     except (NotFound, InvalidReference):
-        for container in store.containers():
-            if name == container.name or (len(name) >= 4 and container.id.startswith(name)):
-                return _container(container)
+        with suppress(NotFound):
+            return _container(store.container(name))
         raise
 
 

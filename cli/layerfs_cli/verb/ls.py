@@ -5,14 +5,13 @@ from __future__ import annotations
 import base64
 import os
 import stat
-import sys
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 import click
 
 from layerfs_cli.argument import image_argument, split_image_path
-from layerfs_cli.output import as_json, print_document, write
+from layerfs_cli.output import as_json, print_document, stdout_is_terminal, write
 from layerfs_cli.program import verb
 from layerfs_cli.settings import settings_of
 from layerfs_cli.text import human_size, rfc3339, shown_name
@@ -52,7 +51,7 @@ def command(
     numbers: which names they have is the image's own matter.
     """
     image, path = split_image_path(place)
-    terminal = sys.stdout.isatty() and not null
+    terminal = stdout_is_terminal() and not null
     end = b"\0" if null else b"\n"
     documents: list[object] = []
     with settings_of(context).open_store() as store:

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import sys
 from typing import TYPE_CHECKING, Any
 
 import click
 from click.core import ParameterSource
 
 from layerfs_cli.argument import image_argument
-from layerfs_cli.output import print_document, write, write_to
+from layerfs_cli.output import print_document, refuse_terminal, write, write_to
 from layerfs_cli.program import verb
 from layerfs_cli.settings import settings_of
 from layerfs_cli.text import human_size, printable, shorten
@@ -60,8 +59,8 @@ def command(
             raise click.UsageError(f"--{name.replace('_', '-')} is a limit for --ci", context)
     if form == "json" and (ci or output is not None):
         raise click.UsageError("--format json is what is printed without --ci and -o", context)
-    if output == "-" and (sys.stdout is None or sys.stdout.isatty()):
-        raise click.UsageError("standard output is a terminal: redirect it, or name a file with -o", context)
+    if output == "-":
+        refuse_terminal(context)
     if image is None and (output is not None or ci):
         raise click.UsageError("name an image", context)
     settings = settings_of(context)
@@ -209,6 +208,9 @@ def _size(context: click.Context, text: str) -> int:
     digits = text.strip().rstrip("bBkKmMgGiI")
     unit = text.strip()[len(digits) :].lower()
     try:
-        return int(float(digits) * units[unit])
-    except (ValueError, KeyError):
-        raise click.UsageError(f"{text!r} is no size: write 20MB, 512m or 1000000", context) from None
+        size = int(float(digits) * units[unit])
+        if size >= 0:
+            return size
+    except (ValueError, KeyError, OverflowError):
+        pass
+    raise click.UsageError(f"{text!r} is no size: write 20MB, 512m or 1000000", context)

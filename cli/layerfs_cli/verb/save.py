@@ -2,13 +2,12 @@
 
 from __future__ import annotations
 
-import sys
 from contextlib import nullcontext
 
 import click
 
 from layerfs_cli.argument import images_argument
-from layerfs_cli.output import standard_output
+from layerfs_cli.output import refuse_terminal, standard_output
 from layerfs_cli.program import verb
 from layerfs_cli.settings import settings_of
 
@@ -39,8 +38,8 @@ def command(
         raise click.UsageError("layers of a docker archive are not compressed: use --format oci-archive", context)
     if output == "-" and form == "oci":
         raise click.UsageError("an OCI layout is a directory: name it with -o", context)
-    if output == "-" and (sys.stdout is None or sys.stdout.isatty()):
-        raise click.UsageError("standard output is a terminal: redirect it, or name a file with -o", context)
+    if output == "-":
+        refuse_terminal(context)
     settings = settings_of(context)
     with settings.open_store() as store, standard_output() if output == "-" else nullcontext(output) as target:
         saved = store.save(names, target, form=form, compression=compression)

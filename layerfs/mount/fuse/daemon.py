@@ -6,18 +6,21 @@ when the mount works, or why there is none. LOG takes what it has to say later.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import logging
 import os
 import sys
 
 from layerfs.errors import LayerfsError
+from layerfs.linux.standard_descriptors import fill_standard_descriptors
 
 __all__ = ["detach", "main"]
 
 
 def main(arguments: list[str]) -> int:
     """Serve the mount; return an exit code."""
+    fill_standard_descriptors()
     source, answer = int(arguments[0]), int(arguments[1])
     if os.fork():
         # Whoever waits for this process has waited long enough: the mount is not its child.
@@ -57,18 +60,20 @@ def main(arguments: list[str]) -> int:
 
 
 def detach(log: str | None) -> None:
-    """Let go of the working directory and the streams of whoever started this process.
+    """Let go of the working directory and the streams of whoever started this process, none of which is closed.
 
     Args:
         log: file that takes what would go to standard error, made if it is missing; None drops it.
     """
     os.chdir("/")
-    null = os.open(os.devnull, os.O_RDWR)
-    target = null if log is None else os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
-    for number, fd in ((0, null), (1, target), (2, target)):
-        os.dup2(fd, number)
-    for fd in {null, target}:
-        os.close(fd)
+    with contextlib.ExitStack() as stack:
+        null = target = os.open(os.devnull, os.O_RDWR)
+        stack.callback(os.close, null)
+        if log is not None:
+            target = os.open(log, os.O_WRONLY | os.O_CREAT | os.O_APPEND | os.O_CLOEXEC, 0o600)
+            stack.callback(os.close, target)
+        for number, fd in ((0, null), (1, target), (2, target)):
+            os.dup2(fd, number)
 
 
 if __name__ == "__main__":

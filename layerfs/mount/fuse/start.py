@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import fcntl
 import json
 import os
 import subprocess
@@ -46,9 +47,10 @@ def start_fuse(wanted: FuseSpecification, *, log: str | None = None) -> tuple[in
             f"backend fuse does not work here: {status.reason}", reasons={_BACKEND: status.reason}
         )  # fmt: skip
     wanted = replace(wanted, target=os.path.realpath(wanted.target))
-    source, text = os.pipe()
-    answer, ready = os.pipe()
+    source = text = answer = ready = -1
     try:
+        source, text = _pipe()
+        answer, ready = _pipe()
         command = [sys.executable, "-P", "-m", "layerfs.mount.fuse.daemon", str(source), str(ready)]
         if log is not None:
             command.append(log)
@@ -85,6 +87,16 @@ def start_fuse(wanted: FuseSpecification, *, log: str | None = None) -> tuple[in
         if entry.target == wanted.target:
             return entry.mount_id, int(said["pid"])
     raise MountError(f"the mount at {wanted.target} is gone", errno=errno.ENOENT, backend=_BACKEND)
+
+
+def _pipe() -> tuple[int, int]:
+    """Make a pipe whose ends are no standard streams: where this process has closed those, the other opens its own."""
+    ends = os.pipe()
+    try:
+        return fcntl.fcntl(ends[0], fcntl.F_DUPFD_CLOEXEC, 3), fcntl.fcntl(ends[1], fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        for end in ends:
+            os.close(end)
 
 
 def is_dead(target: str | os.PathLike[str]) -> bool:
@@ -125,10 +137,10 @@ def unmount_by_helper(path: str, *, lazy: bool) -> None:
     """
     command = ["fusermount3", "-u", *(["-z"] if lazy else []), "--", path]
     try:
-        done = subprocess.run(command, check=False, capture_output=True, text=True, stdin=subprocess.DEVNULL)
+        done = subprocess.run(command, check=False, capture_output=True, stdin=subprocess.DEVNULL)
     except FileNotFoundError as error:
         raise MountError(f"cannot unmount {path}: fusermount3 is not installed", errno=errno.EPERM) from error
     if done.returncode:
-        said = done.stderr.strip().removeprefix("fusermount3: ") or "fusermount3 failed"
+        said = os.fsdecode(done.stderr.strip()).removeprefix("fusermount3: ") or "fusermount3 failed"
         number = errno.EBUSY if "busy" in said.lower() else errno.EPERM
         raise MountError(f"cannot unmount {path}: {said}", errno=number)

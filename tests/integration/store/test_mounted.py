@@ -8,6 +8,7 @@ import os
 import shutil
 import stat
 import subprocess
+import sys
 import tempfile
 import time
 from collections.abc import Iterator
@@ -16,12 +17,13 @@ from pathlib import Path
 import pytest
 
 from layerfs.api import Store
-from layerfs.errors import BackendUnavailable, Conflict, NotFound, StoreReadOnly
+from layerfs.errors import BackendUnavailable, Conflict, MountError, NotFound, StoreReadOnly
 from layerfs.formats.digest import Digest
 from layerfs.formats.erofs.reader import Tree
 from layerfs.linux.mount_api import umount
 from layerfs.mount import image as image_mount
 from layerfs.mount.image import unmount_record
+from layerfs.mount.record import MountRecords
 from layerfs.store.handle import StoreHandle
 from layerfs.store.layer import device_paths
 from tests.image_builder import TestImage, entry, layer, noise, oci, outer, pipe, write_layout
@@ -349,6 +351,150 @@ def test_a_container_in_another_mount_namespace_is_in_use(container: tuple[Store
     store.mount("donor:1", target, name="box")
     store.umount("box")
     store.remove_container("box")
+
+
+@pytest.mark.needs_overlay
+def test_a_container_that_has_another_path_in_another_namespace_is_in_use(
+    container: tuple[Store, Path], tmp_path: Path
+) -> None:
+    store, target = container
+    elsewhere = tmp_path / "elsewhere"
+    elsewhere.mkdir()
+    code = """
+import sys, time
+from layerfs.api import Store
+with Store.open(sys.argv[1], runroot=sys.argv[3]) as store:
+    store.mount("donor:1", sys.argv[2], name="box")
+    print("ready", flush=True)
+    time.sleep(600)
+"""
+    script = 'mount --bind "$1/store" "$1/elsewhere" && exec "$2" -c "$3" "$1/elsewhere" "$1/target" "$1/run2"'
+    words = [
+        "unshare",
+        "--mount",
+        "--propagation",
+        "private",
+        "sh",
+        "-c",
+        script,
+        "sh",
+        str(tmp_path),
+        sys.executable,
+        code,
+    ]
+    with subprocess.Popen(words, stdout=subprocess.PIPE) as process:
+        try:
+            assert process.stdout is not None
+            assert process.stdout.readline() == b"ready\n"
+            for attempt in (lambda: store.remove_container("box"), lambda: store.mount("donor:1", target, name="box")):
+                with pytest.raises(Conflict, match="another mount namespace"):
+                    attempt()
+        finally:
+            process.kill()
+    store.remove_container("box")
+
+
+@pytest.mark.needs_overlay
+@pytest.mark.needs_fuse
+@pytest.mark.parametrize("backend", ["overlay", "fuse"])
+def test_a_mount_that_fails_at_its_very_end_leaves_nothing(
+    container: tuple[Store, Path], monkeypatch: pytest.MonkeyPatch, backend: str
+) -> None:
+    store, target = container
+
+    def interrupted(*_: object, **__: object) -> None:
+        assert target.is_mount()
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MountRecords, "add", interrupted)
+    with pytest.raises(KeyboardInterrupt):
+        store.mount("donor:1", target, name="box", backend=backend)
+    assert not target.is_mount()
+    assert store.containers() == []
+    monkeypatch.undo()
+    seen = 0
+
+    def identity(status: os.stat_result) -> tuple[int, ...]:
+        nonlocal seen
+        seen += 1
+        if target.is_mount():  # the tree is looked at again, right after the mount
+            raise KeyboardInterrupt
+        return (status.st_ino,)
+
+    monkeypatch.setattr(image_mount, "_identity", identity)
+    with pytest.raises(KeyboardInterrupt):
+        store.mount("donor:1", target, name="box", backend=backend)
+    assert seen
+    assert not target.is_mount()
+    assert not store.containers()
+    assert not store.mounts()
+
+
+@pytest.mark.needs_overlay
+def test_what_went_wrong_is_told_though_cleaning_up_fails_too(
+    container: tuple[Store, Path], monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    store, _ = container
+
+    def refused(*_: object, **__: object) -> None:
+        (own,) = (tmp_path / "store" / "run" / "targets").iterdir()
+        (own / "file").write_text("in the way")
+        raise MountError("the real reason")
+
+    monkeypatch.setattr(image_mount, "mount_image", refused)
+    with pytest.raises(MountError, match="the real reason"):
+        store.mount("donor:1", name="box")
+    assert store.containers() == []
+
+
+@pytest.mark.needs_overlay
+def test_a_container_whose_directory_is_gone_can_be_removed(container: tuple[Store, Path], tmp_path: Path) -> None:
+    store, target = container
+    store.mount("donor:1", target, name="box")
+    store.umount("box")
+    shutil.rmtree(tmp_path / "store" / "snapshots" / store.container("box").id)
+    assert store.remove_container("box").name == "box"
+    store.remove_image("donor:1")
+
+
+@pytest.mark.needs_overlay
+@pytest.mark.parametrize("read_only", [True, False])
+def test_a_store_and_a_run_root_behind_symbolic_links(tmp_path: Path, read_only: bool) -> None:
+    for name in ("real-store", "real-run"):
+        (tmp_path / name).mkdir(mode=0o700)
+    (tmp_path / "store").symlink_to("real-store")
+    (tmp_path / "run").symlink_to("real-run")
+    with Store.open(tmp_path / "store", runroot=tmp_path / "run", sync=False) as store:
+        store.load(pipe(outer(oci(DONOR))))
+        box = None if read_only else "box"
+        made = store.mount("donor:1", name=box, read_only=read_only)
+        shutil.rmtree(tmp_path / "real-run" / "mounts")
+        (again,) = store.mounts()  # nobody recorded it, but the kernel knows
+        assert (again.target, again.container) == (made.target, box)
+        store.umount(made.target)
+        assert not os.path.lexists(made.target)
+
+
+@pytest.mark.needs_fuse
+@pytest.mark.parametrize("closed", [(0,), (2,), (1, 2), (0, 1, 2)])
+def test_the_process_of_a_mount_needs_no_standard_streams(
+    container: tuple[Store, Path], tmp_path: Path, closed: tuple[int, ...]
+) -> None:
+    _, target = container
+    code = f"""
+import os, sys
+from layerfs.api import Store
+for number in {closed!r}:
+    os.close(number)
+with Store.open(sys.argv[1], sync=False) as store:
+    store.mount("donor:1", sys.argv[2], name="box", backend="fuse")
+    with open(sys.argv[2] + "/new", "w") as file:
+        file.write("written")
+    names = sorted(os.listdir(sys.argv[2]))
+    store.umount("box")
+    sys.exit(names != ["donor", "new", "x"])
+"""
+    assert subprocess.run([sys.executable, "-c", code, tmp_path / "store", target], check=False).returncode == 0
 
 
 @pytest.mark.needs_fuse

@@ -5,7 +5,9 @@ from __future__ import annotations
 import contextlib
 import errno
 import os
+import shutil
 import sys
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -13,7 +15,7 @@ import pytest
 
 from layerfs.linux.inode_flags import FLAGS, write_flags
 from layerfs.linux.safe_path import open_in_root, remove_tree
-from tests.union_oracle import errno_of
+from tests.union_oracle import USER, acting_as, errno_of
 
 
 @pytest.fixture
@@ -110,6 +112,26 @@ def test_remove_tree_without_permissions(tmp_path: Path) -> None:
     inner.chmod(0o000)
     remove_tree(tmp_path / "t")
     assert not (tmp_path / "t").exists()
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("depth", [2, 80])
+@pytest.mark.parametrize("mode", [0o555, 0o000])
+def test_remove_tree_of_a_user_without_permissions(depth: int, mode: int) -> None:
+    """Root may do all: so as somebody who is not."""
+    place = Path(tempfile.mkdtemp(prefix="layerfs-remove-"))
+    place.chmod(0o777)
+    try:
+        with acting_as(USER):
+            inner = place.joinpath("top", *["d"] * depth)
+            inner.mkdir(parents=True)
+            (inner / "file").write_text("")
+            for directory in [inner, *inner.parents][: depth + 1]:
+                directory.chmod(mode)
+            remove_tree(place / "top")
+            assert not list(place.iterdir())
+    finally:
+        shutil.rmtree(place)
 
 
 @pytest.mark.needs_root
