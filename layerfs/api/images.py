@@ -2,11 +2,13 @@
 
 from __future__ import annotations
 
+import contextlib
+import sqlite3
 from collections.abc import Iterator
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart
-from layerfs.errors import Conflict, NotFound
+from layerfs.errors import Conflict, IntegrityError, NotFound, StoreError
 from layerfs.formats.digest import Digest
 from layerfs.formats.reference import Reference
 from layerfs.store import image as catalog
@@ -44,25 +46,28 @@ class ImagePart(StorePart):
         """Return an image's config. Raises as :meth:`resolve`, and StoreError if the document is damaged."""
         from layerfs.formats.oci import ImageConfig
 
-        record = self._record(image)
-        return ImageConfig.parse(self._handle.read_blob(record.digest), algorithm=record.digest.algorithm)
+        with self._there(image) as record:
+            return ImageConfig.parse(self._handle.read_blob(record.digest), algorithm=record.digest.algorithm)
 
     def manifest(self, image: str | Image) -> Manifest:
         """Return the manifest that an image came with; one was made for images from docker archives."""
         from layerfs.formats.oci import Manifest
 
-        record = self._record(image)
-        return Manifest.parse(self._handle.read_blob(record.manifest), algorithm=record.manifest.algorithm)
+        with self._there(image) as record:
+            return Manifest.parse(self._handle.read_blob(record.manifest), algorithm=record.manifest.algorithm)
 
     def layers(self, image: str | Image) -> list[Layer]:
         """Return an image's layers, bottom first."""
         from layerfs.store.usage import shared_bytes
         from layerfs.values import Layer
 
-        record = self._record(image)
-        steps = self.config(image).layer_history()
+        with self._there(image) as record:
+            steps = self.config(image).layer_history()
+            layers = catalog.image_layers(self._handle, record)
+            if len(layers) != len(steps):
+                raise IntegrityError(f"image {record.digest.short} has {len(layers)} layers instead of {len(steps)}")
         found = []
-        for layer, step in zip(catalog.image_layers(self._handle, record), steps, strict=True):
+        for layer, step in zip(layers, steps, strict=True):
             row = self._handle.database.connection.execute(
                 "SELECT count(DISTINCT image) FROM image_layer WHERE layer = ?", (layer.id,)
             ).fetchone()
@@ -75,8 +80,9 @@ class ImagePart(StorePart):
         """Return the steps in which an image was made, last first."""
         from layerfs.values import HistoryRow
 
-        config = self.config(image)
-        layers = catalog.image_layers(self._handle, self._record(image))
+        with self._there(image) as record:
+            config = self.config(image)
+            layers = catalog.image_layers(self._handle, record)
         rows = []
         fitting = sum(not step.empty_layer for step in config.history) == len(layers)
         remaining = iter(layers)
@@ -170,12 +176,16 @@ class ImagePart(StorePart):
         """Let a name mean an image, whatever it meant before; return the canonical name.
 
         Raises:
-            InvalidReference: the name is none, or has a digest.
+            NotFound, InvalidReference: as :meth:`resolve`; also InvalidReference for a name that is none, or has a
+                digest.
         """
         reference = catalog.name_to_give(self._handle, name)
         record = self._record(image)
-        with self._handle.database.transaction() as connection:
-            catalog.set_name(connection, reference, record.id)
+        try:
+            with self._handle.database.transaction() as connection:
+                catalog.set_name(connection, reference, record.id)
+        except sqlite3.IntegrityError as error:
+            raise NotFound("image", str(record.digest), hint="Somebody else has just removed it.") from error
         return reference
 
     def remove_image(self, name: str | Image, *, force: bool = False) -> RemovedImage:
@@ -206,7 +216,7 @@ class ImagePart(StorePart):
             )  # fmt: skip
         if rest:
             with self._handle.database.transaction() as connection:
-                connection.execute("DELETE FROM name WHERE name = ?", (untagged,))
+                connection.execute("DELETE FROM name WHERE name = ? AND image = ?", (untagged, record.id))
             return RemovedImage((untagged,) if untagged else (), ())
         from layerfs.store.gc import collect
 
@@ -214,9 +224,21 @@ class ImagePart(StorePart):
         with self._handle.database.transaction() as connection:
             if connection.execute("SELECT 1 FROM snapshot WHERE image = ?", (record.id,)).fetchone():
                 raise Conflict(f"image {record.digest.short} was just taken into use", reason="in-use")
-            connection.execute("DELETE FROM image WHERE id = ?", (record.id,))
+            if not connection.execute("DELETE FROM image WHERE id = ?", (record.id,)).rowcount:
+                raise NotFound("image", str(record.digest), hint="Somebody else has just removed it.")
         collect(self._handle)
         return RemovedImage(tuple(names), (record.digest,))
+
+    @contextlib.contextmanager
+    def _there(self, image: str | Image) -> Iterator[catalog.ImageRecord]:
+        """Find an image, and tell what is missing of it in the block from an image that was removed meanwhile."""
+        record = self._record(image)
+        try:
+            yield record
+        except (StoreError, IntegrityError) as error:
+            if catalog.find_record(self._handle, record.digest) is None:
+                raise NotFound("image", str(record.digest), hint="Somebody else has just removed it.") from error
+            raise
 
     def _layer(self, diff_id: Digest) -> LayerRecord:
         layer = find_layer(self._handle, diff_id)

@@ -10,9 +10,9 @@ import contextlib
 import os
 import sqlite3
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from typing import Any
+from typing import Any, TypeVar
 
 from layerfs.errors import StoreError, StoreReadOnly, StoreTooNew
 from layerfs.linux.durable import fsync_directory
@@ -20,26 +20,81 @@ from layerfs.store.schema import SCHEMA, SCHEMA_VERSION
 
 __all__ = ["Database"]
 
+T = TypeVar("T")
+
 #: Seconds to wait for another process's write transaction; the longest (a large layer's rows) takes well below one.
 _BUSY_TIMEOUT = 60.0
 
+
+#: What SQLite says when the disk is full, in the middle of whatever it does.
+_NO_ROOM = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN")
 
 #: Bytes kept for the day when the disk is full, what counts as full, and the room from which on they are set aside.
 _SPARE, _FULL, _PLENTY = 1 << 20, 256 << 10, 64 << 20
 
 
+class _Cursor(sqlite3.Cursor):
+    """Rows, of which the database may turn out to be damaged at any."""
+
+    def __next__(self) -> Any:
+        return self._asked(super().__next__)
+
+    def fetchone(self) -> Any:
+        return self._asked(super().fetchone)
+
+    def fetchall(self) -> list[Any]:
+        return self._asked(super().fetchall)
+
+    def _asked(self, question: Callable[[], T]) -> T:
+        connection = self.connection
+        assert isinstance(connection, _Connection)
+        with connection.lock:
+            try:
+                return question()
+            except sqlite3.IntegrityError:
+                raise
+            except sqlite3.DatabaseError as error:
+                raise _explain(connection.path, error) from error
+
+
 class _Connection(sqlite3.Connection):
-    """A connection that tells of damage and full disks in the words of layerfs."""
+    """A connection that tells of damage and full disks in the words of layerfs.
+
+    Attributes:
+        path: the file of the database.
+        lock: held by whoever is inside SQLite with it: closing it then would pull the memory from under that thread.
+    """
 
     path = ""
 
+    def __init__(self, *arguments: Any, **options: Any) -> None:
+        super().__init__(*arguments, **options)
+        self.lock = threading.RLock()
+
     def execute(self, sql: str, parameters: Any = (), /) -> sqlite3.Cursor:
-        try:
-            return super().execute(sql, parameters)
-        except sqlite3.IntegrityError:
-            raise
-        except sqlite3.DatabaseError as error:
-            raise _explain(self.path, error) from error
+        with self.lock:
+            try:
+                return self.cursor(_Cursor).execute(sql, parameters)
+            except sqlite3.IntegrityError:
+                raise  # the caller explains what it means that rows contradict each other
+            except sqlite3.DatabaseError as error:
+                full = getattr(error, "sqlite_errorname", "").startswith(_NO_ROOM)
+                if full and not self.in_transaction and _tend_spare(self.path):
+                    return self.execute(sql, parameters)
+                raise _explain(self.path, error) from error
+
+    def executemany(self, sql: str, rows: Iterable[Any], /) -> sqlite3.Cursor:
+        with self.lock:
+            try:
+                return super().executemany(sql, rows)
+            except sqlite3.IntegrityError:
+                raise
+            except sqlite3.DatabaseError as error:
+                raise _explain(self.path, error) from error
+
+    def close(self) -> None:
+        with self.lock:
+            super().close()
 
 
 class Database:
@@ -73,6 +128,8 @@ class Database:
         self._all: list[tuple[threading.Thread, sqlite3.Connection]] = []
         self._guard = threading.Lock()
         self._closed = False
+        self._process = os.getpid()
+        self._inherited: list[object] = []
         try:
             if not frozen:
                 _tend_spare(path)
@@ -90,6 +147,11 @@ class Database:
         Raises:
             StoreError: the store was closed.
         """
+        if os.getpid() != self._process:
+            # After a fork, connections of the parent must be neither used nor closed (sqlite.org/howtocorrupt.html).
+            self._inherited += [self._local, self._all]
+            self._local, self._all, self._guard = threading.local(), [], threading.Lock()
+            self._process = os.getpid()
         found: _Connection | None = getattr(self._local, "connection", None)
         if found is None:
             if self._closed:
@@ -104,9 +166,6 @@ class Database:
                 factory=_Connection, uri=self.frozen,
             )  # fmt: skip
             found.path = self._path
-            found.execute("PRAGMA foreign_keys = ON")
-            found.execute(f"PRAGMA synchronous = {'FULL' if self._sync else 'OFF'}")
-            self._local.connection = found
             with self._guard:
                 # Loads start threads, and a store may be open for long: what a thread had open ends with it.
                 for thread, connection in self._all:
@@ -114,6 +173,9 @@ class Database:
                         connection.close()
                 self._all = [pair for pair in self._all if pair[0].is_alive()]
                 self._all.append((threading.current_thread(), found))
+            found.execute("PRAGMA foreign_keys = ON")
+            found.execute(f"PRAGMA synchronous = {'FULL' if self._sync else 'OFF'}")
+            self._local.connection = found
         return found
 
     @contextmanager
@@ -138,7 +200,10 @@ class Database:
             raise
 
     def close(self) -> None:
-        """Close the connections of all threads, for good."""
+        """Close the connections of all threads, for good.
+
+        Blocking: until what other threads ask the database right now is answered.
+        """
         self._closed = True
         with self._guard:
             for _, connection in self._all:
@@ -179,8 +244,8 @@ class Database:
             fsync_directory(os.path.dirname(self._path), sync=self._sync)
 
 
-def _tend_spare(database: str) -> None:
-    """Keep a file that can be done without, and give it up when the disk is full.
+def _tend_spare(database: str) -> bool:
+    """Keep a file that can be done without, and give it up when the disk is full; return whether that was done now.
 
     SQLite cannot even read without room for the index of its log. A container that fills the disk would lock out all
     verbs, those that make room among them.
@@ -192,12 +257,14 @@ def _tend_spare(database: str) -> None:
             os.unlink(path)
             # A journal gives space back when it has committed.
             fsync_directory(os.path.dirname(database))
-        elif room > _PLENTY and not os.path.exists(path):
+            return True
+        if room > _PLENTY and not os.path.exists(path):
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 os.posix_fallocate(fd, 0, _SPARE)
             finally:
                 os.close(fd)
+    return False
 
 
 def _room(root: str) -> int:
@@ -210,11 +277,13 @@ def _explain(path: str, error: sqlite3.Error) -> StoreError:
     root = os.path.dirname(path)
     text = str(error)
     name = getattr(error, "sqlite_errorname", "")
-    if name.startswith(("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN")) and _room(root) < _FULL:
+    if name.startswith(_NO_ROOM) and _room(root) < _FULL:
         return StoreError(
             f"no space left for the database of the store at {root}", root=root,
             hint="Remove a container or an image: layerfs rm, layerfs rmi.",
         )  # fmt: skip
+    if isinstance(error, sqlite3.ProgrammingError) and "closed" in text:
+        return StoreError("the store is closed", root=root)
     if "readonly" in text or "unable to open" in text:
         return StoreReadOnly(f"cannot write the store at {root}: {text}", root=root, hint="Check its permissions.")
     return StoreError(f"store database at {root}: {text}", root=root)

@@ -1,6 +1,7 @@
 """The SQLite schema of a store, commented because queries are written from it.
 
-Digests are text, ``algorithm:hex``. Sizes and offsets are bytes, times nanoseconds since the epoch.
+Digests are text, ``algorithm:hex``. Sizes and offsets are bytes, times nanoseconds since the epoch. Numbers of layers
+and images are never given twice, for whoever has read one may use it when its row is gone.
 """
 
 from __future__ import annotations
@@ -12,7 +13,7 @@ SCHEMA_VERSION = 3
 
 SCHEMA = """
 CREATE TABLE layer (
-    id         INTEGER PRIMARY KEY,
+    id         INTEGER PRIMARY KEY AUTOINCREMENT,
     diff_id    TEXT    NOT NULL UNIQUE,
     tar_size   INTEGER NOT NULL,  -- bytes of the uncompressed tar, which diff_id digests
     file_size  INTEGER NOT NULL,  -- bytes of layer.tar: tar_size, and sparse files spread out behind it
@@ -54,7 +55,7 @@ CREATE TABLE compressed (
 CREATE INDEX compressed_layer ON compressed (layer);
 
 CREATE TABLE image (
-    id       INTEGER PRIMARY KEY,
+    id       INTEGER PRIMARY KEY AUTOINCREMENT,
     digest   TEXT    NOT NULL UNIQUE,  -- of the config: the image ID
     manifest TEXT    NOT NULL,         -- digest of the manifest it came with last
     chain_id TEXT    NOT NULL,         -- the merged tree; empty chain: digest of nothing
