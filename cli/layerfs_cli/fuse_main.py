@@ -145,18 +145,20 @@ def _specification(target: str, given: dict[str, str | None]) -> FuseSpecificati
     from layerfs.mount.fuse.specification import FuseSpecification
     from layerfs.union.owner import OwnerMap
 
+    # Not abspath: behind a symbolic link, .. is not what the text says.
+    here = os.getcwd()
+
     def path(key: str) -> str | None:
         value = given.pop(key, None)
-        return os.path.abspath(_plain(value)) if value else None
+        return os.path.join(here, _plain(value)) if value else None
 
-    lowers = tuple(os.path.abspath(_plain(part)) for part in _split(given.pop("lowerdir", None) or "", ":") if part)
+    lowers = tuple(os.path.join(here, _plain(part)) for part in _split(given.pop("lowerdir", None) or "", ":") if part)
     if not lowers:
         raise click.UsageError("option lowerdir is missing")
     upper, work = path("upperdir"), path("workdir")
     if (upper is None) != (work is None):
         raise click.UsageError("upperdir and workdir go together")
-    if upper is not None and work is not None:
-        _refuse_overlap(upper, work, lowers)
+    _refuse_overlap(upper, work, lowers)
     users, groups = _ranges(given.pop("uidmapping", None)), _ranges(given.pop("gidmapping", None))
     root = _flag(given, "squash_to_root")
     uid, gid = _number(given, "squash_to_uid"), _number(given, "squash_to_gid")
@@ -221,14 +223,24 @@ def _number(given: dict[str, str | None], key: str) -> int | None:
     return int(value)
 
 
-def _refuse_overlap(upper: str, work: str, lowers: Sequence[str]) -> None:
-    """Refuse directories of which one lies in another: what is written would show up in a place that never changes."""
-    real = [os.path.realpath(path) for path in (upper, work, *lowers)]
-    for position, (name, place) in enumerate((("upperdir", real[0]), ("workdir", real[1]))):
-        for other in real[position + 1 :]:
+def _refuse_overlap(upper: str | None, work: str | None, lowers: Sequence[str]) -> None:
+    """Refuse directories of which one lies in another: what is written would show up in a place that never changes.
+
+    Two layers that overlap are as bad: one directory would be at two places.
+    """
+    layers = [os.path.realpath(path) for path in lowers]
+    for position, place in enumerate(layers):
+        for other in layers[position + 1 :]:
+            if os.path.commonpath((place, other)) in (place, other):
+                raise click.UsageError(f"lowerdir: {place} and {other} overlap")
+    if upper is None or work is None:
+        return
+    written = [os.path.realpath(path) for path in (upper, work)]
+    for position, (name, place) in enumerate(zip(("upperdir", "workdir"), written, strict=True)):
+        for other in (*written[position + 1 :], *layers):
             common = os.path.commonpath((place, other))
             # A lower may well contain the upper or work directory, as / does; it may not lie in them.
-            if common == place or (common == other and other in real[:2]):
+            if common == place or (common == other and other in written):
                 raise click.UsageError(f"{name} {place} and {other} overlap")
 
 

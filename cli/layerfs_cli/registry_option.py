@@ -208,8 +208,7 @@ def login_file(authfile: str | None) -> str:
     docker = os.environ.get("DOCKER_CONFIG")
     if docker:
         return os.path.join(docker, "config.json")
-    run = _runtime_directory()
-    return os.path.join(run or _config_home(), "containers", "auth.json")
+    return _runtime_file() or os.path.join(_config_home(), "containers", "auth.json")
 
 
 def credential_helpers() -> tuple[str, ...]:
@@ -224,10 +223,10 @@ def _auth_files() -> tuple[str, ...]:
     docker = os.environ.get("DOCKER_CONFIG")
     if docker:
         return (os.path.join(docker, "config.json"),)
-    run = _runtime_directory()
     home = os.path.expanduser("~")
+    run = _runtime_file()
     return (
-        *([os.path.join(run, "containers", "auth.json")] if run else []),
+        *([run] if run else []),
         os.path.join(_config_home(), "containers", "auth.json"),
         os.path.join(home, ".docker", "config.json"),
         os.path.join(home, ".dockercfg"),
@@ -291,9 +290,9 @@ def _config_home() -> str:
     return value if os.path.isabs(value) else os.path.join(os.path.expanduser("~"), ".config")
 
 
-def _runtime_directory() -> str | None:
+def _runtime_file() -> str | None:
+    """Return the file where podman keeps credentials until the machine is started anew, if this user can have one."""
     value = os.environ.get("XDG_RUNTIME_DIR", "")
     if os.path.isabs(value):
-        return value
-    # Where podman keeps root's.
-    return "/run/containers/0" if os.geteuid() == 0 else None
+        return os.path.join(value, "containers", "auth.json")
+    return "/run/containers/0/auth.json" if os.geteuid() == 0 else None  # root's alone: nobody else may make it

@@ -310,7 +310,7 @@ def _members(origin: ImageSource, source: str, access: Access) -> Iterator[Membe
         raise NotFound("file or directory", origin.path)
     policy = access.read_policy()
     if policy is not None:
-        policy.check(origin.transport, path_scopes(os.path.realpath(origin.path), origin.reference), source)
+        policy.check(origin.transport, path_scopes(os.path.realpath(origin.path)), source)
     members: Members | None = ImageDirectory(origin.path) if origin.transport == "dir" else open_members(origin.path)
     if members is None:
         raise UnsupportedFormat(

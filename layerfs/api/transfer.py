@@ -318,7 +318,7 @@ class TransferPart(StorePart):
         if policy is not None:
             from layerfs.formats.policy import path_scopes
 
-            policy.check(wanted.transport, path_scopes(os.path.realpath(wanted.path), wanted.reference), source)
+            policy.check(wanted.transport, path_scopes(os.path.realpath(wanted.path)), source)
         return wanted
 
     @contextmanager
@@ -343,13 +343,13 @@ def _stem(path: str) -> str | None:
     return name or None
 
 
-def _admit(policy: Policy, path: str | None, reference: str | None, form: Form) -> None:
+def _admit(policy: Policy, path: str | None, form: Form) -> None:
     """Ask a policy about an archive, which is nowhere if it comes through a pipe."""
     from layerfs.formats.policy import path_scopes
 
     is_layout = path is not None and os.path.isdir(path)
     transport = "docker-archive" if form == "docker" else "oci" if is_layout else "oci-archive"
-    policy.check(transport, [] if path is None else path_scopes(path, reference), path or "standard input")
+    policy.check(transport, [] if path is None else path_scopes(path), path or "standard input")
 
 
 def _explain(error: OSError) -> str:

@@ -7,6 +7,7 @@ need signatures are read and then refuse: layerfs does not verify signatures, an
 
 from __future__ import annotations
 
+import posixpath
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field
 from typing import Self
@@ -33,6 +34,10 @@ _MEMBERS = {
     ),
     "signedBaseLayer": frozenset({"baseLayerIdentity"}),
 }  # fmt: skip
+
+
+#: Transports whose scopes are paths.
+_OF_PATHS = frozenset({"oci", "oci-archive", "dir", "docker-archive"})
 
 
 @dataclass(frozen=True, slots=True)
@@ -68,6 +73,8 @@ class Policy:
         for transport in listed.members if listed is not None else ():
             assert listed is not None
             scopes = listed.child(transport)
+            for scope in scopes.members:
+                _check_scope(transport, scope, scopes)
             transports[transport] = {scope: _requirements(scopes, scope) for scope in scopes.members}
         return cls(default, transports)
 
@@ -113,18 +120,29 @@ def reference_scopes(reference: Reference) -> list[str]:
     return scopes
 
 
-def path_scopes(path: str, reference: str | None) -> list[str]:
-    """Return the scopes of an image in a file or directory, the most special first: with its name, the path, parents.
+def path_scopes(path: str) -> list[str]:
+    """Return the scopes of an image in a file or directory, the most special first: the absolute path, its parents.
 
-    Args:
-        path: absolute.
-        reference: which image of it, or None.
+    What an image is called in there is no part of them.
     """
-    scopes = [f"{path}:{reference}"] if reference is not None else []
+    scopes = []
     while path not in ("", "/"):
         scopes.append(path)
         path = path.rpartition("/")[0]
     return scopes
+
+
+def _check_scope(transport: str, scope: str, members: JsonObject) -> None:
+    """Refuse a scope that no image of a transport could ever have: its author meant something else.
+
+    Source: containers-policy.json(5); the hub's docker.io has scopes of any kind.
+    """
+    if not scope or transport not in _OF_PATHS:
+        return
+    if transport == "docker-archive":
+        raise members.error(scope, "docker-archive has no scopes but the default")
+    if not scope.startswith("/") or scope == "/" or posixpath.normpath(scope) != scope:
+        raise members.error(scope, "a scope is an absolute path without dots and slashes at its end, and not the root")
 
 
 def _only(members: JsonObject, known: frozenset[str]) -> None:

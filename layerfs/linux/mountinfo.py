@@ -29,6 +29,7 @@ __all__ = [
 _ESCAPE = re.compile(rb"\\([0-7]{3})")
 #: What the kernel escapes in paths of the table (show_mountinfo of fs/proc_namespace.c).
 _SPECIAL = re.compile(r"[ \t\n\\]")
+_BACKSLASHED = re.compile(r"\\(.)")
 
 
 @dataclass(frozen=True, slots=True)
@@ -136,7 +137,16 @@ def find_upper_mount(upper: str | os.PathLike[str]) -> MountEntry | None:
         OSError: if ``upper`` cannot be looked at.
     """
     wanted = os.stat(upper)
-    return next((entry for entry in read_mounts(fstype="overlay") if _has_upper(entry.super_options, wanted)), None)
+    real = os.fsdecode(os.path.realpath(upper))
+
+    def has(options: str) -> bool:
+        if _has_upper(options, wanted):
+            return True
+        # Of a relative path nobody knows what it was relative to. Of one name alone there may be many.
+        path = os.path.normpath((_values(options, "upperdir") or ["/"])[-1])
+        return not path.startswith((os.sep, "..")) and os.sep in path and real.endswith(os.sep + path)
+
+    return next((entry for entry in read_mounts(fstype="overlay") if has(entry.super_options)), None)
 
 
 def find_foreign_upper_mount(upper: str | os.PathLike[str]) -> tuple[int, MountEntry] | None:
@@ -252,11 +262,13 @@ def _values(options: str, key: str) -> list[str]:
 
 def _has_upper(options: str, wanted: os.stat_result, *roots: str) -> bool:
     """Return whether an overlay with these options has this upper directory, which it names below one of the roots."""
-    for path in _values(options, "upperdir")[-1:]:
-        for root in roots or ("",):
-            with contextlib.suppress(OSError):
-                if os.path.samestat(os.stat(root + path), wanted):
-                    return True
+    for shown in _values(options, "upperdir")[-1:]:
+        # As mount(2) was given it, with backslashes before what separates options there.
+        for path in {shown, _BACKSLASHED.sub(r"\1", shown)}:
+            for root in roots or ("",):
+                with contextlib.suppress(OSError):
+                    if os.path.samestat(os.stat(root + path), wanted):
+                        return True
     return False
 
 

@@ -10,7 +10,7 @@ import contextlib
 import os
 import stat
 from collections import OrderedDict, deque
-from errno import ENAMETOOLONG, ENOENT, EROFS
+from errno import EDQUOT, EMLINK, ENAMETOOLONG, ENOENT, ENOSPC, EROFS
 from typing import Protocol
 
 from layerfs.linux.memory import return_memory
@@ -24,9 +24,11 @@ from layerfs.union.owner import OwnerMap
 from layerfs.union.upper import Upper
 from layerfs.union.write_back import WriteBack
 
-__all__ = ["Caller", "UnionPart"]
+__all__ = ["NO_ROOM", "Caller", "UnionPart"]
 
 _NAME_MAX = 255
+#: What an upper answers that can take no more; EMLINK: no more links to this file.
+NO_ROOM = frozenset({ENOSPC, EDQUOT, EMLINK})
 
 
 class Caller(Protocol):
@@ -95,7 +97,7 @@ class UnionPart:
         #: Numbers of files of the upper that are known by another one: those that were copied up.
         self._born: dict[int, int] = {}
         root = Node(ROOT, stat.S_IFDIR, lower.root, upper=upper is not None)
-        self._nodes = NodeTable(root)
+        self._nodes = NodeTable(root, upper.release if upper is not None else lambda _node: None)
         if upper is not None:
             root.marked = upper.opaque_mark(b".", upper.root) == b"x"
 
@@ -160,10 +162,21 @@ class UnionPart:
             node = Node(number, self._lower.kind(reference), reference, upper=False)
             self._nodes.add(node, parent, name)
         elif node.upper and not node.is_directory:
-            self._relink(node, parent, name)
+            if not self._is_copy(node):
+                # Somebody has linked a layer and the upper directory outside: two files, as overlayfs has it.
+                node = Node(self._nodes.spare_number(), node.kind, reference, upper=False)
+                self._nodes.add(node, parent, name)
+            else:
+                # Who looks is not kept from it by an upper that is full: the file is there, by another name.
+                with contextlib.suppress(OSError):
+                    self._relink(node, parent, name)
         elif not node.is_gone:
             self._nodes.name(node, parent, name)
         return node
+
+    def _is_copy(self, node: Node) -> bool:
+        """Whether a file of the upper was copied up, so that names of the lower tree may mean it."""
+        return node.ino < self._base or node.ino in self._born.values()
 
     def _relink(self, node: Node, parent: Node, name: bytes) -> None:
         """Give a file that was copied up a name that the lower tree has for it and nobody had met."""
@@ -372,4 +385,9 @@ class UnionPart:
                 continue
             if directory.upper and self._upper is not None and self._upper.find(directory, path[-1])[0] is not None:
                 continue
-            self._relink(node, directory, path[-1])
+            try:
+                self._relink(node, directory, path[-1])
+            except OSError as error:
+                if error.errno not in NO_ROOM:
+                    raise
+                return  # others are linked when they are met, if there is room then

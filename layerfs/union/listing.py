@@ -11,7 +11,7 @@ import os
 import stat
 from bisect import bisect_right
 from collections.abc import Callable, Sequence
-from errno import ENOTDIR, EPERM
+from errno import ELOOP, ENOTDIR, EPERM
 
 from layerfs.union.attribute import Attributes
 from layerfs.union.base import UnionPart
@@ -124,9 +124,9 @@ class ListingPart(UnionPart):
             try:
                 found = self._find(node, name)
             except OSError as error:
-                if error.errno != EPERM:
+                if error.errno not in {EPERM, ELOOP}:
                     raise
-                # A redirect: there is a name and no more.
+                # A redirect, or what is written to: there is a name and no more.
                 if not emit(name, _bare(node)._replace(nlink=NOT_LOOKED_UP), places[index]):
                     return
                 taken += 1

@@ -11,6 +11,7 @@ import errno
 import os
 
 from layerfs.linux.rename import EXCHANGE, NOREPLACE, WHITEOUT, rename
+from layerfs.union.base import NO_ROOM
 from layerfs.union.change import ChangePart
 from layerfs.union.limit import is_reserved
 from layerfs.union.listing import ListingPart
@@ -41,12 +42,14 @@ class MovePart(ChangePart, ListingPart):
             self._copy_up(directory)
             self._hold(upper, node)
             fd = upper.directory(directory)
+            if below:
+                upper.admit_whiteouts(directory)
             if not below:
                 os.unlink(name, dir_fd=fd)
             elif node.upper:
                 upper.cover(name, fd)
             else:
-                upper.make_whiteout(name, fd)
+                upper.hide(name, fd)
             self._unname(node, directory, name)
         finally:
             self._release_hold(node)
@@ -70,13 +73,16 @@ class MovePart(ChangePart, ListingPart):
             self._copy_up(directory)
             self._hold(upper, node)
             fd = upper.directory(directory)
+            if below or not node.upper:
+                upper.admit_whiteouts(directory)
             if not node.upper:
-                upper.make_whiteout(name, fd)
+                upper.hide(name, fd)
             elif below:
                 upper.cover_directory(name, fd)
             else:
                 upper.remove_directory(name, fd)
             self._unname(node, directory, name)
+            upper.release(node)
         finally:
             self._release_hold(node)
             self._nodes.drop(node)
@@ -177,11 +183,19 @@ class MovePart(ChangePart, ListingPart):
         if new is not None:
             self._hold(upper, new)
         old_fd, new_fd = upper.directory(source), upper.directory(target)
+        if old_below:
+            upper.admit_whiteouts(source)
+            if old.upper and not old.is_directory and upper.find(source, old_name)[0] is None:
+                self._relink(old, source, old_name)  # what could not be done when it was looked up
         status, hidden = upper.find(target, new_name)
-        if hidden and status is not None and status.st_rdev == 0 and status.st_mode & 0o170000 == 0o100000:
+        if hidden and not upper.plain_whiteouts:
+            upper.admit_whiteouts(source)
+        elif hidden and status is not None and status.st_rdev == 0 and status.st_mode & 0o170000 == 0o100000:
             upper.cover(new_name, new_fd)  # a whiteout by xattr: such a one means nothing in other directories
         if new is not None and new.is_directory and new.upper:
             upper.clear_whiteouts(new_name, new_fd)
+            # It hides all below now, also if the rename fails.
+            new.lower = new.listing = None
         if old.is_directory and self._lower_has(target, new_name):
             upper.make_opaque(old_name, old_fd)
         if hidden and (old.is_directory or old_below):
@@ -194,6 +208,7 @@ class MovePart(ChangePart, ListingPart):
             os.rename(old_name, new_name, src_dir_fd=old_fd, dst_dir_fd=new_fd)
         if new is not None:
             self._unname(new, target, new_name)
+            upper.release(new)
         self._move(old, source, old_name, target, new_name)
 
     def _rename_leaving_whiteout(
@@ -217,19 +232,26 @@ class MovePart(ChangePart, ListingPart):
 
     def _move(self, node: Node, source: Node, old_name: bytes, target: Node, new_name: bytes) -> None:
         """Note that a node has one name instead of another."""
-        node.holds += 1  # it must not die between the two
+        self._nodes.name(node, target, new_name)  # first: one without any would count as gone
         if node.is_directory:
-            self._nodes.name(node, target, new_name)
             self._nodes.drop(source)
         else:
-            self._nodes.name(node, target, new_name)
             self._nodes.unname(node, source, old_name)
-        node.holds -= 1
 
     def _count_links(self, node: Node) -> None:
-        """Copy a file with several names up before it loses one, so that the count of those that are left is right."""
-        if not node.upper and not node.is_directory and self._lower.attributes(node.lower).nlink > 1:
+        """Copy a file with several names up before it loses one, so that the count of those that are left is right.
+
+        Where there is no room for that, the name goes all the same: a right count is not worth a file that stays.
+        """
+        if node.upper or node.is_directory or self._lower.attributes(node.lower).nlink < 2:
+            return
+        if len(self._lower.paths(node.lower)) < 2:
+            return  # the others lie outside of the tree
+        try:
             self._copy_up(node)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
 
     def _hold(self, upper: Upper, node: Node) -> None:
         """Keep an inode of the upper reachable that is about to lose the last name that is known of it."""

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import os
 import stat
+from collections.abc import Callable
 from errno import ESTALE
 from typing import Any
 
@@ -60,7 +61,6 @@ class Node:
         extra: other names, as (directory, name), or None.
         pins: how many names of living nodes lie in it.
         lookups: how often the kernel was told of it and has not forgotten it.
-        holds: how many are at work on it and need it alive.
         fd: O_PATH descriptor of an inode without a name, or -1.
         content: where its bytes are, once they were asked for; it may be closed at any time.
         listing: what a directory shows, once it was listed.
@@ -69,8 +69,8 @@ class Node:
     """
 
     __slots__ = (
-        "bare", "content", "extra", "fd", "holds", "ino", "kind", "listing", "lookups", "lower", "marked", "name",
-        "parent", "pins", "upper",
+        "bare", "content", "extra", "fd", "ino", "kind", "listing", "lookups", "lower", "marked", "name", "parent",
+        "pins", "upper",
     )  # fmt: skip
 
     def __init__(self, ino: int, kind: int, lower: Reference | None, *, upper: bool) -> None:
@@ -84,7 +84,6 @@ class Node:
         self.extra: set[tuple[Node, bytes]] | None = None
         self.pins = 0
         self.lookups = 0
-        self.holds = 0
         self.fd = -1
         self.content: Content | None = None
         self.listing: Any = None
@@ -111,9 +110,15 @@ class Node:
 class NodeTable:
     """All living nodes by number."""
 
-    def __init__(self, root: Node) -> None:
-        """Begin with the root, which lives for ever."""
+    def __init__(self, root: Node, release: Callable[[Node], object]) -> None:
+        """Begin with the root, which lives for ever.
+
+        Args:
+            root: its node.
+            release: called with each directory that dies.
+        """
         self._nodes: dict[int, Node] = {ROOT: root}
+        self._release = release
         self._spare = _SPARE
         self.get = self._nodes.get
 
@@ -199,9 +204,11 @@ class NodeTable:
 
     def drop(self, node: Node) -> None:
         """Let a node die if nothing keeps it, and then what it alone kept."""
-        while node.lookups <= 0 and not node.holds and not node.pins and node.ino != ROOT:
+        while node.lookups <= 0 and not node.pins and node.ino != ROOT:
             if self._nodes.get(node.ino) is node:
                 del self._nodes[node.ino]
+            if node.kind == stat.S_IFDIR:
+                self._release(node)
             node.listing = None
             if node.content is not None:
                 node.close_content()

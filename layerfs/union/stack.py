@@ -2,7 +2,7 @@
 
 Each directory is reached by opening its name in its parent, one component at a time; a bounded number of descriptors
 stays open. Where several directories are merged their names are read once and kept while the directory is in use, so a
-lookup costs one stat at any depth of the stack, and a missing name costs none.
+lookup costs one stat at any depth of the stack, and a missing name costs none, while not too many are in use at a time.
 """
 
 from __future__ import annotations
@@ -10,8 +10,8 @@ from __future__ import annotations
 import os
 import stat
 from collections import OrderedDict
-from collections.abc import Sequence
-from errno import ENOTDIR, EPERM
+from collections.abc import Collection, Sequence
+from errno import ELOOP, ENOTDIR, EPERM
 
 from layerfs.linux.mount_api import clone_tree
 from layerfs.union.attribute import Attributes, from_status, overridden
@@ -70,8 +70,9 @@ class StackLower:
     """Directories, merged by overlayfs's rules. References are entries; two of one inode may differ as objects."""
 
     def __init__(
-        self, layers: Sequence[str | bytes], prefix: bytes, *, device: int | None = None, override: bytes | None = None
-    ) -> None:
+        self, layers: Sequence[str | bytes], prefix: bytes, *, device: int | None = None, override: bytes | None = None,
+        trapped: Collection[tuple[int, int]] = (),
+    ) -> None:  # fmt: skip
         """Open the directories.
 
         Args:
@@ -79,12 +80,16 @@ class StackLower:
             prefix: of the xattrs that are marks.
             device: st_dev of the upper directory, if there is one.
             override: the xattr that keeps owners and modes, if one does.
+            trapped: device and inode number of the upper and the work directory, which may lie in a layer: who looks
+                for them there is answered ELOOP, as by overlayfs.
 
         Raises:
             OSError: ENOENT, ENOTDIR, EACCES with the path concerned.
         """
         self._prefix = prefix
         self._override = override
+        self._trapped = frozenset(trapped)
+        self.alone = True
         #: Directories held open; climbing to others costs one open per level.
         self._kept = descriptor_share()
         self._roots: list[int] = []
@@ -93,7 +98,9 @@ class StackLower:
         self._links: dict[int, dict[int, list[list[bytes]]]] = {}
         try:
             for layer in layers:
-                self._roots.append(_open_alone(layer))
+                root, alone = _open_alone(layer)
+                self._roots.append(root)
+                self.alone = self.alone and alone
             sources = self._top_sources()
         except BaseException:
             self.close()
@@ -138,13 +145,13 @@ class StackLower:
         return self._resolve([directory.sources[index] for index in indexes], name)
 
     def entries(self, directory: _Entry) -> list[tuple[bytes, _Entry | None]]:
-        """Return names with entries, in the order of the layers' own listings; None is that of a redirect."""
+        """Return names with entries, in the order of the layers' own listings; None is that of what is not shown."""
         found: list[tuple[bytes, _Entry | None]] = []
         for name in list(self._names(directory)):
             try:
                 entry = self.lookup(directory, name)
-            except PermissionError as error:
-                if error.errno != EPERM:
+            except OSError as error:
+                if error.errno not in {EPERM, ELOOP}:
                     raise
                 found.append((name, None))
                 continue
@@ -238,6 +245,8 @@ class StackLower:
                 if found:
                     break  # something else lies below a directory: it is hidden
                 return _Entry(stat.S_IFMT(status.st_mode), self._number(status, source.layer), (source,), name)
+            if self._trapped and (status.st_dev, status.st_ino) in self._trapped:
+                raise OSError(ELOOP, os.strerror(ELOOP))
             below = _Source(source.layer, source, name)
             number = number or self._number(status, source.layer)
             found.append(below)
@@ -352,16 +361,20 @@ class StackLower:
         return device << _DEVICE_SHIFT | status.st_ino
 
 
-def _open_alone(layer: str | bytes) -> int:
-    """Open a layer without what is mounted below it: overlayfs does not see that, and it may be the union itself."""
+def _open_alone(layer: str | bytes) -> tuple[int, bool]:
+    """Open a layer without what is mounted below it: overlayfs does not see that, and it may be the union itself.
+
+    Returns:
+        An O_PATH descriptor, and whether that was possible.
+    """
     try:
         fd = clone_tree(os.fsdecode(layer))
     except OSError:  # no privilege for it, or a mount that may not be looked behind
-        return os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC)
+        return os.open(layer, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC), False
     if not stat.S_ISDIR(os.fstat(fd).st_mode):
         os.close(fd)
         raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR), layer)
-    return fd
+    return fd, True
 
 
 def _find_links(root: int) -> dict[int, list[list[bytes]]]:

@@ -18,6 +18,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Iterator
 
+from layerfs.linux.mount_api import clone_tree
 from layerfs.linux.rename import EXCHANGE, rename
 from layerfs.linux.safe_path import remove_tree
 from layerfs.union.attribute import Attributes, from_status, overridden
@@ -38,6 +39,8 @@ from layerfs.union.node import ROOT, Node
 __all__ = ["Upper"]
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
+_READABLE = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _PRIVILEGE_BITS = stat.S_ISUID | stat.S_ISGID
 
 
@@ -53,6 +56,9 @@ class Upper:
         name_max: the longest name that it can hold.
         owner: user and group that a new file in the work directory has by itself.
         quiet: the flag with which files are opened whose atimes are to stay as they are, or 0.
+        plain_whiteouts: whether whiteouts are devices; else empty files with an xattr, as in nested overlays.
+        alone: whether it is reached apart from what is mounted below it, and on top of it.
+        places: device and inode number of the upper and the work directory.
     """
 
     def __init__(
@@ -81,14 +87,15 @@ class Upper:
         self._kept = descriptor_share()
         self._serial = 0
         with contextlib.ExitStack() as stack:
-            self.root = _opened(stack, os.open(upper, _DIRECTORY & ~os.O_NOFOLLOW))
-            self._lock = _opened(stack, os.open(work, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
-            self._upper_lock = _opened(stack, os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC))
+            root, lock, self.alone = _open_alone(upper, work)
+            self.root, self._lock = _opened(stack, root), _opened(stack, lock)
+            self._upper_lock = _opened(stack, os.open(b".", _READABLE, dir_fd=self.root))
             for fd, place in ((self._lock, work), (self._upper_lock, upper)):
                 try:
                     fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
                 except BlockingIOError:
                     raise OSError(errno.EBUSY, "directory is in use by another mount", place) from None
+            self.places = [(status.st_dev, status.st_ino) for status in map(os.fstat, (self.root, self._lock))]
             self.device = os.fstat(self.root).st_dev
             if os.fstat(self._lock).st_dev != self.device:
                 raise OSError(errno.EXDEV, "upper and work directory are on different file systems", work)
@@ -104,6 +111,7 @@ class Upper:
             self._disinherit(descriptor_path(self.work))
             self.override = override or (None if self._may_give_away() else OVERRIDE_XATTR)
             self.name_max: int = os.fstatvfs(self.root).f_namemax
+            self.plain_whiteouts = self._may_make_whiteouts()
             stack.pop_all()
 
     def close(self) -> None:
@@ -138,6 +146,12 @@ class Upper:
         self._fds[node] = fd
         if len(self._fds) > self._kept:
             os.close(self._fds.popitem(last=False)[1])
+
+    def release(self, node: Node) -> None:
+        """Close the descriptor of a directory that is gone, or that nobody knows any more."""
+        fd = self._fds.pop(node, -1)
+        if fd >= 0:
+            os.close(fd)
 
     def close_directories(self) -> None:
         """Close what is open only to be at hand."""
@@ -295,9 +309,32 @@ class Upper:
         self._serial += 1
         return b"#%x" % self._serial
 
+    def hide(self, name: bytes, dir_fd: int) -> None:
+        """Put a whiteout where the upper has nothing, in one step."""
+        if self.plain_whiteouts:
+            self.make_whiteout(name, dir_fd)
+        else:
+            self.cover(name, dir_fd)
+
     def make_whiteout(self, name: bytes, dir_fd: int) -> None:
         """Make a whiteout; nobody needs a privilege for it since Linux 5.8."""
-        os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
+        if self.plain_whiteouts:
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
+            return
+        fd = os.open(name, _NEW, 0o600, dir_fd=dir_fd)
+        try:
+            os.setxattr(fd, self.prefix + b"whiteout", b"y")
+        except BaseException:
+            os.unlink(name, dir_fd=dir_fd)
+            raise
+        finally:
+            os.close(fd)
+
+    def admit_whiteouts(self, directory: Node) -> None:
+        """Prepare a directory for a whiteout: those that are xattrs count only where the directory says so."""
+        if not self.plain_whiteouts and not directory.marked:
+            os.setxattr(descriptor_path(self.directory(directory)), self.prefix + b"opaque", b"x")
+            directory.marked = True
 
     def cover(self, name: bytes, dir_fd: int) -> None:
         """Put a whiteout in place of what is no directory, in one step."""
@@ -362,6 +399,18 @@ class Upper:
         finally:
             os.close(fd)
 
+    def _may_make_whiteouts(self) -> bool:
+        """Whether the file system takes whiteouts that are devices: one that is itself an overlay does not."""
+        name = self.temporary()
+        try:
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=self.work)
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+                raise
+            return False
+        os.unlink(name, dir_fd=self.work)
+        return True
+
     def _disinherit(self, work: bytes) -> None:
         """Take from the work directory what its own parent passed on: copies would get it as well."""
         for name in ("system.posix_acl_default", "system.posix_acl_access"):
@@ -394,6 +443,35 @@ def _opened(stack: contextlib.ExitStack, fd: int) -> int:
     """Close a descriptor with the stack."""
     stack.callback(os.close, fd)
     return fd
+
+
+def _open_alone(upper: str | bytes, work: str | bytes) -> tuple[int, int, bool]:
+    """Open upper and work directory apart from what is mounted below or on top of them, as overlayfs does.
+
+    It may be the union itself, which would wait for itself. Both through one copy of the mount: nothing can be renamed
+    from one mount to another.
+
+    Returns:
+        An O_PATH descriptor of the one, a readable one of the other, and whether that was possible.
+    """
+    plain = os.open(upper, _DIRECTORY & ~os.O_NOFOLLOW), os.open(work, _READABLE)
+    paths = [os.fsencode(os.path.realpath(path)) for path in (upper, work)]
+    above = os.path.commonpath(paths)
+    with contextlib.ExitStack() as stack:
+        try:
+            base = _opened(stack, clone_tree(os.fsdecode(above)))
+            names = [os.path.relpath(path, above) for path in paths]
+            alone = os.open(names[0], _DIRECTORY, dir_fd=base), os.open(names[1], _READABLE, dir_fd=base)
+        except OSError:  # no privilege for it, or a mount that may not be looked behind
+            return *plain, False
+        if all(os.path.samestat(os.fstat(one), os.fstat(other)) for one, other in zip(alone, plain, strict=True)):
+            for fd in plain:
+                os.close(fd)
+            return *alone, True
+        # Something is mounted between the two and what they have in common.
+        for fd in alone:
+            os.close(fd)
+        return *plain, False
 
 
 def _exists(path: bytes, dir_fd: int) -> bool:

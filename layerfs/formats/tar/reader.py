@@ -119,7 +119,7 @@ class TarReader:
     def close(self) -> None:
         """Check that the archive ended between two members.
 
-        An archive without its end marker is accepted, as by every other reader.
+        An archive without its end marker is accepted, as by every other reader, and without what pads its last file.
 
         Raises:
             FormatError: it ends inside a member's headers or data.
@@ -313,6 +313,8 @@ class TarReader:
             raise LimitExceeded(f"archive has more than {MAX_MEMBERS} members")
         members.append(member)
         self._reset(member.data_offset + _padded(member.data_size))
+        # What pads it may be missing at the end of an archive: umoci writes it so.
+        self._skipping_to = member.data_offset + member.data_size
 
     def _reset(self, following: int) -> None:
         self._next = self._skipping_to = following

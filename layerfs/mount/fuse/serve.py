@@ -51,7 +51,7 @@ def serve(wanted: FuseSpecification, ready: Callable[[], None], *, notify_socket
 
     Blocking: for the life of the mount.
     """
-    _raise_descriptor_limit()
+    _raise_limits()
     os.umask(0)
     privileged = feature("privilege").usable
     # The kernel leaves the umask to the union where it was told so: by this process itself, or by a mount flag.
@@ -150,7 +150,10 @@ def _union(wanted: FuseSpecification, *, raw_umask: bool) -> Union:
             lower = StackLower(
                 wanted.lowers, prefix, device=None if upper is None else upper.device,
                 override=override if upper is None else upper.override,
+                trapped=() if upper is None else upper.places,
             )  # fmt: skip
+            stack.callback(lower.close)
+            _refuse_waiting_for_oneself(wanted, lower, upper)
         owners = wanted.owners
         if owners is None and os.geteuid() != 0:
             # An ordinary user can only ever own files; root of the image is whoever mounts it.
@@ -163,11 +166,29 @@ def _union(wanted: FuseSpecification, *, raw_umask: bool) -> Union:
     return union
 
 
-def _raise_descriptor_limit() -> None:
-    """Take as many descriptors as may be had: each open file needs one."""
-    hard = resource.getrlimit(resource.RLIMIT_NOFILE)[1]
-    with contextlib.suppress(ValueError, OSError):
-        resource.setrlimit(resource.RLIMIT_NOFILE, (hard, hard))
+def _refuse_waiting_for_oneself(wanted: FuseSpecification, lower: StackLower, upper: Upper | None) -> None:
+    """Refuse a target inside of a directory that cannot be opened apart from it: reading it would never end.
+
+    Raises:
+        OSError: ELOOP.
+    """
+    target = os.path.realpath(wanted.target)
+    used = [*(wanted.lowers if not lower.alone else ()), *([wanted.upper] if upper and not upper.alone else ())]
+    for path in filter(None, used):
+        real = os.path.realpath(path)
+        if os.path.commonpath((real, target)) == real:
+            raise OSError(errno.ELOOP, "the target lies in a directory that cannot be opened apart from it here", path)
+
+
+def _raise_limits() -> None:
+    """Take as many descriptors as may be had, and let no limit of whoever mounts bind those who write."""
+    for limit, wanted in ((resource.RLIMIT_NOFILE, 0), (resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)):
+        hard = resource.getrlimit(limit)[1]
+        with contextlib.suppress(ValueError, OSError):
+            resource.setrlimit(limit, (hard, hard))
+        if wanted:
+            with contextlib.suppress(ValueError, OSError):  # root may exceed it
+                resource.setrlimit(limit, (wanted, wanted))
 
 
 def _notify(address: str | None, message: bytes) -> None:

@@ -1,0 +1,215 @@
+"""Upper and lower directories at places that overlayfs takes: inside of each other, on odd file systems, full."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import os
+import subprocess
+from collections.abc import Callable, Iterator
+from pathlib import Path
+
+import pytest
+
+from layerfs.linux.mount_api import umount
+from tests.integration.mount.test_fuse_program import served
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
+
+Disk = Callable[..., Path]
+
+
+@pytest.fixture
+def disk(tmp_path: Path) -> Iterator[Disk]:
+    """Mounts a file system below the test's directory; unmounted at the end."""
+    mounted: list[Path] = []
+
+    def run(kind: str, options: str) -> Path:
+        target = tmp_path / f"disk{len(mounted)}"
+        target.mkdir()
+        subprocess.run(["mount", "-t", kind, "-o", options, "none", target], check=True)
+        mounted.append(target)
+        return target
+
+    yield run
+    for target in reversed(mounted):
+        with contextlib.suppress(OSError):
+            umount(target, lazy=True)
+
+
+def pair(place: Path) -> tuple[Path, Path]:
+    """Make an upper and a work directory."""
+    upper, work = place / "upper", place / "work"
+    upper.mkdir(parents=True)
+    work.mkdir()
+    return upper, work
+
+
+def below(place: Path) -> list[str]:
+    return sorted(str(path.relative_to(place)) for path in place.rglob("*"))
+
+
+def test_a_layer_that_contains_what_is_written(tmp_path: Path) -> None:
+    root = tmp_path / "root"
+    upper, work = pair(root / "tmp")
+    (root / "etc").mkdir()
+    (root / "etc/conf").write_text("conf")
+    with served(tmp_path / "mnt", f"lowerdir={root},upperdir={upper},workdir={work}") as target:
+        (target / "etc/new").write_text("new")
+        (target / "etc/conf").write_text("changed")
+        before = below(upper)
+        for name in ("upper", "work"):
+            with pytest.raises(OSError) as caught:
+                os.listdir(target / "tmp" / name)
+            assert caught.value.errno == errno.ELOOP
+        assert sorted(os.listdir(target / "tmp")) == ["upper", "work"]
+        subprocess.run(["find", target], check=False, capture_output=True)
+        assert below(upper) == before
+        (target / "made/sub").mkdir(parents=True)
+        subprocess.run(["find", "../../tmp"], check=False, capture_output=True, cwd=target / "made/sub")
+        where = subprocess.run(["/bin/pwd"], check=True, capture_output=True, text=True, cwd=target / "made/sub").stdout
+        assert where.strip() == str(target / "made/sub")
+
+
+def test_a_file_that_a_layer_and_the_upper_directory_share(tmp_path: Path) -> None:
+    lower, (upper, work) = tmp_path / "lower", pair(tmp_path)
+    lower.mkdir()
+    (lower / "file").write_text("bytes")
+    os.link(lower / "file", upper / "linked")
+    with served(tmp_path / "mnt", f"lowerdir={lower},upperdir={upper},workdir={work}") as target:
+        assert (target / "linked").read_text() == "bytes"
+        assert (target / "file").read_text() == "bytes"
+        (target / "file").unlink()
+        assert os.listdir(target) == ["linked"]
+    assert (lower / "file").read_text() == "bytes"
+
+
+def test_looking_at_links_writes_nothing_where_there_is_no_room(tmp_path: Path, disk: Disk) -> None:
+    lower = tmp_path / "lower"
+    lower.mkdir()
+    (lower / "file").write_text("data")
+    for number in range(20):
+        (lower / f"d{number}").mkdir()
+        os.link(lower / "file", lower / f"d{number}/file")
+    full = disk("tmpfs", "size=4m")
+    upper, work = pair(full)
+    with served(tmp_path / "mnt", f"lowerdir={lower},upperdir={upper},workdir={work}") as target:
+        subprocess.run(["mount", "-o", "remount,nr_inodes=14", full], check=True)
+        (target / "file").chmod(0o600)
+        for number in range(20):
+            assert os.listdir(target / f"d{number}") == ["file"]
+            assert (target / f"d{number}/file").read_text() == "data"
+        subprocess.run(["mount", "-o", "remount,nr_inodes=1000", full], check=True)
+        (target / "d19/file").rename(target / "d19/moved")
+        assert (target / "d19/moved").stat().st_mode & 0o777 == 0o600
+
+
+def test_removing_a_link_needs_no_room_for_its_bytes(tmp_path: Path, disk: Disk) -> None:
+    lower, outside = tmp_path / "lower", tmp_path / "outside"
+    lower.mkdir()
+    for name in ("inside", "elsewhere"):
+        (lower / name).write_bytes(b"x" * (8 << 20))
+    os.link(lower / "inside", lower / "other")
+    os.link(lower / "elsewhere", outside)
+    upper, work = pair(disk("tmpfs", "size=4m"))
+    with served(tmp_path / "mnt", f"lowerdir={lower},upperdir={upper},workdir={work}") as target:
+        (target / "inside").unlink()
+        (target / "elsewhere").unlink()
+        assert os.listdir(target) == ["other"]
+
+
+def test_removed_directories_take_no_room(tmp_path: Path, disk: Disk) -> None:
+    (tmp_path / "lower").mkdir()
+    upper, work = pair(disk("tmpfs", "nr_inodes=100"))
+    with served(tmp_path / "mnt", f"lowerdir={tmp_path}/lower,upperdir={upper},workdir={work}") as target:
+        for _ in range(200):
+            (target / "a").mkdir()
+            (target / "a/f").touch()
+            (target / "a/f").unlink()
+            (target / "a").rmdir()
+
+
+@pytest.mark.needs_overlay
+def test_an_upper_directory_on_an_overlay(tmp_path: Path, disk: Disk) -> None:
+    for name in ("low", "up", "wk", "lower/dir"):
+        (tmp_path / name).mkdir(parents=True)
+    overlay = disk("overlay", f"lowerdir={tmp_path}/low,upperdir={tmp_path}/up,workdir={tmp_path}/wk")
+    upper, work = pair(overlay)
+    for name in ("gone", "old", "dir/inner", "dir/other"):
+        (tmp_path / "lower" / name).write_text(name)
+    for _ in range(2):  # what was removed is so in the next mount, too
+        with served(tmp_path / "mnt", f"lowerdir={tmp_path}/lower,upperdir={upper},workdir={work}") as target:
+            if (target / "gone").exists():
+                (target / "gone").unlink()
+                (target / "old").rename(target / "new")
+                (target / "dir/inner").unlink()
+                subprocess.run(["rm", "-r", target / "dir"], check=True)
+                (target / "dir").mkdir()
+                (target / "gone").write_text("again")
+                assert (target / "gone").read_text() == "again"
+                (target / "gone").unlink()
+            assert below(target) == ["dir", "new"]
+            assert (target / "new").read_text() == "old"
+
+
+def test_a_target_inside_of_what_is_written(tmp_path: Path) -> None:
+    (tmp_path / "lower").mkdir()
+    (tmp_path / "lower/file").write_text("x")
+    upper, work = pair(tmp_path)
+    (upper / "mnt").mkdir()
+    with served(upper / "mnt", f"lowerdir={tmp_path}/lower,upperdir={upper},workdir={work}") as target:
+        listed = subprocess.run(["ls", target, target / "mnt"], check=False, capture_output=True, text=True, timeout=20)
+        assert listed.stdout.split() == [f"{target}:", "file", "mnt", f"{target}/mnt:"]
+
+
+@pytest.mark.needs_overlay
+@pytest.mark.parametrize(("name", "given"), [("dirs/upper", "dirs/upper"), ("up,per", r"{}/up\,per")])
+def test_an_upper_directory_that_the_kernel_has_by_another_text(tmp_path: Path, name: str, given: str) -> None:
+    for directory in ("lower", "work", "mnt", "kernel", name):
+        (tmp_path / directory).mkdir(parents=True)
+    options = f"lowerdir={tmp_path}/lower,upperdir={given.format(tmp_path)},workdir={tmp_path}/work"
+    subprocess.run(["mount", "-t", "overlay", "-o", options, "none", tmp_path / "kernel"], check=True, cwd=tmp_path)
+    try:
+        escaped = str(tmp_path / name).replace(",", r"\,")
+        refused = f"lowerdir={tmp_path}/lower,upperdir={escaped},workdir={tmp_path}/work"
+        with pytest.raises(OSError, match="mounted by the kernel"), served(tmp_path / "mnt", refused):
+            pass
+    finally:
+        umount(tmp_path / "kernel")
+
+
+@pytest.mark.parametrize("lowers", ["A:A/sub", "A/sub:A", "A:A"])
+def test_layers_that_overlap_are_refused(tmp_path: Path, lowers: str) -> None:
+    (tmp_path / "A/sub").mkdir(parents=True)
+    text = ":".join(str(tmp_path / name) for name in lowers.split(":"))
+    with pytest.raises(OSError, match="overlap"), served(tmp_path / "mnt", f"lowerdir={text}"):
+        pass
+
+
+def test_a_rename_that_fails_brings_nothing_back(tmp_path: Path, disk: Disk) -> None:
+    (tmp_path / "lower/dir").mkdir(parents=True)
+    (tmp_path / "lower/dir/removed").write_text("x")
+    upper, work = pair(disk("tmpfs", "size=4m"))
+    with served(tmp_path / "mnt", f"lowerdir={tmp_path}/lower,upperdir={upper},workdir={work}") as target:
+        (target / "dir/removed").unlink()
+        (target / "new").mkdir()
+        assert os.listdir(target / "dir") == []
+        subprocess.run(["chattr", "+i", upper], check=True)
+        try:
+            with pytest.raises(PermissionError):
+                os.rename(target / "new", target / "dir")
+        finally:
+            subprocess.run(["chattr", "-i", upper], check=True)
+        assert not (target / "dir/removed").exists()
+        os.rename(target / "new", target / "dir")
+        assert os.listdir(target) == ["dir"]
+
+
+def test_dots_behind_a_symbolic_link(tmp_path: Path) -> None:
+    (tmp_path / "real/x/y").mkdir(parents=True)
+    (tmp_path / "links").mkdir()
+    (tmp_path / "real/x/file").write_text("right")
+    (tmp_path / "links/file").write_text("wrong")
+    (tmp_path / "links/s").symlink_to("../real/x/y")
+    with served(tmp_path / "mnt", f"lowerdir={tmp_path}/links/s/..") as target:
+        assert (target / "file").read_text() == "right"
