@@ -9,7 +9,7 @@ imperative sentence that says what to do about it.
 
 from __future__ import annotations
 
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from typing import ClassVar, Self
 
 __all__ = [
@@ -56,6 +56,20 @@ class LayerfsError(Exception):
         """Return the error itself, with more behind its message."""
         self.args = (f"{self}{text}",)
         return self
+
+    def __reduce__(self) -> tuple[Callable[..., LayerfsError], tuple[object, ...]]:
+        """Let it go from process to process: the message is finished, and no class would take it as it is."""
+        fields = self.__dict__ | ({"errno": self.errno} if isinstance(self, OSError) else {})
+        return _made_again, (type(self), self.args, fields)
+
+
+def _made_again(kind: type[LayerfsError], arguments: tuple[object, ...], fields: dict[str, object]) -> LayerfsError:
+    """Return an error as it was in another process."""
+    error = kind.__new__(kind)
+    error.args = arguments
+    for name, value in fields.items():
+        setattr(error, name, value)
+    return error
 
 
 class InvalidReference(LayerfsError, ValueError):

@@ -16,13 +16,20 @@ from layerfs.api.transfer import TransferPart
 from layerfs.api.upkeep import UpkeepPart
 
 if TYPE_CHECKING:
+    from layerfs.api.async_store import AsyncStore
     from layerfs.values import Container, HistoryRow, Image, Info, Layer, Mount, PushedImage, RemovedImage
 
-__all__ = ["Container", "HistoryRow", "Image", "Info", "Layer", "Mount", "PushedImage", "RemovedImage", "Store"]
+__all__ = [
+    "AsyncStore", "Container", "HistoryRow", "Image", "Info", "Layer", "Mount", "PushedImage", "RemovedImage", "Store",
+]  # fmt: skip
 
 
 def __getattr__(name: str) -> object:
     """Import the values that are returned when somebody names one: what returns none starts 7 ms sooner."""
+    if name == "AsyncStore":
+        from layerfs.api.async_store import AsyncStore  # who does not use trio need not have it
+
+        return AsyncStore
     if name in __all__:
         from layerfs import values
 
@@ -31,4 +38,7 @@ def __getattr__(name: str) -> object:
 
 
 class Store(TransferPart, ImagePart, ContainerPart, ChangePart, OutgoingPart, UpkeepPart):
-    """A store of images. A context manager; thread-safe."""
+    """A store of images. A context manager; thread-safe.
+
+    After :func:`os.fork` both processes may go on with it, if no other thread was writing at that moment.
+    """

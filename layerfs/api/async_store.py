@@ -1,15 +1,18 @@
 """The porcelain for trio programs: :class:`AsyncStore`, the same methods as :class:`layerfs.api.Store`, awaited.
 
-Pulls and pushes are trio functions; everything else runs in a worker thread. A cancelled call ends within a fraction of
-a second, as soon as its thread notices, and leaves what an interrupted one leaves. Methods that yield become
-asynchronous iterators.
+Pulls and pushes are trio functions; everything else runs in a worker thread. When a call is cancelled whose method
+takes ``check``, its thread ends at its next look at that, and leaves what an interrupted one leaves; others are waited
+for.
+Methods that yield become asynchronous iterators, which :func:`contextlib.aclosing` closes.
 """
 
 from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -34,8 +37,12 @@ __all__ = ["AsyncStore"]
 P = ParamSpec("P")
 T = TypeVar("T")
 
-#: Items of an iterator taken from its thread at a time.
-_BATCH = 64
+#: Items of an iterator taken from its thread at a time, and seconds after which those that are there are handed on.
+_BATCH, _PATIENCE = 64, 0.02
+
+
+class _GivenUp(Exception):
+    """Ends work whose task was cancelled, in whatever thread."""
 
 
 def _awaited(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate[AsyncStore, P], Awaitable[T]]:
@@ -43,20 +50,55 @@ def _awaited(method: Callable[Concatenate[Store, P], T]) -> Callable[Concatenate
     polls = "check" in inspect.signature(method).parameters
 
     async def call(self: AsyncStore, /, *args: P.args, **options: P.kwargs) -> T:
-        keywords: dict[str, Any] = dict(options)
-        if polls:
-            keywords["check"] = _or_cancelled(keywords.get("check"))
-        run: Callable[..., T] = functools.partial(method, self._store)
-        return await trio.to_thread.run_sync(lambda: run(*args, **keywords))
+        run: Callable[..., T] = functools.partial(method, self._store, *args, **options)
+        if not polls:
+            return await trio.to_thread.run_sync(run)
+        return await _cancellable(lambda check: run(check=check), options.get("check"))
 
     functools.update_wrapper(call, method)
     return call
 
 
+async def _cancellable(work: Callable[[Callable[[], None]], T], check: Any) -> T:
+    """Run blocking work in a thread, with a check that ends it when the task is cancelled.
+
+    Args:
+        work: called with the check, which it may poll in any thread.
+        check: the caller's own, or None.
+    """
+    cancelled = threading.Event()
+    results: list[T] = []
+    failures: list[Exception] = []
+
+    async def watch() -> None:
+        try:
+            await trio.sleep_forever()
+        finally:
+            cancelled.set()
+
+    async with trio.open_nursery() as nursery:
+        nursery.start_soon(watch)
+        try:
+            results.append(await trio.to_thread.run_sync(lambda: work(_or_cancelled(check, cancelled))))
+        except Exception as error:  # noqa: BLE001 - raised again outside of the nursery, which would wrap it
+            failures.append(error)
+        nursery.cancel_scope.cancel()
+    if failures:
+        if isinstance(failures[0], _GivenUp):
+            await trio.lowlevel.checkpoint()  # raises Cancelled
+        raise failures[0]
+    return results[0]
+
+
 def _iterated(
-    method: Callable[Concatenate[Store, P], Iterator[T]],
+    method: Callable[Concatenate[Store, P], Iterator[T]], *, batch: int = _BATCH
 ) -> Callable[Concatenate[AsyncStore, P], AsyncIterator[T]]:
-    """Return a method of the sync store that yields as an asynchronous iterator."""
+    """Return a method of the sync store that yields as an asynchronous iterator.
+
+    Args:
+        method: of the sync store.
+        batch: items taken from its thread at a time, at most; 1 for those that are good until the next one is taken.
+    """
     polls = "check" in inspect.signature(method).parameters
 
     async def call(self: AsyncStore, /, *args: P.args, **options: P.kwargs) -> AsyncIterator[T]:
@@ -66,30 +108,48 @@ def _iterated(
         run: Callable[..., Iterator[T]] = functools.partial(method, self._store)
         items = run(*args, **keywords)
 
-        def batch() -> list[T]:
+        def gather() -> tuple[list[T], Exception | None, bool]:
             found: list[T] = []
-            for item in items:
-                found.append(item)
-                if len(found) == _BATCH:
-                    break
-                trio.from_thread.check_cancelled()
-            return found
+            until = time.monotonic() + _PATIENCE
+            try:
+                for item in items:
+                    found.append(item)
+                    if len(found) >= batch or time.monotonic() > until:
+                        return found, None, False
+                    trio.from_thread.check_cancelled()
+            except Exception as error:  # noqa: BLE001 - raised again, behind what came before it
+                return found, error, True
+            return found, None, True
 
-        while found := await trio.to_thread.run_sync(batch):
-            for item in found:
-                yield item
+        try:
+            ended = False
+            while not ended:
+                found, error, ended = await trio.to_thread.run_sync(gather)
+                for item in found:
+                    yield item
+                if error is not None:
+                    raise error
+        finally:
+            if isinstance(items, Generator):
+                items.close()  # and what it has open, now and not when somebody collects it
 
     functools.update_wrapper(call, method)
     return call
 
 
-def _or_cancelled(check: Callable[[], None] | None) -> Callable[[], None]:
-    """Return a check that also ends the work when its task is cancelled."""
+def _or_cancelled(check: Callable[[], None] | None, cancelled: threading.Event | None = None) -> Callable[[], None]:
+    """Return a check that also ends the work when its task is cancelled.
 
-    # Work may poll from threads of its own, which trio does not know; the one that it started polls as well.
+    Args:
+        check: the caller's own.
+        cancelled: set when that happened, for threads that trio does not know.
+    """
+
     def both() -> None:
         if check is not None:
             check()
+        if cancelled is not None and cancelled.is_set():
+            raise _GivenUp
         try:
             trio.from_thread.check_cancelled()
         except RuntimeError:
@@ -120,7 +180,11 @@ class AsyncStore:
         """Close it."""
         self._store.close()
 
-    close = _awaited(Store.close)
+    async def close(self) -> None:
+        """Close the store's files, also in a scope that was cancelled. Mounts stay."""
+        self._store.close()
+        await trio.lowlevel.checkpoint()
+
     load = _awaited(Store.load)
     images = _awaited(Store.images)
     resolve = _awaited(Store.resolve)
@@ -152,12 +216,12 @@ class AsyncStore:
     extract = _awaited(Store.extract)
     find_layer = _awaited(Store.find_layer)
     import_tree = _awaited(Store.import_tree)
-    layer_steps = _iterated(Store.layer_steps)
+    layer_steps = _iterated(Store.layer_steps, batch=1)
     layer_tar = _iterated(Store.layer_tar)
     rebase = _awaited(Store.rebase)
     save = _awaited(Store.save)
     squash = _awaited(Store.squash)
-    steps = _iterated(Store.steps)
+    steps = _iterated(Store.steps, batch=1)
 
     async def pull(
         self,
@@ -176,8 +240,8 @@ class AsyncStore:
         store = self._store
         if not is_registry(source):
             load = functools.partial(store.pull, source, platform=platform, all_platforms=all_platforms, name=name)
-            return await trio.to_thread.run_sync(
-                lambda: load(keep_blobs=keep_blobs, access=access, progress=progress, check=_or_cancelled(check))
+            return await _cancellable(
+                lambda polled: load(keep_blobs=keep_blobs, access=access, progress=progress, check=polled), check
             )
         with store._explaining("pull"), Registries.open(access, check) as registries:
             remote = await in_thread(

@@ -2,12 +2,15 @@
 
 from __future__ import annotations
 
+import errno
 import os
 import sys
+from collections.abc import Iterator
+from contextlib import contextmanager
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from layerfs.errors import LayerfsError, NotFound, StoreError
+from layerfs.errors import LayerfsError, NotFound, StoreError, StoreReadOnly
 from layerfs.formats.platform import Platform
 from layerfs.store import image as catalog
 from layerfs.store.handle import StoreHandle, open_store
@@ -63,6 +66,30 @@ class StorePart:
     def close(self) -> None:
         """Close the store's files. Mounts stay."""
         self._handle.close()
+
+    @contextmanager
+    def _writing(self, what: str, *, hint: str | None = None) -> Iterator[None]:
+        """Say of a store that cannot be written to, or has no room left, that it is so.
+
+        Args:
+            what: is being done.
+            hint: what to do where it cannot be written to.
+        """
+        try:
+            yield
+        except OSError as error:
+            if error.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT) or isinstance(error, LayerfsError):
+                raise
+            root = self._handle.layout.root
+            where = f": {os.fsdecode(error.filename)}" if error.filename else ""
+            if error.errno == errno.EROFS:
+                raise StoreReadOnly(
+                    f"the store {root} cannot be written to: {error.strerror}{where}", root=root, hint=hint
+                ) from error
+            raise StoreError(
+                f"{what} failed in the store {root}: {error.strerror}{where}", root=root,
+                hint=f"Free space on the file system of {root}, with layerfs gc or otherwise, and try again.",
+            ) from error  # fmt: skip
 
     def _record(self, image: str | Image) -> catalog.ImageRecord:
         return catalog.find_image(self._handle, image if isinstance(image, str) else str(image.id))

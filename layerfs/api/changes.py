@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart, StrPath
-from layerfs.errors import Conflict, InvalidReference, NotFound
+from layerfs.errors import Conflict, InvalidReference, LayerfsError, NotFound
 from layerfs.store import image as catalog
 from layerfs.store.layer import find_layer, open_tree
 from layerfs.store.snapshot import find_snapshot, is_dressed
@@ -169,7 +169,7 @@ class ChangePart(StorePart):
         from layerfs.mount.mounted import container_lock, why_mounted
 
         snapshot = find_snapshot(self._handle, container)
-        with container_lock(self._handle, snapshot):
+        with self._writing("commit"), container_lock(self._handle, snapshot):
             mounted = why_mounted(self._handle, snapshot) is not None
             record = commit_container(
                 self._handle, snapshot, name, message=message, author=author, changes=changes, squash=squash,
@@ -197,12 +197,12 @@ class ChangePart(StorePart):
         """
         from layerfs.changeset.commit import squash_image
 
-        return self._image(
-            squash_image(
+        with self._writing("squash"):
+            record = squash_image(
                 self._handle, self._record(image), name, first=first, message=message, compression=compression,
                 latest=latest, force=force, check=check,
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+        return self._image(record)
 
     def rebase(
         self,
@@ -233,11 +233,11 @@ class ChangePart(StorePart):
         from layerfs.changeset.commit import rebase_image
 
         old = None if base is None else self._record(base)
-        return self._image(
-            rebase_image(
+        with self._writing("rebase"):
+            record = rebase_image(
                 self._handle, self._record(image), self._record(onto), name, base=old, force=force, check=check
             )
-        )
+        return self._image(record)
 
     def import_tree(
         self,
@@ -270,16 +270,20 @@ class ChangePart(StorePart):
         Raises:
             FormatError: the source is no tar, or not one that a layer can be.
             Conflict: the name is taken.
+            LayerfsError: the source is no directory.
         """
         from layerfs.changeset.commit import import_tree
 
         tree = os.fspath(source) if isinstance(source, str | os.PathLike) else source
-        return self._image(
-            import_tree(
+        if isinstance(tree, str) and not os.path.isdir(tree):
+            problem = "is not a directory" if os.path.lexists(tree) else "does not exist"
+            raise LayerfsError(f"cannot import {tree}: it {problem}", hint="Name a directory, or give a tar's pieces.")
+        with self._writing("import"):
+            record = import_tree(
                 self._handle, tree, name, message=message, author=author, changes=changes, platform=platform,
                 compression=compression, latest=latest, force=force, check=check,
-            )
-        )  # fmt: skip
+            )  # fmt: skip
+        return self._image(record)
 
     def apply(self, container: str, pieces: Iterable[bytes], *, check: Callable[[], None] | None = None) -> None:
         """Change a container as a layer says.

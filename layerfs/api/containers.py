@@ -3,13 +3,12 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart, StrPath
-from layerfs.errors import Conflict, InvalidReference, LayerfsError, MountError, NotFound, StoreReadOnly
+from layerfs.errors import Conflict, InvalidReference, LayerfsError, MountError, NotFound
 from layerfs.formats.digest import Digest
 from layerfs.store import image as catalog
 from layerfs.store.snapshot import Snapshot, create_snapshot, find_snapshot, list_snapshots, remove_snapshot
@@ -20,6 +19,8 @@ if TYPE_CHECKING:
     from layerfs.values import Container, Image, Mount
 
 __all__ = ["ContainerPart"]
+
+_ON_READ_ONLY = "Mount an image alone, with --read-only; --runroot names a place for what is mounted."
 
 
 class ContainerPart(StorePart):
@@ -100,7 +101,7 @@ class ContainerPart(StorePart):
         if target is not None and not os.path.isdir(target):
             problem = "is not a directory" if os.path.lexists(target) else "does not exist"
             raise MountError(f"target {os.fspath(target)} {problem}", hint="Make it first with: mkdir -p")
-        with self._writing():
+        with self._writing("mount", hint=_ON_READ_ONLY):
             if snapshot is None and not read_only:
                 snapshot, made = create_snapshot(self._handle, record, name), True
             place, own = (target, False) if target is not None else self._own_target(record, snapshot)
@@ -120,21 +121,6 @@ class ContainerPart(StorePart):
                         os.rmdir(place)
                 raise
             return _mount(mounted)
-
-    @contextlib.contextmanager
-    def _writing(self) -> Iterator[None]:
-        """Say of a store that cannot be written to what can be done with it all the same."""
-        try:
-            yield
-        except OSError as error:
-            if error.errno != errno.EROFS or isinstance(error, LayerfsError):
-                raise
-            root = self._handle.layout.root
-            where = f": {error.filename}" if error.filename else ""
-            raise StoreReadOnly(
-                f"the store {root} cannot be written to: {error.strerror}{where}", root=root,
-                hint="Mount an image alone, with --read-only; --runroot names a place for what is mounted.",
-            ) from error  # fmt: skip
 
     def umount(self, target_or_name: str, *, lazy: bool = False) -> Mount:
         """Unmount a container or image, by target, container name or ID, image name, or ID of the mount.
@@ -172,7 +158,7 @@ class ContainerPart(StorePart):
         from layerfs.mount.mounted import container_lock, refuse_mounted
 
         snapshot = find_snapshot(self._handle, name)
-        with container_lock(self._handle, snapshot):
+        with self._writing("rm"), container_lock(self._handle, snapshot):
             if force:
                 for record in self._records().live():
                     if record.container == snapshot.name:
@@ -187,7 +173,10 @@ class ContainerPart(StorePart):
 
     def _own_target(self, record: catalog.ImageRecord, snapshot: Snapshot | None) -> tuple[str, bool]:
         place = os.path.join(self._targets(), snapshot.name if snapshot is not None else record.digest.short)
-        os.makedirs(self._targets(), mode=0o700, exist_ok=True)
+        from layerfs.linux.safe_path import make_private
+
+        make_private(self._handle.layout.runroot)
+        make_private(self._targets())
         try:
             os.mkdir(place, 0o755)
         except FileExistsError:

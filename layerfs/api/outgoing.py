@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterator, Sequence
 from typing import TYPE_CHECKING, BinaryIO
 
 from layerfs.api.base import StorePart, StrPath
+from layerfs.api.callback import callbacks
 from layerfs.errors import LayerfsError
 from layerfs.store import image as catalog
 from layerfs.store.snapshot import is_dressed
@@ -25,7 +26,7 @@ class OutgoingPart(StorePart):
 
     def save(
         self,
-        images: Sequence[str | Image],
+        images: Sequence[str | Image] | str,
         target: StrPath | BinaryIO,
         *,
         form: str = "docker-archive",
@@ -61,7 +62,7 @@ class OutgoingPart(StorePart):
         if form not in FORMATS:
             raise LayerfsError(f"no such form: {form}", hint=f"Use one of {', '.join(FORMATS)}.")
         wanted = []
-        for image in images:
+        for image in [images] if isinstance(images, str) else images:
             record = self._record(image)
             names = catalog.image_names(self._handle, record)
             if isinstance(image, str):
@@ -71,8 +72,10 @@ class OutgoingPart(StorePart):
         if form == "oci":
             if not isinstance(target, str | bytes) and hasattr(target, "write"):
                 raise LayerfsError("an OCI layout is a directory, not a stream", hint="Use --format oci-archive.")
-            return save_layout(self._handle, wanted, target, compression=compression, check=check)
-        with open_target(target, sync=self._handle.sync) as file:
+            with callbacks() as own:
+                return save_layout(self._handle, wanted, target, compression=compression, check=own.check(check))
+        with callbacks() as own, open_target(target, sync=self._handle.sync) as file:
+            check = own.check(check)
             docker = form == "docker-archive"
             return save_archive(self._handle, wanted, file, docker=docker, compression=compression, check=check)
 
@@ -134,7 +137,8 @@ class OutgoingPart(StorePart):
         """
         from layerfs.changeset.extract import extract_tree
 
-        with ImageTree(self._handle, self._record(image)) as tree:
+        with callbacks() as own, ImageTree(self._handle, self._record(image)) as tree:
+            check = own.check(check)
             nid = tree.resolve(path)
             try:
                 return extract_tree(tree, nid, target, leaf=path.rstrip(b"/").rpartition(b"/")[2], check=check)

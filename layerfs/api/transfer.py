@@ -10,6 +10,7 @@ from functools import partial
 from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from layerfs.api.base import StorePart, StrPath, refuse_inside_trio
+from layerfs.api.callback import callbacks
 from layerfs.errors import InvalidReference, MountError, NotFound, StoreError, StoreReadOnly, UnsupportedFormat
 from layerfs.formats.media_type import Compression
 from layerfs.formats.platform import Platform
@@ -90,12 +91,13 @@ class TransferPart(StorePart):
         selection = Selection(
             Platform.of(platform), platform is not None, all_platforms, reference, position,
             None if path is None else _stem(path), form, self._given(name),
-            None if policy is None else partial(_admit, policy, path and os.path.realpath(path), reference),
+            None if policy is None else partial(_admit, policy, path and os.path.realpath(path)),
         )  # fmt: skip
-        with self._explaining("load"):
+        with callbacks() as own, self._explaining("load"):
             records = load_source(
-                self._handle, source, selection, keep_blobs=keep_blobs, progress=progress, check=check
-            )
+                self._handle, source, selection, keep_blobs=keep_blobs, progress=own.progress(progress),
+                check=own.check(check),
+            )  # fmt: skip
         return self._images(records)
 
     def pull(
@@ -141,7 +143,8 @@ class TransferPart(StorePart):
         from layerfs.registry.access import Access
 
         access = access or Access()
-        with self._explaining("pull"):
+        with callbacks() as own, self._explaining("pull"):
+            progress, check = own.progress(progress), own.check(check)
             if not is_registry(source):
                 wanted = self._archive(source, access)
                 if wanted.transport == "dir":

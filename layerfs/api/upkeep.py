@@ -60,8 +60,9 @@ class UpkeepPart(StorePart):
         from layerfs.store.gc import collect
         from layerfs.store.part import sweep_parts
 
-        freed = sweep_snapshots(self._handle) + sweep_parts(self._handle)
-        for algorithm in ("sha256", "sha512"):
-            freed += sweep_staging(os.path.join(self._handle.layout.root, "unpacked", algorithm))
-        found = collect(self._handle)
+        with self._writing("gc"):
+            freed = sweep_snapshots(self._handle) + sweep_parts(self._handle)
+            for algorithm in ("sha256", "sha512"):
+                freed += sweep_staging(os.path.join(self._handle.layout.root, "unpacked", algorithm))
+            found = collect(self._handle)
         return replace(found, size=found.size + freed)

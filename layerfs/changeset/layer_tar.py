@@ -18,7 +18,8 @@ from collections.abc import Callable, Iterable, Iterator
 from layerfs.changeset.change import Step
 from layerfs.changeset.entry import Entry
 from layerfs.errors import Conflict, UnsafePath
-from layerfs.formats.tar import END, Member, clamp_time, encode_member, padding
+from layerfs.formats.tar.member import Member
+from layerfs.formats.tar.writer import END, clamp_time, encode_member, padding
 from layerfs.formats.whiteout import OPAQUE_MARKER, WHITEOUT_PREFIX, is_private_xattr
 
 __all__ = ["whiteout_name", "write_layer"]

@@ -11,7 +11,8 @@ from collections.abc import Sequence
 from layerfs.formats.digest import Digest
 from layerfs.formats.media_type import OCI_INDEX
 from layerfs.formats.oci import IMAGE_NAME, LAYOUT_VERSION, REF_NAME
-from layerfs.formats.tar import Member, encode_member
+from layerfs.formats.tar.member import Member
+from layerfs.formats.tar.writer import encode_member
 
 __all__ = ["IMAGE_NAME", "LAYOUT", "REF_NAME", "blob_path", "encode_index", "member_header", "name_of"]
 

@@ -19,7 +19,7 @@ from collections.abc import Callable
 from layerfs.linux.inode_flags import clear_protection
 from layerfs.linux.syscall import declare_syscall
 
-__all__ = ["open_in_root", "remove_tree"]
+__all__ = ["make_private", "open_in_root", "remove_tree"]
 
 _RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_MAGICLINKS = 0x02
@@ -61,6 +61,20 @@ def open_in_root(root_fd: int, path: bytes, flags: int = os.O_RDONLY, *, cross_m
     """
     resolve = _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS | (0 if cross_mounts else _RESOLVE_NO_XDEV)
     return _open(root_fd, path, flags, 0, resolve)
+
+
+def make_private(path: str) -> None:
+    """Make a directory that is its owner's alone, and those above it where they are missing; one that is there stays.
+
+    ``os.makedirs`` would give its mode to the last one only, and to the others what the umask leaves.
+    """
+    try:
+        os.mkdir(path, 0o700)
+    except FileExistsError:
+        return
+    except FileNotFoundError:
+        make_private(os.path.dirname(path))
+        make_private(path)
 
 
 def remove_tree(

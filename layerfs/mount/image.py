@@ -16,6 +16,7 @@ from layerfs.formats.erofs.reader import Tree
 from layerfs.linux.durable import sync_filesystem
 from layerfs.linux.mountinfo import MountEntry, find_mount, read_mounts
 from layerfs.linux.probe import feature
+from layerfs.linux.safe_path import make_private
 from layerfs.mount.choose import BackendStatus, choose_backend
 from layerfs.mount.directory import apply_attributes, is_stackable, unpack
 from layerfs.mount.fuse.specification import FuseSpecification
@@ -278,7 +279,7 @@ def _specification(
 
 def _log(handle: StoreHandle) -> str:
     """Return the file that FUSE processes write to when something is wrong."""
-    os.makedirs(handle.layout.runroot, mode=0o700, exist_ok=True)
+    make_private(handle.layout.runroot)
     return os.path.join(handle.layout.runroot, "fuse.log")
 
 

@@ -15,6 +15,7 @@ from layerfs.errors import Conflict
 from layerfs.formats.digest import Digest
 from layerfs.linux.lock import FileLock
 from layerfs.linux.mountinfo import MountEntry, find_foreign_upper_mount, find_upper_mount, read_mounts
+from layerfs.linux.safe_path import make_private
 from layerfs.mount.record import MountRecords
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers, image_names, list_images
@@ -193,6 +194,6 @@ def target_lock(handle: StoreHandle, place: str) -> str:
         return lock
     # A store that cannot be written to: what is mounted from it is a matter of this run root alone.
     directory = os.path.join(handle.layout.runroot, "locks")
-    os.makedirs(handle.layout.runroot, mode=0o700, exist_ok=True)
-    os.makedirs(directory, mode=0o700, exist_ok=True)
+    make_private(handle.layout.runroot)
+    make_private(directory)
     return os.path.join(directory, name)

@@ -25,6 +25,7 @@ from layerfs.errors import MountError
 from layerfs.linux.durable import write_document
 from layerfs.linux.mountinfo import Holder, MountEntry, find_holders, read_mounts
 from layerfs.linux.process import start_of, wait_for_end
+from layerfs.linux.safe_path import make_private
 
 __all__ = ["MountRecord", "MountRecords"]
 
@@ -233,7 +234,8 @@ class MountRecords:
         return os.path.join(self.directory, record_id + _SUFFIX)
 
     def _write(self, record: MountRecord) -> None:
-        os.makedirs(self.directory, mode=0o700, exist_ok=True)
+        make_private(os.path.dirname(self.directory))
+        make_private(self.directory)
         data = json.dumps(dataclasses.asdict(record)).encode() + b"\n"
         write_document(self._path(record.id), data, sync=False)
 

@@ -28,7 +28,8 @@ from layerfs.formats.oci import (
 )
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import Reference
-from layerfs.formats.tar import BLOCK, END, padding
+from layerfs.formats.tar.header import BLOCK
+from layerfs.formats.tar.writer import END, padding
 from layerfs.linux.durable import write_document
 from layerfs.registry.access import Access
 from layerfs.registry.choice import MAX_NESTING, choose_entry

@@ -17,7 +17,7 @@ from layerfs.errors import LayerfsError, NotFound
 from layerfs.formats.codec import detect
 from layerfs.formats.digest import Digest
 from layerfs.formats.document import MAX_DOCUMENT_SIZE
-from layerfs.formats.tar import BLOCK
+from layerfs.formats.tar.header import BLOCK
 from layerfs.registry.loader import Loader, Progress
 from layerfs.registry.members import DirectoryMembers, Members, TarMembers, stream_reader
 from layerfs.registry.pipeline import DigestBacklog, LayerEvent, prefetch, read_blob

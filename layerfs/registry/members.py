@@ -12,8 +12,9 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
 
 from layerfs.errors import FormatError, LimitExceeded, NotFound, UnsafePath
-from layerfs.formats.tar import BLOCK, Member, TarReader
-from layerfs.formats.tar.header import NUL_BLOCK, checksum_matches
+from layerfs.formats.tar.header import BLOCK, NUL_BLOCK, checksum_matches
+from layerfs.formats.tar.member import Member
+from layerfs.formats.tar.reader import TarReader
 from layerfs.linux.safe_path import open_in_root
 
 __all__ = [

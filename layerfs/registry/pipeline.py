@@ -18,7 +18,7 @@ from typing import TYPE_CHECKING, TypeVar
 from layerfs.errors import FormatError, LayerfsError, LimitExceeded
 from layerfs.formats.codec import PIECE, decompress, detect
 from layerfs.formats.digest import Digest, new_hash
-from layerfs.formats.tar import BLOCK
+from layerfs.formats.tar.header import BLOCK
 
 if TYPE_CHECKING:
     from hashlib import _Hash

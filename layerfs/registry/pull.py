@@ -23,7 +23,7 @@ from typing import Self
 from layerfs.errors import DigestMismatch, FormatError, IntegrityError, LayerfsError
 from layerfs.formats.codec import PIECE
 from layerfs.formats.digest import Digest
-from layerfs.formats.tar import BLOCK
+from layerfs.formats.tar.header import BLOCK
 from layerfs.registry.access import Access
 from layerfs.registry.download import Download
 from layerfs.registry.loader import Progress

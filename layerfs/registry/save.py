@@ -28,7 +28,7 @@ from layerfs.formats.document import parse_document
 from layerfs.formats.image_layout import IMAGE_NAME, LAYOUT, REF_NAME, blob_path, encode_index, member_header, name_of
 from layerfs.formats.media_type import layer_compression
 from layerfs.formats.oci import Descriptor, ImageConfig, Manifest
-from layerfs.formats.tar import END, padding
+from layerfs.formats.tar.writer import END, padding
 from layerfs.linux.durable import fsync_directory, write_document
 from layerfs.registry.pipeline import prefetch
 from layerfs.registry.target import Target
@@ -310,6 +310,8 @@ def _bytes(handle: StoreHandle, layer: _Layer, check: Callable[[], None] | None)
         assert layer.blob is not None
         with open(handle.layout.blob(layer.blob.digest), "rb", buffering=0) as file:
             while data := file.read(_READ):
+                if check is not None:
+                    check()
                 yield data
         return
     pieces = read_layer(handle, layer.record, check=check)

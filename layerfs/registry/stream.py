@@ -14,8 +14,9 @@ from layerfs.errors import FormatError, LimitExceeded, UnsupportedFormat
 from layerfs.formats.codec import PIECE, decompress, detect
 from layerfs.formats.digest import Digest
 from layerfs.formats.document import MAX_DOCUMENT_SIZE
-from layerfs.formats.tar import BLOCK, Member, TarReader
-from layerfs.formats.tar.header import NUL_BLOCK, checksum_matches
+from layerfs.formats.tar.header import BLOCK, NUL_BLOCK, checksum_matches
+from layerfs.formats.tar.member import Member
+from layerfs.formats.tar.reader import TarReader
 from layerfs.registry.members import OuterNames, check_archive, member_name, resolve_link
 from layerfs.registry.pipeline import DigestBacklog, LayerEvent, read_blob
 from layerfs.registry.plan import TOP_DOCUMENTS

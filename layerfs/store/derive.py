@@ -16,7 +16,8 @@ from layerfs.formats.erofs.layout import BLOCK
 from layerfs.formats.erofs.reader import Tree
 from layerfs.formats.erofs.writer import Device, write_tree
 from layerfs.formats.merge import apply_layer, empty_tree, walk
-from layerfs.formats.tar import Member, TarReader
+from layerfs.formats.tar.member import Member
+from layerfs.formats.tar.reader import TarReader
 from layerfs.formats.tree import LayerTree, Node
 from layerfs.linux.durable import fsync_directory, write_document
 from layerfs.linux.sparse import is_same, is_zero

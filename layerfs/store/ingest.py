@@ -56,6 +56,10 @@ _RESERVE = 256 << 10
 _MAX_TEXT = 4 * MAX_TEXT
 
 
+#: Layers that wait for being made durable; each keeps its file open.
+_MOST_WAITING = 32
+
+
 #: Seconds that a load waits for another one before it says so.
 _SILENCE = 3.0
 
@@ -129,7 +133,7 @@ class Ingest:
         self._count = 0
         self._text = 0
         self._holders = Holders(handle, self.keys, lambda layer: bool(self._lease(layer)))
-        self._jobs: queue.SimpleQueue[_Job | None] = queue.SimpleQueue()
+        self._jobs: queue.Queue[_Job | None] = queue.Queue(_MOST_WAITING)
         self._thread: threading.Thread | None = None
         self._failure: BaseException | None = None
         self._restored: list[LayerRecord] = []

@@ -18,7 +18,9 @@ from zlib import crc32
 
 from layerfs.errors import LimitExceeded, quoted
 from layerfs.formats.digest import Digest
-from layerfs.formats.tar import BLOCK, Member, TarReader
+from layerfs.formats.tar.header import BLOCK
+from layerfs.formats.tar.member import Member
+from layerfs.formats.tar.reader import TarReader
 from layerfs.formats.tree import LayerTree, Node
 from layerfs.linux.durable import drop_written, start_writeback
 from layerfs.linux.sparse import copy_range, punch_hole

@@ -98,6 +98,8 @@ def find_snapshot(handle: StoreHandle, text: str) -> Snapshot:
         NotFound: there is none.
         Conflict: several IDs begin so.
     """
+    if not text.isascii():  # names are; SQLite takes no text that is not in UTF-8
+        raise NotFound("container", text, hint="List what there is with: layerfs ps")
     connection = handle.database.connection
     base = f"SELECT {_COLUMNS} FROM snapshot JOIN image ON image.id = snapshot.image WHERE"
     row = connection.execute(f"{base} name = ?", (text,)).fetchone()

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import os
 from dataclasses import dataclass
 
@@ -93,7 +94,10 @@ def measure(handle: StoreHandle) -> Usage:
         size = sum(layer.tar_size for layer in own)
         count = sum(snapshot.image == image.digest for snapshot in snapshots)
         images.append(ImageUsage(image.digest, size, shared, size - shared, count))
-    containers = {snapshot.id: tree_disk(handle.layout.snapshot(snapshot.id)) for snapshot in snapshots}
+    containers = {}
+    for snapshot in snapshots:
+        with contextlib.suppress(FileNotFoundError):  # removed meanwhile
+            containers[snapshot.id] = tree_disk(handle.layout.snapshot(snapshot.id))
     trees = _files_disk(os.path.join(handle.layout.root, "images"))
     other = _files_disk(os.path.join(handle.layout.root, "blobs"))
     places = (os.path.join(handle.layout.root, "unpacked", algorithm) for algorithm in ("sha256", "sha512"))

@@ -13,8 +13,10 @@ from hypothesis import strategies as st
 
 from layerfs.errors import FormatError
 from layerfs.formats.erofs.writer import Device, write_tree
-from layerfs.formats.tar import BLOCK, Member, TarReader
+from layerfs.formats.tar.header import BLOCK
+from layerfs.formats.tar.member import Member
 from layerfs.formats.tar.plain import PlainHeaders
+from layerfs.formats.tar.reader import TarReader
 from layerfs.formats.tree import LayerTree
 from tests.unit.formats.raw_tar import END, entry, header, pad, pax
 

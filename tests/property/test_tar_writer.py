@@ -9,7 +9,10 @@ import tarfile
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from layerfs.formats.tar import BLOCK, END, Member, TarReader, clamp_time, encode_member, padding
+from layerfs.formats.tar.header import BLOCK
+from layerfs.formats.tar.member import Member
+from layerfs.formats.tar.reader import TarReader
+from layerfs.formats.tar.writer import END, clamp_time, encode_member, padding
 
 _names = st.lists(
     st.one_of(

@@ -9,7 +9,8 @@ from pathlib import Path
 
 from hypothesis import strategies as st
 
-from layerfs.formats.tar import END, Member, encode_member, padding
+from layerfs.formats.tar.member import Member
+from layerfs.formats.tar.writer import END, encode_member, padding
 from layerfs.linux.safe_path import remove_tree
 
 __all__ = ["Thing", "Tree", "build", "reshape", "tar_of", "trees"]

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from layerfs.formats.tar import BLOCK, Member, TarReader
+from layerfs.formats.tar.header import BLOCK
+from layerfs.formats.tar.member import Member
+from layerfs.formats.tar.reader import TarReader
 from layerfs.formats.tree import LayerTree, Node
 
 __all__ = ["END", "entry", "header", "layer", "octal", "pad", "pax", "read", "record"]

@@ -7,7 +7,7 @@ import tracemalloc
 import pytest
 
 from layerfs.errors import FormatError, LimitExceeded, UnsupportedFormat
-from layerfs.formats.tar import Member
+from layerfs.formats.tar.member import Member
 from layerfs.formats.tar.sparse import MAX_PIECES
 from tests.unit.formats.raw_tar import END, entry, header, octal, pad, pax, read
 

@@ -5,7 +5,10 @@ from __future__ import annotations
 import pytest
 
 from layerfs.errors import FormatError
-from layerfs.formats.tar import BLOCK, Member, TarReader, encode_member
+from layerfs.formats.tar.header import BLOCK
+from layerfs.formats.tar.member import Member
+from layerfs.formats.tar.reader import TarReader
+from layerfs.formats.tar.writer import encode_member
 
 
 def _member(name: bytes = b"etc/passwd", **changes: object) -> Member:

@@ -11,7 +11,7 @@ import tracemalloc
 import pytest
 
 from layerfs.errors import FormatError, LimitExceeded, UnsafePath
-from layerfs.formats.tar import Member
+from layerfs.formats.tar.member import Member
 from layerfs.formats.tree import MAX_IMPLICIT, MAX_TEXT, LayerTree, Node
 from layerfs.formats.whiteout import IMPLICIT_XATTR, LINK_XATTR, OPAQUE_XATTR
 from tests.unit.formats.raw_tar import END, entry, header, layer, pad, pax
