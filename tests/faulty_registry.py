@@ -106,6 +106,9 @@ class Handler(BaseHTTPRequestHandler):
     def do_PUT(self) -> None:
         self._handle()
 
+    def do_PATCH(self) -> None:
+        self._handle()
+
     def body(self) -> bytes:
         """Read what came with the request."""
         return self.rfile.read(int(self.headers.get("Content-Length") or 0))

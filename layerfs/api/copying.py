@@ -12,7 +12,7 @@ from typing import Literal
 from layerfs.api import Store
 from layerfs.api.base import refuse_inside_trio
 from layerfs.api.together import each
-from layerfs.errors import FormatError, InvalidReference, LayerfsError, NotFound, UnsupportedFormat
+from layerfs.errors import Conflict, FormatError, InvalidReference, LayerfsError, NotFound, UnsupportedFormat
 from layerfs.formats.digest import Digest
 from layerfs.formats.oci import Descriptor
 from layerfs.formats.platform import Platform
@@ -30,6 +30,7 @@ from layerfs.registry.copy import (
     MemberSource,
     RegistrySource,
     RegistryTarget,
+    in_oci_form,
     plan_copy,
     verified,
 )
@@ -67,9 +68,10 @@ def copy(
 ) -> Digest:
     """Copy an image from one transport to another.
 
-    Between registries, layouts, directories and OCI archives documents and blobs stay as they are, byte for byte.
-    Into a store and out of one it is what :meth:`Store.pull`, :meth:`Store.push` and :meth:`Store.save` do. A docker
-    archive holds uncompressed layers, so the image is laid down beside it in a store of its own meanwhile.
+    Between registries, layouts, directories and OCI archives documents and blobs stay as they are, byte for byte; but
+    for the manifest of a docker image that goes into a layout or OCI archive, which hold OCI images. Into a store and
+    out of one it is what :meth:`Store.pull`, :meth:`Store.push` and :meth:`Store.save` do. A docker archive holds
+    uncompressed layers, so the image is laid down beside it in a store of its own meanwhile.
 
     Args:
         source: ``docker://NAME``, ``oci:DIR[:NAME]``, ``oci-archive:FILE[:NAME]``, ``docker-archive:FILE[:NAME]``,
@@ -88,6 +90,7 @@ def copy(
 
     Raises:
         InvalidReference: one of the two is no transport, or ``store:`` without a store.
+        Conflict: the docker archive is there already.
         UnsupportedFormat: a transport is known, but not supported.
         NotFound, FormatError, IntegrityError, RegistryError: the image is not there, broken, or cannot be moved.
         LayerfsError: a file cannot be written; or this is a trio task.
@@ -106,6 +109,10 @@ def copy(
             raise InvalidReference("store: needs a store")
     if target.index is not None:
         raise InvalidReference(f"a destination has no position: {destination!r:.200}")
+    if target.transport == "docker-archive" and os.path.isfile(target.path) and os.path.getsize(target.path):
+        raise Conflict(
+            f"{target.path} exists, and a docker archive cannot be added to", reason="exists", hint="Remove it first."
+        )
     if target.transport == "store":
         assert store is not None
         return _into_store(store, source, origin, target, platform, everything, access, progress, check)
@@ -233,6 +240,8 @@ def _as_it_is(
         else:
             came = stack.enter_context(_members(origin, source, access))
         plan = plan_copy(came, Platform.of(platform), everything=everything)
+        if target.transport in ("oci", "oci-archive"):
+            plan = in_oci_form(plan)
         where: CopyTarget = stack.enter_context(
             _target(into, destination, target, destination_access or access, moving.poll)
         )

@@ -118,6 +118,10 @@ class AuthFile:
         """Return the name of the helper that is to be asked about a host: its own, else the one for all."""
         return self.helpers.get(normal_key(host), self.store)
 
+    def is_own_helper(self, host: str) -> bool:
+        """Whether the helper of a host is for that alone."""
+        return normal_key(host) in self.helpers
+
     def with_credential(self, key: str, credential: Credential | None) -> bytes:
         """Return the file's new bytes with a credential under a key, or without one for None.
 

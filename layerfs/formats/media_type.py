@@ -29,6 +29,7 @@ __all__ = [
     "SCHEMA_1_TYPES",
     "Compression",
     "document_kind",
+    "is_foreign_layer",
     "layer_compression",
 ]
 
@@ -73,6 +74,12 @@ _FOREIGN_PREFIXES: Final = (
     "application/vnd.oci.image.layer.nondistributable.v1.tar",
     "application/vnd.docker.image.rootfs.foreign.diff.tar",
 )
+
+
+def is_foreign_layer(media_type: str) -> bool:
+    """Whether a layer is not distributed with its image, but by its vendor, from the URLs of its descriptor."""
+    return media_type.startswith(_FOREIGN_PREFIXES)
+
 
 #: Prefixes of what registries also keep in manifests, with the word that a user knows it by.
 _OTHER_CONTENT: Final = (
@@ -122,7 +129,7 @@ def layer_compression(media_type: str, *, where: str = "") -> Compression:
         raise UnsupportedFormat(
             f"layer is encrypted: {media_type!r:.120}", where=where, hint="decrypt the image with skopeo copy first"
         )
-    if media_type.startswith(_FOREIGN_PREFIXES):
+    if is_foreign_layer(media_type):
         raise UnsupportedFormat(
             f"layer is foreign, its content is not distributed with the image: {media_type!r:.120}", where=where
         )

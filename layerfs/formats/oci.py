@@ -115,7 +115,7 @@ class Descriptor:
         key, value = _ATTESTATION
         return (
             document_kind(self.media_type) in {"manifest", "index"}
-            and self.artifact_type is None
+            and self.artifact_type in {None, *CONFIG_TYPES}  # an image's may be that of its config (image-index.md)
             and not (self.platform is not None and self.platform.is_unknown)
             and self.annotations.get(key) != value
         )

@@ -19,7 +19,7 @@ from layerfs.errors import FormatError, LayerfsError, RegistryError, Unauthorize
 from layerfs.formats.auth_file import Credential
 from layerfs.formats.challenge import Challenge
 from layerfs.formats.document import JsonObject, parse_document
-from layerfs.registry.http import HttpClient, HttpResponse, origin
+from layerfs.registry.http import HttpClient, HttpResponse, origin, resolve
 
 __all__ = ["Authorizer", "refuse_unauthorized"]
 
@@ -31,6 +31,9 @@ _DEFAULT_LIFE = 60
 
 #: Seconds before its end from which on a token is not used any more.
 _MARGIN = 5
+
+#: Redirects of a realm that are followed.
+_MAX_REDIRECTS = 5
 
 _CLIENT_ID = "layerfs"
 _BEARER = "Bearer "
@@ -79,6 +82,7 @@ class Authorizer:
         self._challenge: Challenge | None = None
         self._lock = threading.Lock()
         self._refresh: str | None = None
+        self._fresh: str | None = None  # what the last challenge was answered with
 
     def header(self, scopes: Sequence[str]) -> str | None:
         """Return the header for a request of these scopes; None as long as the registry has not asked for any.
@@ -109,10 +113,13 @@ class Authorizer:
         chosen = offered.get("bearer") or offered.get("basic")
         if chosen is None:
             return None
+        if chosen.scheme == "bearer" and "basic" in offered and used is not None and self._fresh == used:
+            # Both are offered, and a token that was given a moment ago does not help.
+            chosen = offered["basic"]
         with self._lock:
             self._tokens = {key: token for key, token in self._tokens.items() if token.header != used}
         self._challenge = chosen
-        header = self._answer(chosen, scopes)
+        header = self._fresh = self._answer(chosen, scopes)
         return None if header == used else header
 
     def clean(self, text: str) -> str:
@@ -168,18 +175,33 @@ class Authorizer:
                 headers["Authorization"] = f"Basic {credential.basic}"
                 query.append(("account", credential.username))
             url = realm + ("&" if urlsplit(realm).query else "?" if query else "") + urlencode(query)
-            answer = self._http.request(
-                "GET", url, headers=headers, registry=self._domain, verify=not self._insecure
-            )  # fmt: skip
+            answer = self._followed(url, headers)
         with answer:
             return self._read(answer, host)
+
+    def _followed(self, url: str, headers: dict[str, str]) -> HttpResponse:
+        """Ask a realm, and follow where it redirects to; the password goes to the realm alone."""
+        home = origin(url)
+        for _ in range(_MAX_REDIRECTS):
+            sent = headers if origin(url) == home else {**headers}
+            if origin(url) != home:
+                sent.pop("Authorization", None)
+            answer = self._http.request("GET", url, headers=sent, registry=self._domain, verify=not self._insecure)
+            place = answer.header("Location")
+            if answer.status not in (301, 302, 303, 307, 308) or not place:
+                return answer
+            answer.close()
+            url = resolve(answer.url, place)
+            if origin(url)[0] == "http" and home[0] == "https" and not self._insecure:
+                raise RegistryError(f"{home[1]} redirects to {origin(url)[1]} without TLS")
+        raise RegistryError(f"{home[1]} redirects more than {_MAX_REDIRECTS} times")
 
     def _read(self, answer: HttpResponse, host: str) -> _Token:
         raw = answer.read_all(_MAX_TOKEN, "token")
         if answer.status in (401, 403):
             raise Unauthorized(
                 f"{host} gives no token: {'wrong user or password' if self._credential else 'credentials are needed'}",
-                status=answer.status, hint="Log in with: layerfs login",
+                status=answer.status, hint=f"Log in with: layerfs login {self._domain}",
             )  # fmt: skip
         if answer.status != 200:
             temporary = answer.status == 429 or answer.status >= 500

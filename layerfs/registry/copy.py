@@ -1,13 +1,14 @@
-"""Copies images from place to place as they are: same documents, same blobs, same digests, no store in between.
+"""Copies images from place to place as they are: same documents, blobs and digests, no store in between.
 
 A source gives documents and blobs by descriptor, a target takes them; every byte is digested on its way, and a name on
 a target moves when everything that it needs is there. What would need other bytes, such as a docker archive with its
-uncompressed layers, is not for here.
+uncompressed layers, is not for here. A docker image that goes to a place for OCI images gets a manifest of that form.
 """
 
 from __future__ import annotations
 
 import os
+import re
 import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
@@ -18,6 +19,7 @@ from layerfs.formats.codec import decompress, detect
 from layerfs.formats.digest import Digest, new_hash
 from layerfs.formats.document import MAX_DOCUMENT_SIZE, parse_document
 from layerfs.formats.image_layout import IMAGE_NAME, LAYOUT, REF_NAME, blob_path, encode_index, member_header, name_of
+from layerfs.formats.media_type import DOCKER_MANIFEST, is_foreign_layer
 from layerfs.formats.oci import (
     Descriptor,
     Index,
@@ -26,6 +28,7 @@ from layerfs.formats.oci import (
     check_media_type,
     parse_manifest_or_index,
 )
+from layerfs.formats.oci_form import as_oci
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import Reference
 from layerfs.formats.tar.header import BLOCK
@@ -52,7 +55,9 @@ __all__ = [
     "MemberSource",
     "RegistrySource",
     "RegistryTarget",
+    "in_oci_form",
     "plan_copy",
+    "verified",
 ]
 
 _READ = 1 << 20
@@ -113,7 +118,9 @@ def plan_copy(source: CopySource, platform: Platform, *, everything: bool) -> Co
     def visit(document: Manifest | Index, depth: int) -> None:
         if isinstance(document, Manifest):
             for blob in (document.config, *document.layers):
-                blobs.setdefault(blob.digest, blob)
+                # Foreign layers are where their URLs say, and on no registry.
+                if not (blob.urls and is_foreign_layer(blob.media_type)):
+                    blobs.setdefault(blob.digest, blob)
         elif depth > MAX_NESTING:
             raise FormatError(f"indexes are nested more than {MAX_NESTING} deep")
         else:
@@ -125,11 +132,24 @@ def plan_copy(source: CopySource, platform: Platform, *, everything: bool) -> Co
             documents.append(document)
 
     while isinstance(top, Index) and not everything:
+        if not top.images:
+            raise FormatError(f"index {top.digest} lists no image", hint="Pass --all to copy what it has.")
         entry = choose_entry(top.images, platform, source.document)
         top = parse_manifest_or_index(source.document(entry), algorithm=entry.digest.algorithm)
         check_media_type(top, entry)
     visit(top, 0)
     return CopyPlan(tuple(blobs.values()), tuple(documents))
+
+
+def in_oci_form(plan: CopyPlan) -> CopyPlan:
+    """Return a plan for a target that holds OCI images alone: the manifest of a docker image becomes one of OCI.
+
+    An index is left as it is, for its digests name what it lists.
+    """
+    (*others, top) = plan.documents
+    if others or not isinstance(top, Manifest) or top.media_type != DOCKER_MANIFEST:
+        return plan
+    return CopyPlan(plan.blobs, (Manifest.parse(as_oci(top.raw)),))
 
 
 def verified(pieces: Iterable[bytes], blob: Descriptor) -> Iterator[bytes]:
@@ -397,12 +417,14 @@ class DirectoryTarget:
         """
         self._directory = os.path.abspath(directory)
         self._sync = sync
+        self._used: set[str] = set()
         present = os.path.exists(os.path.join(self._directory, "version"))
         if not present and os.path.isdir(self._directory) and os.listdir(self._directory):
             raise FormatError(f"{directory} is not empty, and no image directory", hint="Name another directory.")
 
     def has(self, blob: Descriptor) -> bool:
         """See :class:`CopyTarget`."""
+        self._used.add(os.path.basename(blob_file(self._directory, blob.digest)))
         return _file_size(blob_file(self._directory, blob.digest)) == blob.size
 
     def put_blob(self, blob: Descriptor, pieces: Callable[[], Iterable[bytes]]) -> None:
@@ -415,10 +437,20 @@ class DirectoryTarget:
         self._begin()
         if not top:
             path = blob_file(self._directory, document.digest, manifest=True)
+            self._used.add(os.path.basename(path))
             _write_file(path, [document.raw], sync=self._sync)
             return
+        # Signatures of another manifest would be taken for those of this one: they go before it comes.
+        self._remove(re.compile(r"signature-\d+"))
         path = os.path.join(self._directory, "manifest.json")
         write_document(path, document.raw, mode=0o644, sync=self._sync)
+        self._remove(re.compile(r"[0-9a-f]{64,128}(\.manifest\.json)?"))
+
+    def _remove(self, names: re.Pattern[str]) -> None:
+        """Remove what an image that was here before has left."""
+        for name in os.listdir(self._directory):
+            if names.fullmatch(name) and name not in self._used:
+                os.unlink(os.path.join(self._directory, name))
 
     def _begin(self) -> None:
         """Say first what the directory is, so that it can be told later, whatever interrupts this."""

@@ -5,6 +5,7 @@ Source: containers-auth.json(5); docker's credential helper protocol.
 
 from __future__ import annotations
 
+import logging
 import os
 import re
 import subprocess
@@ -22,6 +23,8 @@ from layerfs.registry.access import Access, read_optional
 
 __all__ = ["Credentials", "ask_helper", "list_helper", "read_auth_file"]
 
+_log = logging.getLogger(__name__)
+
 #: Seconds for a helper to answer; some ask a key ring that has to wake up first, none should ask the user.
 _HELPER_TIMEOUT = 30.0
 
@@ -29,6 +32,10 @@ _HELPER_NAME = re.compile(r"[A-Za-z0-9][A-Za-z0-9._-]*")
 
 #: What helpers say when they know nothing, which is an answer and no error.
 _NOTHING = ("credentials not found", "no credentials server url", "no credentials username")
+
+
+class HelperMissing(RegistryError):
+    """A credential helper is named, and not installed."""
 
 
 class Credentials:
@@ -100,7 +107,14 @@ class Credentials:
             return None
         helper = file.helper(domain)
         if helper is not None:
-            found = ask_helper(helper, HUB_KEY if domain == DEFAULT_DOMAIN else domain)
+            try:
+                found = ask_helper(helper, HUB_KEY if domain == DEFAULT_DOMAIN else domain)
+            except HelperMissing as error:
+                if file.is_own_helper(domain):
+                    raise
+                # It is for all registries, also those that want no credentials.
+                _log.warning("%s", error)
+                found = None
             if found is not None:
                 return found
         with _naming(name):
@@ -185,7 +199,7 @@ def _run_helper(name: str, action: str, given: str) -> dict[str, Any] | None:
             [program, action], input=given.encode(), capture_output=True, timeout=_HELPER_TIMEOUT, check=False
         )
     except FileNotFoundError:
-        raise RegistryError(
+        raise HelperMissing(
             f"credential helper {program} is not installed", hint="Install it, or remove it from the auth file."
         ) from None
     except (OSError, subprocess.TimeoutExpired) as error:

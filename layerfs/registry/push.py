@@ -7,6 +7,7 @@ that differs in those layers alone.
 
 from __future__ import annotations
 
+import contextlib
 import json
 import threading
 import time
@@ -14,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from layerfs.errors import NotFound, RegistryError
+from layerfs.errors import NotFound, RegistryError, StoreError
 from layerfs.formats.codec import detect
 from layerfs.formats.compress import check_level, compress
 from layerfs.formats.digest import Digest
@@ -26,10 +27,12 @@ from layerfs.formats.media_type import (
     OCI_LAYER,
     OCI_LAYER_GZIP,
     OCI_LAYER_ZSTD,
+    OCI_MANIFEST,
     Compression,
     layer_compression,
 )
 from layerfs.formats.oci import Descriptor, Manifest
+from layerfs.formats.oci_form import as_oci
 from layerfs.formats.reference import Reference
 from layerfs.registry.access import Access
 from layerfs.registry.loader import Progress
@@ -181,10 +184,13 @@ class Push:
         config = self._manifest.config
         if self._repository.blob_size(config.digest, push=True) is None:
             self._uploader.put(config.digest, len(self._config), lambda: [self._config], lambda _: None)
-        raw = self._manifest.raw
+        raw, media_type = self._manifest.raw, self._manifest.media_type
         if any(str(found.digest) != name for name, found in layers.items()):
             raw = self._changed_manifest(layers)
-        return self._repository.put_manifest(tag, raw, self._manifest.media_type)
+            if self._docker and any(layer_compression(found.media_type) == "zstd" for found in layers.values()):
+                # Docker's own format knows no zstd: podman and skopeo do not read such a manifest.
+                raw, media_type = as_oci(raw), OCI_MANIFEST
+        return self._repository.put_manifest(tag, raw, media_type)
 
     def _changed_manifest(self, layers: dict[str, Descriptor]) -> bytes:
         document = json.loads(self._manifest.raw)
@@ -209,10 +215,11 @@ class Push:
         return False
 
     def _sources(self, record: LayerRecord) -> list[str]:
-        """Return other repositories on the registry that images with this layer are called after."""
+        """Return other repositories on the registry that images with this layer are called after, or came from."""
         rows = self._handle.database.connection.execute(
-            "SELECT DISTINCT name.name FROM name JOIN image_layer ON image_layer.image = name.image"
-            " WHERE image_layer.layer = ?",
+            "SELECT name.name FROM name JOIN image_layer ON image_layer.image = name.image WHERE image_layer.layer = ?1"
+            " UNION SELECT repository FROM origin JOIN image_layer ON image_layer.image = origin.image"
+            " WHERE image_layer.layer = ?1",
             (record.id,),
         )
         found = {
@@ -265,7 +272,8 @@ class Push:
 
         packed = compress(counted(), compression, self._level)
         digest, size = self._uploader.put_stream(packed, lambda _: None)
-        with self._handle.database.transaction() as connection:
+        # So that the next push finds it there; one from a store that takes nothing does without.
+        with contextlib.suppress(StoreError), self._handle.database.transaction() as connection:
             connection.execute(
                 "INSERT OR IGNORE INTO compressed SELECT ?, id, ? FROM layer WHERE diff_id = ?",
                 (str(digest), size, str(layer.record.diff_id)),

@@ -160,7 +160,7 @@ class Uploader:
         what = f"uploading blob {digest}"
         with self._to.server.send(
             "PUT", f"{place}{joint}{urlencode({'digest': str(digest)})}", what=what, scopes=self._to.push_scopes,
-            headers={"Content-Length": "0", "Content-Type": _OCTETS}, body=b"", expect=(201, 204),
+            headers={"Content-Length": "0", "Content-Type": _OCTETS}, body=b"", expect=(201, 204), missing="upload",
         ) as answer:  # fmt: skip
             self._to.check_stored(answer, digest, what)
         self._verify(digest, size)
@@ -192,7 +192,13 @@ class Uploader:
                     "PATCH", place, what=f"uploading to {self._to.path}", scopes=self._to.push_scopes, missing="upload",
                     headers=headers, body=lambda part=part: _cut(part), expect=(202, 201, 204), attempts=1,
                 ) as answer:  # fmt: skip
-                    return self._place(answer)
+                    place = self._place(answer)
+                    taken = _RANGE.fullmatch((answer.header("Range") or "").strip())
+                    stands = int(taken[1]) + 1 if taken is not None else 0
+                    if first < stands < first + len(part):  # it took a part of it
+                        done = stands - start
+                        continue
+                    return place
             except RegistryError as error:
                 # 416: it stands elsewhere than thought. Both are settled by asking.
                 if error.status != 416:

@@ -13,9 +13,18 @@ import pytest
 from bench.registry import Registry, registry_server
 from layerfs.api import Store
 from layerfs.api.copying import copy
-from layerfs.errors import FormatError, IntegrityError, InvalidReference, LayerfsError, NotFound, UnsupportedFormat
+from layerfs.errors import (
+    Conflict,
+    FormatError,
+    IntegrityError,
+    InvalidReference,
+    LayerfsError,
+    NotFound,
+    UnsupportedFormat,
+)
 from tests.cli.conftest import Shell
-from tests.image_builder import TestImage, docker_new, docker_old, layer, noise, oci, outer, write_layout
+from tests.faulty_registry import FaultyRegistry, serving
+from tests.image_builder import INDEX_TYPE, TestImage, docker_new, docker_old, layer, noise, oci, outer, write_layout
 from tests.integration.registry.conftest import IMAGE, PLAIN, put, skopeo
 from tests.integration.registry.test_real_registry import skopeo_manifest
 from tests.store_audit import assert_whole
@@ -241,3 +250,66 @@ def test_command_line(shell: Shell, registry: Registry, layout: Path, tmp_path: 
     # An ID is no name to push to.
     assert "is no name" in shell.fails(2, "push", IMAGE.id.removeprefix("sha256:")[:12])
     assert "on no registry" in shell.fails(2, "push", "copied", f"oci:{tmp_path}/z")
+
+
+def docker_layout(layout: Path, registry: Registry) -> str:
+    """Let skopeo put the image on a registry in docker's own form; return its name."""
+    name = registry.name("docker:1")
+    skopeo("copy", "--quiet", "--dest-tls-verify=false", "--format", "v2s2", f"oci:{layout}:app", f"docker://{name}")
+    return name
+
+
+@pytest.mark.parametrize("transport", ["oci", "oci-archive"])
+def test_a_docker_image_in_a_layout_is_one_of_oci(
+    registry: Registry, layout: Path, tmp_path: Path, transport: str
+) -> None:
+    """No other tool reads docker's manifests there."""
+    name = docker_layout(layout, registry)
+    place = f"{transport}:{tmp_path}/out:app"
+    digest = copy(f"docker://{name}", place, access=PLAIN)
+    raw = skopeo("inspect", "--raw", place).encode()
+    assert hashlib.sha256(raw).hexdigest() == digest.hex
+    manifest, before = json.loads(raw), json.loads(skopeo_manifest(name))
+    assert manifest["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
+    assert manifest["config"]["digest"] == before["config"]["digest"]
+    assert [blob["digest"] for blob in manifest["layers"]] == [blob["digest"] for blob in before["layers"]]
+    skopeo("copy", "--quiet", place, f"dir:{tmp_path}/dir")
+
+
+def test_foreign_layers_stay_where_they_are(tmp_path: Path) -> None:
+    foreign = "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+    manifest = json.loads(IMAGE.manifest)
+    away = {"mediaType": foreign, "digest": f"sha256:{'12' * 32}", "size": 5, "urls": ["http://vendor.invalid/layer"]}
+    manifest["layers"].append(away)
+    raw = json.dumps(manifest).encode()
+    registry = FaultyRegistry()
+    registry.add(IMAGE)
+    registry.add_manifest(raw, manifest["mediaType"], "foreign")
+    with serving(registry):
+        copy(f"docker://{registry.address}/app:foreign", f"oci:{tmp_path}/out:app", access=PLAIN)
+    assert skopeo("inspect", "--raw", f"oci:{tmp_path}/out:app") == raw.decode()
+
+
+def test_a_directory_that_had_another_image(registry: Registry, layout: Path, tmp_path: Path) -> None:
+    """What is left of it, signatures above all, would be taken for the new one's."""
+    other = TestImage([layer({"other": noise(5000, "other")})], ["app"])
+    copy(f"oci:{write_layout(tmp_path / 'other', oci(other))}:app", f"dir:{tmp_path}/dir")
+    (tmp_path / "dir/signature-1").write_bytes(b"of the other one")
+    copy(f"oci:{layout}:app", f"dir:{tmp_path}/dir")
+    skopeo("copy", "--quiet", "--src-tls-verify=false", f"oci:{layout}:app", f"dir:{tmp_path}/theirs")
+    names = [sorted(path.name for path in (tmp_path / place).iterdir()) for place in ("dir", "theirs")]
+    assert names[0] == names[1]
+
+
+def test_a_docker_archive_that_is_there_is_not_replaced(layout: Path, tmp_path: Path) -> None:
+    (tmp_path / "archive.tar").write_bytes(b"somebody's images")
+    with pytest.raises(Conflict, match="exists"):
+        copy(f"oci:{layout}:app", f"docker-archive:{tmp_path}/archive.tar:app:1")
+    assert (tmp_path / "archive.tar").read_bytes() == b"somebody's images"
+
+
+def test_an_index_without_images(tmp_path: Path) -> None:
+    registry = FaultyRegistry()
+    registry.add_manifest(json.dumps({"schemaVersion": 2, "manifests": []}).encode(), INDEX_TYPE, "latest")
+    with serving(registry), pytest.raises(FormatError, match="lists no image"):
+        copy(f"docker://{registry.address}/app", f"oci:{tmp_path}/out", access=PLAIN)

@@ -10,6 +10,7 @@ import re
 import shutil
 import stat
 import subprocess
+import sys
 from contextlib import ExitStack
 from dataclasses import replace
 from pathlib import Path
@@ -517,3 +518,72 @@ def test_files_after_a_pull(store: Store, registry: Registry, layout: Path) -> N
     with store.tree(image) as tree, pytest.raises(FileNotFoundError):
         tree.resolve(b"/old")
     assert len(read_file(store, image, b"/top")) == 1_500_000
+
+
+@pytest.mark.needs_root
+def test_zstd_in_a_docker_image_makes_it_one_of_oci(
+    store: Store, registry: Registry, layout: Path, request_stack: ExitStack
+) -> None:
+    """Docker's own format knows no zstd, and podman reads no such manifest."""
+    require("podman")
+    name = registry.name("docker:1")
+    put(layout, name, "--format", "v2s2")
+    (image,) = store.pull(name, access=PLAIN)
+    store.push(image, registry.name("zstd:1"), compression="zstd", access=PLAIN)
+    manifest = json.loads(skopeo_manifest(registry.name("zstd:1")))
+    assert manifest["mediaType"] == manifest["config"]["mediaType"].replace("config", "manifest")
+    assert {blob["mediaType"].rpartition("+")[2] for blob in manifest["layers"]} == {"zstd"}
+    work = Path(request_stack.enter_context(TemporaryDirectory(prefix="p")))
+    command = [*request_stack.enter_context(podman(work)), "--storage-driver", "vfs"]
+    pulled = subprocess.run(
+        [*command, "pull", "--quiet", "--tls-verify=false", registry.name("zstd:1")], check=False, capture_output=True,
+        text=True,
+    )  # fmt: skip
+    assert pulled.stdout.strip() == image.id.hex, pulled.stderr
+
+
+def test_what_was_pulled_by_digest_is_mounted_from_where_it_came(
+    store: Store, registry: Registry, layout: Path
+) -> None:
+    put(layout, registry.name("one/app:1"))
+    digest = hashlib.sha256(skopeo_manifest(registry.name("one/app:1"))).hexdigest()
+    name = f"{registry.name('one/app')}@sha256:{digest}"
+    store.pull(name, access=PLAIN)
+    pushed = store.push(name, registry.name("two/app:1"), access=PLAIN)
+    assert pushed.manifest_digest.hex == digest
+
+
+@pytest.mark.needs_root
+def test_a_push_from_a_store_that_nobody_can_write(registry: Registry, layout: Path, tmp_path: Path) -> None:
+    put(layout, registry.name("app:1"))
+    (tmp_path / "disk").mkdir()
+    subprocess.run(["mount", "-t", "tmpfs", "none", tmp_path / "disk"], check=True)
+    try:
+        with Store.open(tmp_path / "disk/store", sync=False) as writable:
+            writable.pull(registry.name("app:1"), access=PLAIN)
+        subprocess.run(["mount", "-o", "remount,ro", tmp_path / "disk"], check=True)
+        with registry_server(tmp_path / "second") as second, Store.open(tmp_path / "disk/store") as frozen:
+            frozen.push(registry.name("app:1"), second.name("app:1"), access=PLAIN)
+            assert skopeo_manifest(second.name("app:1"))
+    finally:
+        subprocess.run(["umount", tmp_path / "disk"], check=True)
+
+
+@pytest.mark.needs_root
+def test_root_without_a_runtime_directory_shares_logins_with_podman(shell: Shell, tmp_path: Path, layout: Path) -> None:
+    """As under sudo and cron; in a mount namespace of its own, for the file is the machine's."""
+    require("podman")
+    with registry_server(tmp_path / "registry", auth=htpasswd(tmp_path / "auth")) as registry:
+        skopeo("copy", "--quiet", "--dest-tls-verify=false", "--dest-creds", "me:secret-pass", f"oci:{layout}:app",
+               f"docker://{registry.name('app:1')}")  # fmt: skip
+        script = (
+            "mount -t tmpfs none /run/containers 2>/dev/null || { mkdir -p /run/containers && "
+            "mount -t tmpfs none /run/containers; }; unset XDG_RUNTIME_DIR REGISTRY_AUTH_FILE DOCKER_CONFIG; "
+            'podman login --tls-verify=false -u me -p secret-pass "$1" && '
+            '"$2" -c "from layerfs_cli.main import main; main()" pull -q --tls-verify=false "$1/app:1"'
+        )
+        done = subprocess.run(
+            ["unshare", "--mount", "--propagation", "private", "sh", "-c", script, "sh", registry.address,
+             sys.executable], env={**os.environ, **shell.env}, check=False, capture_output=True, text=True,
+        )  # fmt: skip
+        assert done.returncode == 0, done.stderr

@@ -8,7 +8,7 @@ from typing import Any
 import pytest
 
 from layerfs.errors import Denied, FormatError
-from layerfs.formats.policy import Policy, reference_scopes
+from layerfs.formats.policy import Policy, path_scopes, reference_scopes
 from layerfs.formats.reference import Reference
 
 ACCEPT = [{"type": "insecureAcceptAnything"}]
@@ -72,6 +72,9 @@ def test_a_transports_default() -> None:
         policy.check("dir", ["/some/path"], "x")
 
 
+YES, NO = {"type": "insecureAcceptAnything"}, {"type": "reject"}
+
+
 @pytest.mark.parametrize(
     "raw",
     [
@@ -95,3 +98,25 @@ def test_a_transports_default() -> None:
 def test_anything_unknown_refuses_the_whole(raw: bytes) -> None:
     with pytest.raises(FormatError):
         Policy.parse(raw)
+
+
+@pytest.mark.parametrize("transport", ["oci", "oci-archive", "dir"])
+@pytest.mark.parametrize("scope", ["/srv/images/", "/srv/./images", "/srv/a/../images", "/", "srv/images", "images"])
+def test_a_scope_that_no_image_has_refuses_the_whole(transport: str, scope: str) -> None:
+    """It would let in what its author meant to keep out; skopeo refuses it as well."""
+    raw = json.dumps({"default": [YES], "transports": {transport: {scope: [NO]}}}).encode()
+    with pytest.raises(FormatError, match="absolute path"):
+        Policy.parse(raw)
+
+
+def test_a_docker_archive_has_no_scopes() -> None:
+    Policy.parse(json.dumps({"default": [NO], "transports": {"docker-archive": {"": [YES]}}}).encode())
+    raw = json.dumps({"default": [NO], "transports": {"docker-archive": {"/some/path": [YES]}}}).encode()
+    with pytest.raises(FormatError, match="no scopes"):
+        Policy.parse(raw)
+
+
+def test_what_an_image_is_called_in_a_layout_is_no_part_of_its_scope() -> None:
+    raw = json.dumps({"default": [NO], "transports": {"oci": {"/path:name": [YES]}}}).encode()
+    with pytest.raises(Denied):
+        Policy.parse(raw).check("oci", path_scopes("/path"), "x")

@@ -181,3 +181,94 @@ def test_a_realm_without_tls_gets_no_password(store: Store, registry: FaultyRegi
 
         with pytest.raises(RegistryError, match="without TLS"):
             careful.learn(parse_challenges('Bearer realm="http://example.invalid/token"'), ("repository:a:pull",), None)
+
+
+@pytest.mark.parametrize("number", [301, 302, 307, 308])
+@pytest.mark.parametrize("elsewhere", [True, False])
+def test_a_realm_that_redirects(store: Store, registry: FaultyRegistry, number: int, elsewhere: bool) -> None:
+    """The password goes to the realm, and not where that redirects to."""
+    other = FaultyRegistry()
+
+    def tokens(handler: Handler) -> bool:
+        handler.answer(200, json.dumps({"token": TOKEN}).encode())
+        return True
+
+    other.fault = tokens
+    with serving(other):
+        place = f"http://{other.address}/real" if elsewhere else "/real"
+
+        def fault(handler: Handler) -> bool:
+            if handler.path.startswith("/token"):
+                handler.answer(number, b"", {"Location": place})
+            elif handler.path == "/real":
+                return tokens(handler)
+            elif handler.headers.get("Authorization") != f"Bearer {TOKEN}":
+                realm = f"http://{handler.registry.address}/token"
+                handler.answer(401, b"", {"WWW-Authenticate": f'Bearer realm="{realm}",service="s"'})
+            else:
+                return False
+            return True
+
+        registry.fault = fault
+        pull(store, registry, replace(QUICK, credential=Credential("me", SECRET)))
+        assert {asked.authorization for asked in other.asked} <= {None}
+        assert bool(other.asked) == elsewhere
+        asked = [request for request in registry.asked if request.path.startswith("/token")]
+        assert asked
+        assert all((request.authorization or "").startswith("Basic ") for request in asked)
+
+
+def test_a_realm_that_redirects_for_ever(store: Store, registry: FaultyRegistry) -> None:
+    def fault(handler: Handler) -> bool:
+        if handler.path.startswith("/token"):
+            handler.answer(302, b"", {"Location": "/token"})
+        else:
+            realm = f"http://{handler.registry.address}/token"
+            handler.answer(401, b"", {"WWW-Authenticate": f'Bearer realm="{realm}"'})
+        return True
+
+    registry.fault = fault
+    with pytest.raises(RegistryError, match="redirects more than"):
+        pull(store, registry)
+
+
+@pytest.mark.parametrize("offers", ['Basic realm="x", Bearer realm="{}"', 'Bearer realm="{}", Basic realm="x"'])
+def test_a_token_that_does_not_help_where_a_password_would(store: Store, registry: FaultyRegistry, offers: str) -> None:
+    def fault(handler: Handler) -> bool:
+        given = handler.headers.get("Authorization") or ""
+        if handler.path.startswith("/token"):
+            handler.answer(200, json.dumps({"token": TOKEN}).encode())
+        elif not given.startswith("Basic "):
+            realm = f"http://{handler.registry.address}/token"
+            handler.answer(401, b"", {"WWW-Authenticate": offers.format(realm)})
+        else:
+            return False
+        return True
+
+    registry.fault = fault
+    pull(store, registry, replace(QUICK, credential=Credential("me", SECRET)))
+
+
+def test_a_helper_for_all_registries_that_is_missing(
+    store: Store, registry: FaultyRegistry, tmp_path: Path, caplog: pytest.LogCaptureFixture
+) -> None:
+    """It is no reason not to pull what everybody may have; one that is for this registry alone is."""
+    file = tmp_path / "auth.json"
+    file.write_text(json.dumps({"credsStore": "not-there"}))
+    pull(store, registry, replace(QUICK, auth_files=(str(file),)))
+    assert "docker-credential-not-there is not installed" in caplog.text
+    file.write_text(json.dumps({"credHelpers": {registry.address: "not-there"}}))
+    with pytest.raises(RegistryError, match="is not installed"):
+        pull(store, registry, replace(QUICK, auth_files=(str(file),)))
+
+
+def test_the_hint_names_the_registry(store: Store, registry: FaultyRegistry) -> None:
+    def fault(handler: Handler) -> bool:
+        realm = f"http://{handler.registry.address}/token"
+        handler.answer(401, b"", {"WWW-Authenticate": f'Bearer realm="{realm}"'})
+        return True
+
+    registry.fault = fault
+    with pytest.raises(RegistryError) as caught:
+        pull(store, registry)
+    assert caught.value.hint == f"Log in with: layerfs login {registry.address}"

@@ -196,3 +196,44 @@ def test_a_scope_that_the_registry_misses_is_asked_for(registry: FaultyRegistry)
         repository(registries, registry).manifest("1")
     assert "admin" not in asked[0]
     assert "repository%3Aapp%3Aadmin" in asked[1]
+
+
+def test_a_registry_that_takes_a_part_of_a_chunk(registry: FaultyRegistry) -> None:
+    taken = bytearray()
+
+    def fault(handler: Handler) -> bool:
+        if handler.command == "POST":
+            handler.answer(202, b"", {"Location": "/v2/app/blobs/uploads/1"})
+        elif handler.command == "PATCH":
+            first, last = map(int, handler.headers["Content-Range"].split("-"))
+            body = handler.body()
+            assert (first, last - first + 1) == (len(taken), len(body))
+            taken.extend(body[: max(2, len(body) // 2)])
+            handler.answer(202, b"", {"Location": "/v2/app/blobs/uploads/1", "Range": f"0-{len(taken) - 1}"})
+        elif handler.command == "PUT":
+            handler.registry.blobs[str(Digest.of(bytes(taken)))] = bytes(taken)
+            handler.answer(201, b"")
+        else:
+            return False
+        return True
+
+    registry.fault = fault
+    with Registries.open(QUICK) as registries:
+        uploader = Uploader(repository(registries, registry), QUICK, lambda: None)
+        assert uploader.put_stream([BLOB], lambda _: None) == (DIGEST, len(BLOB))
+
+
+def test_a_stream_whose_upload_is_gone_at_its_end(registry: FaultyRegistry) -> None:
+    def fault(handler: Handler) -> bool:
+        if handler.command in {"POST", "PATCH"}:
+            handler.body()
+            handler.answer(202, b"", {"Location": "/v2/app/blobs/uploads/1"})
+        elif handler.command == "PUT":
+            handler.answer(404, b"")
+        else:
+            return False
+        return True
+
+    registry.fault = fault
+    with Registries.open(QUICK) as registries, pytest.raises(NotFound, match="no such upload"):
+        Uploader(repository(registries, registry), QUICK, lambda: None).put_stream([BLOB], lambda _: None)

@@ -1,0 +1,48 @@
+"""Docker's manifests in the form of OCI: what they mean is the same, their media types are not.
+
+Source: OCI image-spec v1.1 media-types.md, "Compatibility Matrix".
+"""
+
+from __future__ import annotations
+
+import json
+
+from layerfs.formats.media_type import (
+    DOCKER_CONFIG,
+    DOCKER_LAYER,
+    DOCKER_LAYER_GZIP,
+    DOCKER_LAYER_ZSTD,
+    DOCKER_MANIFEST,
+    OCI_CONFIG,
+    OCI_LAYER,
+    OCI_LAYER_GZIP,
+    OCI_LAYER_ZSTD,
+    OCI_MANIFEST,
+)
+
+__all__ = ["as_oci"]
+
+_FORMS = {
+    DOCKER_MANIFEST: OCI_MANIFEST,
+    DOCKER_CONFIG: OCI_CONFIG,
+    DOCKER_LAYER: OCI_LAYER,
+    DOCKER_LAYER_GZIP: OCI_LAYER_GZIP,
+    DOCKER_LAYER_ZSTD: OCI_LAYER_ZSTD,
+    "application/vnd.docker.image.rootfs.foreign.diff.tar": "application/vnd.oci.image.layer.nondistributable.v1.tar",
+    "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip": (
+        "application/vnd.oci.image.layer.nondistributable.v1.tar+gzip"
+    ),
+}
+
+
+def as_oci(raw: bytes) -> bytes:
+    """Return an image manifest in OCI's form; config and layers keep their bytes and digests.
+
+    Args:
+        raw: a manifest of either form, well formed.
+    """
+    document = json.loads(raw)
+    document["mediaType"] = OCI_MANIFEST
+    for descriptor in (document["config"], *document["layers"]):
+        descriptor["mediaType"] = _FORMS.get(descriptor["mediaType"], descriptor["mediaType"])
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
