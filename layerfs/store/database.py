@@ -63,9 +63,11 @@ class _Connection(sqlite3.Connection):
     Attributes:
         path: the file of the database.
         lock: held by whoever is inside SQLite with it: closing it then would pull the memory from under that thread.
+        begun: whether a transaction is under way, also if the disk is full and SQLite has ended it.
     """
 
     path = ""
+    begun = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -79,7 +81,8 @@ class _Connection(sqlite3.Connection):
                 raise  # the caller explains what it means that rows contradict each other
             except sqlite3.DatabaseError as error:
                 full = getattr(error, "sqlite_errorname", "").startswith(_NO_ROOM)
-                if full and not self.in_transaction and _tend_spare(self.path):
+                # Not in a transaction, which a full disk ends: the statement would count without the others.
+                if full and not self.begun and _tend_spare(self.path):
                     return self.execute(sql, parameters)
                 raise _explain(self.path, error) from error
 
@@ -147,6 +150,9 @@ class Database:
         Raises:
             StoreError: the store was closed.
         """
+        return self._own()
+
+    def _own(self) -> _Connection:
         if os.getpid() != self._process:
             # After a fork, connections of the parent must be neither used nor closed (sqlite.org/howtocorrupt.html).
             self._inherited += [self._local, self._all]
@@ -187,9 +193,12 @@ class Database:
         Raises:
             StoreError: the database is busy for a minute, full, or damaged.
         """
-        connection = self.connection
+        connection = self._own()
+        if not self.frozen:
+            _tend_spare(self._path)
         try:
             connection.execute("BEGIN IMMEDIATE")
+            connection.begun = True
             yield connection
             connection.execute("COMMIT")
         except BaseException as error:
@@ -198,6 +207,8 @@ class Database:
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
                 raise _explain(self._path, error) from error
             raise
+        finally:
+            connection.begun = False
 
     def close(self) -> None:
         """Close the connections of all threads, for good.

@@ -108,3 +108,18 @@ def test_a_disk_that_is_full_can_be_made_empty(mount: Mount) -> None:
         store.gc()
         assert contents(store, "shared:1") == {b"/copy": noise(200_000, "kept")}
         assert_whole(store)
+
+
+def test_a_store_that_is_open_while_the_disk_fills_can_still_make_room(mount: Mount) -> None:
+    disk = mount("none", "tmpfs", "size=80m")
+    with Store.open(disk / "store") as store:
+        store.load(pipe(outer(oci(KEPT))))
+        with open(disk / "file", "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
+            while True:
+                file.write(bytes(4096))
+        for _ in range(40):  # until the log of the database has to grow
+            store.tag("kept:1", "kept:2")
+            store.remove_image("kept:2")
+        store.remove_image("kept:1")
+        os.unlink(disk / "file")
+        assert store.images() == []
