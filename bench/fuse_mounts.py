@@ -16,9 +16,9 @@ from layerfs.linux.mount_api import umount
 from layerfs.linux.process import wait_for_end
 from layerfs.mount.fuse.specification import FuseSpecification
 from layerfs.mount.fuse.start import start_fuse
-from layerfs.mount.image import _unpack, _unpacked
 from layerfs.mount.option import MountOptions
 from layerfs.mount.overlay import mount_directories, mount_merged
+from layerfs.mount.unpacked import unpack_tree, unpacked_directories
 from layerfs.store.image import find_image, merged_tree
 from layerfs.store.layer import device_paths
 
@@ -190,5 +190,5 @@ def layer_directories(store: Store, found: Image, flat: Path | None = None) -> l
     record = find_image(store._handle, str(found.id))
     tree = merged_tree(store._handle, record)
     if flat is not None:
-        return [_unpack(store._handle, tree, str(flat), None)]
-    return _unpacked(store._handle, record, tree, None)
+        return [unpack_tree(store._handle, tree, str(flat))]
+    return unpacked_directories(store._handle, record, tree)

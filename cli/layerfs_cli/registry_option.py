@@ -23,6 +23,7 @@ if TYPE_CHECKING:
 
 __all__ = [
     "access_of",
+    "ask_password",
     "credential_helpers",
     "login_file",
     "narrowed",

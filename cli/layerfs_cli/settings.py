@@ -18,7 +18,7 @@ from click.core import ParameterSource
 if TYPE_CHECKING:
     from layerfs.api import Store
 
-__all__ = ["LEVELS", "Settings", "global_options", "settings_of"]
+__all__ = ["LEVELS", "Settings", "global_options", "quiet_option", "settings_of"]
 
 #: From the most to the least that is said on standard error.
 LEVELS: Final = ("debug", "info", "warning", "error")

@@ -141,9 +141,6 @@ class StorePart:
         adopt_mounts(self._handle)
         return records_of(self._handle)
 
-    def _upper(self, snapshot: Snapshot) -> str:
-        return os.path.join(self._handle.layout.snapshot(snapshot.id), "upper")
-
 
 def refuse_inside_trio() -> None:
     """Refuse to block an event loop.

@@ -39,7 +39,7 @@ class ChangePart(StorePart):
         snapshot = find_snapshot(self._handle, container)
         record = catalog.find_image(self._handle, str(snapshot.image))
         tree = catalog.merged_tree(self._handle, record)
-        upper = self._upper(snapshot)
+        upper = self._handle.layout.upper(snapshot.id)
         yield from compare_upper(upper, tree, userxattr=uses_userxattr(), dressed=is_dressed(upper))
 
     def steps(self, old: str | Image | None, new: str | Image, *, exact: bool = False) -> Iterator[Step]:
@@ -77,7 +77,7 @@ class ChangePart(StorePart):
             return
         record = catalog.find_image(self._handle, str(snapshot.image))
         with ImageTree(self._handle, record) as tree:
-            upper = self._upper(snapshot)
+            upper = self._handle.layout.upper(snapshot.id)
             dressed = is_dressed(upper)
             if old is None or self._record(old).chain_id == record.chain_id:
                 yield from walk_upper(upper, tree, userxattr=uses_userxattr(), exact=exact, dressed=dressed)

@@ -106,7 +106,7 @@ class OutgoingPart(StorePart):
             return
         record = catalog.find_image(self._handle, str(snapshot.image))
         with ImageTree(self._handle, record) as tree:
-            upper = self._upper(snapshot)
+            upper = self._handle.layout.upper(snapshot.id)
             steps = walk_upper(upper, tree, userxattr=uses_userxattr(), whole=True, dressed=is_dressed(upper))
             yield from write_layer(steps, plain=True, latest=latest, check=check)
 

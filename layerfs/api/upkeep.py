@@ -56,7 +56,7 @@ class UpkeepPart(StorePart):
 
         What killed processes have left goes as well: of loads, of containers that they made or removed, of unpacking.
         """
-        from layerfs.mount.directory import sweep_staging
+        from layerfs.mount.unpack import sweep_staging
         from layerfs.store.gc import collect
         from layerfs.store.part import sweep_parts
 

@@ -265,7 +265,7 @@ def _consistent_layer(
     mounted: bool,
 ) -> BuiltLayer | None:
     """Return the layer of what was changed in a container, None when nothing was."""
-    upper = os.path.join(ingest.handle.layout.snapshot(snapshot.id), "upper")
+    upper = ingest.handle.layout.upper(snapshot.id)
     for attempt in range(_ATTEMPTS):
         before = _signature(upper) if mounted else None
         try:

@@ -23,7 +23,7 @@ from layerfs.errors import FormatError
 from layerfs.formats.document import JsonObject, parse_document
 from layerfs.formats.reference import DEFAULT_DOMAIN
 
-__all__ = ["HUB_KEY", "AuthFile", "Credential", "lookup_keys", "normal_key", "parse_basic"]
+__all__ = ["HUB_KEY", "TOKEN_USER", "AuthFile", "Credential", "lookup_keys", "normal_key", "parse_basic"]
 
 #: What docker calls Docker Hub in its files; podman writes ``docker.io``.
 HUB_KEY = "https://index.docker.io/v1/"

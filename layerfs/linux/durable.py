@@ -43,11 +43,11 @@ _sync_file_range = declare_libc("sync_file_range", ctypes.c_int, ctypes.c_int64,
 _syncfs = declare_libc("syncfs", ctypes.c_int)
 
 
-def fsync_directory(directory: StrPath | int, *, sync: bool = True) -> None:
+def fsync_directory(directory: StrPath, *, sync: bool = True) -> None:
     """Make the entries of a directory durable.
 
     Args:
-        directory: its path, or a descriptor opened on it (which stays open).
+        directory: its path.
         sync: False does nothing.
 
     Raises:
@@ -56,9 +56,6 @@ def fsync_directory(directory: StrPath | int, *, sync: bool = True) -> None:
     Blocking: waits for the device.
     """
     if not sync:
-        return
-    if isinstance(directory, int):
-        os.fsync(directory)
         return
     fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:

@@ -15,12 +15,10 @@ import os
 from collections.abc import Callable
 from typing import Any
 
-__all__ = ["AT_EMPTY_PATH", "AT_FDCWD", "bare_syscall", "declare_libc", "declare_syscall"]
+__all__ = ["AT_FDCWD", "bare_syscall", "declare_libc", "declare_syscall"]
 
 #: The ``dirfd`` that means the current directory (linux/fcntl.h).
 AT_FDCWD = -100
-#: Lets an empty path stand for ``dirfd`` itself (linux/fcntl.h).
-AT_EMPTY_PATH = 0x1000
 
 _libc = ctypes.CDLL(None, use_errno=True)
 

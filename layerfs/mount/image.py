@@ -11,24 +11,24 @@ from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from layerfs.errors import BackendUnavailable, Conflict, FormatError, IntegrityError, MountError, NotFound
-from layerfs.formats.digest import chain_id
 from layerfs.formats.erofs.reader import Tree
 from layerfs.linux.durable import sync_filesystem
 from layerfs.linux.mountinfo import MountEntry, find_mount, read_mounts
 from layerfs.linux.probe import feature
 from layerfs.linux.safe_path import make_private
 from layerfs.mount.choose import BackendStatus, choose_backend
-from layerfs.mount.directory import apply_attributes, is_stackable, unpack
 from layerfs.mount.fuse.specification import FuseSpecification
 from layerfs.mount.fuse.start import clear_dead, is_dead, start_fuse
 from layerfs.mount.mounted import container_lock, only_one, records_of, refuse_mounted, target_lock
 from layerfs.mount.option import MountOptions
-from layerfs.mount.overlay import MAX_LOWERS, mount_directories, mount_merged
+from layerfs.mount.overlay import mount_directories, mount_merged
 from layerfs.mount.record import MountRecord, MountRecords
 from layerfs.mount.unmount import unmount
+from layerfs.mount.unpack import apply_attributes
+from layerfs.mount.unpacked import unpacked_directories
 from layerfs.store.handle import StoreHandle
-from layerfs.store.image import ImageRecord, image_layers, image_names, merged_tree
-from layerfs.store.layer import device_paths, map_tree, open_tree
+from layerfs.store.image import ImageRecord, image_names, merged_tree
+from layerfs.store.layer import device_paths, map_tree
 from layerfs.store.snapshot import Snapshot, dressed_marker, is_dressed
 from layerfs.union.mark import OVERRIDE_XATTR
 
@@ -91,8 +91,7 @@ def mount_image(
             refuse_mounted(handle, snapshot)
         upper = work = None
         if snapshot is not None:
-            directory = handle.layout.snapshot(snapshot.id)
-            upper, work = os.path.join(directory, "upper"), os.path.join(directory, "work")
+            upper, work = handle.layout.upper(snapshot.id), handle.layout.work(snapshot.id)
         tree = merged_tree(handle, image)
         if upper is not None:
             _dress_root(upper, tree)
@@ -153,7 +152,7 @@ def _mount(
 ) -> tuple[int, int | None]:
     """Mount in one way; return the kernel's number of the mount, and the process that serves it, if one does."""
     if status.lower == "dirs":
-        lowers = _unpacked(handle, image, tree, check)
+        lowers = unpacked_directories(handle, image, tree, check)
         number = mount_directories(
             lowers, place, upper=upper, work=work, read_only=read_only, options=options,
             # The topmost layer need not have an entry for the root.
@@ -214,7 +213,7 @@ def dressed_upper(handle: StoreHandle, snapshot: Snapshot, tree: Tree) -> Iterat
     """
     with container_lock(handle, snapshot):
         refuse_mounted(handle, snapshot)
-        upper = os.path.join(handle.layout.snapshot(snapshot.id), "upper")
+        upper = handle.layout.upper(snapshot.id)
         _dress_root(upper, tree)
         yield upper
 
@@ -343,24 +342,3 @@ def _check_devices(tree: Tree, devices: Sequence[str]) -> None:
                 raise IntegrityError(f"layer file {path} is cut short at {size} bytes", hint="Load the image again.")
     except FileNotFoundError as error:
         raise IntegrityError(f"layer file {path} is missing", hint="Load the image again.") from error
-
-
-def _unpacked(handle: StoreHandle, image: ImageRecord, tree: Tree, check: Callable[[], None] | None) -> list[str]:
-    """Return directories that stacked give the image, top first, unpacked where they are missing."""
-    layers = image_layers(handle, image)
-    trees = [open_tree(handle.layout.layer_tree(layer.diff_id)) for layer in layers]
-    if 0 < len(layers) < MAX_LOWERS and is_stackable(trees):
-        paths = []
-        for layer, own in zip(layers, trees, strict=True):
-            paths.append(_unpack(handle, own, handle.layout.unpacked(layer.diff_id), check))
-        return paths[::-1]
-    # Some layers only mean what they mean on top of the others: then the whole image is one directory.
-    chain = chain_id([layer.diff_id for layer in layers])
-    merged = handle.layout.unpacked_merged(chain)
-    return [_unpack(handle, tree, merged, check)]
-
-
-def _unpack(handle: StoreHandle, tree: Tree, path: str, check: Callable[[], None] | None) -> str:
-    paths = device_paths(handle, tree)
-    unpack(tree, lambda index: os.open(paths[index], os.O_RDONLY | os.O_CLOEXEC), path, check=check, sync=handle.sync)
-    return path

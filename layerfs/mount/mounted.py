@@ -125,7 +125,7 @@ def refuse_mounted(handle: StoreHandle, snapshot: Snapshot) -> None:
 def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
     """Return what is wrong with taking a container's writable layer for one's own, None if nobody uses it."""
     records = records_of(handle)
-    upper = os.path.join(handle.layout.snapshot(snapshot.id), "upper")
+    upper = handle.layout.upper(snapshot.id)
     targets = [record.target for record in records.live() if record.container == snapshot.name]
     if not targets and not os.path.lexists(upper):
         return None  # somebody has removed it by hand, and nothing is left to protect

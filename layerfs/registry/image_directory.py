@@ -22,7 +22,7 @@ from layerfs.formats.image_layout import LAYOUT, blob_path, encode_index
 from layerfs.formats.oci import parse_manifest_or_index
 from layerfs.registry.members import DirectoryMembers, MemberReader
 
-__all__ = ["VERSION", "ImageDirectory"]
+__all__ = ["VERSION", "ImageDirectory", "blob_file"]
 
 #: What the file ``version`` holds.
 VERSION = b"Directory Transport Version: 1.1\n"

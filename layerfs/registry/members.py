@@ -24,8 +24,10 @@ __all__ = [
     "OuterNames",
     "TarMembers",
     "check_archive",
+    "chunks",
     "member_name",
     "resolve_link",
+    "stream_reader",
 ]
 
 #: Links followed from one member to another; old docker archives have chains of one.

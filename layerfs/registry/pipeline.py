@@ -25,7 +25,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["Chunk", "DigestBacklog", "LayerBegin", "LayerEnd", "LayerFailed", "prefetch", "read_blob"]
+__all__ = ["Chunk", "DigestBacklog", "LayerBegin", "LayerEnd", "LayerEvent", "LayerFailed", "prefetch", "read_blob"]
 
 #: Pieces in the queue, 16 MiB together: enough for one half to go on while the other writes a tree.
 _DEPTH = (16 << 20) // PIECE

@@ -39,7 +39,7 @@ from layerfs.registry.repository import ReceivedManifest, Repository
 from layerfs.registry.server import Server
 from layerfs.store.handle import StoreHandle
 
-__all__ = ["Registries", "RemoteImages", "parse_received", "plan_remote"]
+__all__ = ["Registries", "RemoteImages", "find_remote", "parse_received", "plan_remote"]
 
 #: Images altogether, as for archives.
 _MAX_IMAGES = 1000

@@ -21,7 +21,7 @@ from layerfs.registry.members import OuterNames, check_archive, member_name, res
 from layerfs.registry.pipeline import DigestBacklog, LayerEvent, read_blob
 from layerfs.registry.plan import TOP_DOCUMENTS
 
-__all__ = ["ArchiveDocument", "ArchiveLink", "KnownLayer", "read_stream"]
+__all__ = ["ArchiveDocument", "ArchiveLink", "KnownLayer", "StreamEvent", "read_stream"]
 
 #: Bytes of all documents of one archive together: they are held in memory until the archive's end.
 _MAX_DOCUMENTS = 32 << 20

@@ -19,6 +19,7 @@ from layerfs.store.handle import StoreHandle
 from layerfs.store.layer import LayerRecord, chain_layers, open_tree
 
 __all__ = [
+    "MIN_PREFIX",
     "ImageRecord",
     "find_image",
     "find_name",

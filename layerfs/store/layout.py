@@ -92,8 +92,16 @@ class Layout:
         return f"{self.unpacked(chain_id)}.merged"
 
     def snapshot(self, identifier: str) -> str:
-        """Return the directory of a container's writable layer."""
+        """Return the directory of a container."""
         return os.path.join(self.root, "snapshots", identifier)
+
+    def upper(self, identifier: str) -> str:
+        """Return the directory of a container's writable layer, in overlayfs's form."""
+        return os.path.join(self.snapshot(identifier), "upper")
+
+    def work(self, identifier: str) -> str:
+        """Return the work directory that overlayfs wants beside it."""
+        return os.path.join(self.snapshot(identifier), "work")
 
     def part(self, digest: Digest) -> str:
         """Return the path of the received beginning of a blob."""

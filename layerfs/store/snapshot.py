@@ -25,6 +25,7 @@ __all__ = [
     "is_dressed",
     "list_snapshots",
     "remove_snapshot",
+    "sweep_snapshots",
 ]
 
 #: What docker and podman accept as a container's name.
@@ -71,8 +72,8 @@ def create_snapshot(handle: StoreHandle, image: ImageRecord, name: str | None) -
     lock.acquire()
     try:
         os.mkdir(directory, 0o700)
-        for part in ("upper", "work"):
-            os.mkdir(os.path.join(directory, part), 0o755)
+        for path in (handle.layout.upper(identifier), handle.layout.work(identifier)):
+            os.mkdir(path, 0o755)
         fsync_directory(directory, sync=handle.sync)
         fsync_directory(os.path.dirname(directory), sync=handle.sync)
         return _insert(handle, identifier, image, name)

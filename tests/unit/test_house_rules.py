@@ -33,6 +33,33 @@ def test_module_says_what_it_is(path: Path) -> None:
     assert ast.get_docstring(ast.parse(path.read_text())), "a module needs a docstring"
 
 
+def _module(path: Path) -> str:
+    """The name by which a module is imported."""
+    base = ROOT if path in LIBRARY else ROOT / "cli"
+    return ".".join(path.relative_to(base).with_suffix("").parts).removesuffix(".__init__")
+
+
+def _public(path: Path) -> set[str] | None:
+    """What a module says is for others, or None if it does not say."""
+    for node in ast.parse(path.read_text()).body:
+        if isinstance(node, ast.Assign) and any(isinstance(at, ast.Name) and at.id == "__all__" for at in node.targets):
+            return set(ast.literal_eval(node.value))
+    return None
+
+
+PUBLIC = {_module(path): _public(path) for path in MODULES}
+
+
+@pytest.mark.parametrize("path", MODULES, ids=_id)
+def test_only_what_is_public_is_imported(path: Path) -> None:
+    for node in ast.walk(ast.parse(path.read_text())):
+        if not isinstance(node, ast.ImportFrom) or (public := PUBLIC.get(node.module or "")) is None:
+            continue
+        for name in node.names:
+            found = name.name in public or f"{node.module}.{name.name}" in PUBLIC
+            assert found, f"line {node.lineno}: {name.name} is not in __all__ of {node.module}"
+
+
 @pytest.mark.parametrize("path", LIBRARY, ids=_id)
 def test_only_the_command_line_reads_the_environment(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):

@@ -104,13 +104,8 @@ def test_write_document_leaves_the_old_one_when_it_fails(tmp_path: Path, monkeyp
     assert os.listdir(tmp_path) == ["d.json"]
 
 
-def test_fsync_directory_takes_paths_and_descriptors(tmp_path: Path) -> None:
+def test_fsync_directory(tmp_path: Path) -> None:
     fsync_directory(tmp_path)
-    fd = os.open(tmp_path, os.O_RDONLY)
-    try:
-        fsync_directory(fd)
-    finally:
-        os.close(fd)
     with pytest.raises(FileNotFoundError):
         fsync_directory(tmp_path / "none")
     fsync_directory(tmp_path / "none", sync=False)

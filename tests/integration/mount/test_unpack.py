@@ -21,10 +21,10 @@ from layerfs.formats.tree import Node, directory, hard_link_marker, whiteout
 from layerfs.linux import probe
 from layerfs.linux.mount_api import umount
 from layerfs.linux.safe_path import remove_tree
-from layerfs.mount import directory as module
-from layerfs.mount.directory import apply_attributes, is_stackable, sweep_staging, unpack
+from layerfs.mount import unpack as module
 from layerfs.mount.overlay import mount_directories, mount_merged
 from layerfs.mount.unmount import unmount
+from layerfs.mount.unpack import apply_attributes, is_stackable, sweep_staging, unpack
 
 pytestmark = [
     pytest.mark.needs_root,
