@@ -68,6 +68,7 @@ class ContainerPart(StorePart):
 
         Raises:
             NotFound: no such image.
+            InvalidReference: no such backend or lower, or a name that is none.
             Conflict: the container is mounted, or belongs to another image, or the target is in use.
             BackendUnavailable: no backend works here; says why for each.
             MountError: the target is no directory, or a step failed.

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, BinaryIO
 
 from layerfs.api.base import StorePart, StrPath
 from layerfs.api.callback import callbacks
-from layerfs.errors import LayerfsError
+from layerfs.errors import InvalidReference, LayerfsError
+from layerfs.formats.compress import COMPRESSIONS
 from layerfs.store import image as catalog
 from layerfs.store.snapshot import is_dressed
 from layerfs.store.view import ImageTree
@@ -50,6 +51,7 @@ class OutgoingPart(StorePart):
         Raises:
             NotFound: no such image.
             IntegrityError: a layer is damaged; an archive at a path is then not there.
+            InvalidReference: there is no such compression, or the form has none.
             LayerfsError: the target cannot be written.
 
         Blocking: reads every layer once, twice where a stream that cannot seek gets compressed layers: their size and
@@ -61,6 +63,10 @@ class OutgoingPart(StorePart):
 
         if form not in FORMATS:
             raise LayerfsError(f"no such form: {form}", hint=f"Use one of {', '.join(FORMATS)}.")
+        if compression is not None and compression not in COMPRESSIONS:
+            raise InvalidReference(f"no such compression: {compression}", hint=f"Use one of {', '.join(COMPRESSIONS)}.")
+        if form == "docker-archive" and compression not in (None, "none"):
+            raise InvalidReference("layers of a docker archive are not compressed", hint="Use the form oci-archive.")
         wanted = []
         for image in [images] if isinstance(images, str) else images:
             record = self._record(image)

@@ -13,7 +13,7 @@ import stat
 from collections.abc import Iterator
 from typing import Protocol
 
-from layerfs.changeset.lower import LowerTree
+from layerfs.changeset.base_tree import BaseTree
 from layerfs.errors import Conflict
 from layerfs.formats.whiteout import OVERRIDE_XATTR, parse_override
 
@@ -37,7 +37,7 @@ IGNORED_XATTRS = frozenset({b"security.selinux", b"security.evm", b"security.ima
 _NO_XATTRS = frozenset({errno.ENODATA, errno.EOPNOTSUPP, errno.ENOENT})
 
 
-class ContentTree(LowerTree, Protocol):
+class ContentTree(BaseTree, Protocol):
     """A lower tree whose files can be read: :class:`layerfs.store.view.ImageTree`."""
 
     def readlink(self, nid: int) -> bytes:
@@ -81,7 +81,7 @@ class TreeEntry:
 
     __slots__ = ("_tree", "gid", "identity", "links", "mode", "mtime", "mtime_ns", "nid", "rdev", "size", "uid")
 
-    def __init__(self, tree: LowerTree, nid: int) -> None:
+    def __init__(self, tree: BaseTree, nid: int) -> None:
         """Look an inode up."""
         inode = tree.inode(nid)
         self._tree = tree

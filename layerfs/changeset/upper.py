@@ -33,16 +33,16 @@ import stat
 from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
 
+from layerfs.changeset.base_tree import BaseTree
 from layerfs.changeset.change import Change, ChangeKind, Step
 from layerfs.changeset.entry import Entry, TreeEntry, UpperEntry, attributes_of, read_xattrs, same_content
-from layerfs.changeset.lower import LowerTree
 from layerfs.linux.directory_stack import DirectoryStack
 
 __all__ = ["compare_upper", "walk_upper"]
 
 
 def compare_upper(
-    upper: str | os.PathLike[str], lower: LowerTree | None, *, userxattr: bool = False, dressed: bool = True
+    upper: str | os.PathLike[str], lower: BaseTree | None, *, userxattr: bool = False, dressed: bool = True
 ) -> Iterator[Change]:
     """Yield what an upper directory changes of the tree below it.
 
@@ -69,12 +69,12 @@ def compare_upper(
 
 def walk_upper(
     upper: str | os.PathLike[str],
-    lower: LowerTree | None,
+    lower: BaseTree | None,
     *,
     userxattr: bool = False,
     exact: bool = False,
     whole: bool = False,
-    before: LowerTree | None = None,
+    before: BaseTree | None = None,
     dressed: bool = True,
 ) -> Iterator[Step]:
     """Yield the same with both states of every path.
@@ -143,10 +143,10 @@ class _Comparison:
 
     def __init__(
         self,
-        lower: LowerTree | None,
+        lower: BaseTree | None,
         stack: DirectoryStack,
         prefix: bytes,
-        before: LowerTree | None,
+        before: BaseTree | None,
         *,
         exact: bool,
         whole: bool,
@@ -349,7 +349,7 @@ class _Comparison:
         return 0 if self._lower is None or nid is None else self._lower.inode(nid).mode
 
 
-def _child(tree: LowerTree | None, directory: int | None, name: bytes) -> int | None:
+def _child(tree: BaseTree | None, directory: int | None, name: bytes) -> int | None:
     """Look up a name in a lower directory; what is none has no entries."""
     if tree is None or directory is None:
         return None
@@ -358,7 +358,7 @@ def _child(tree: LowerTree | None, directory: int | None, name: bytes) -> int | 
     return None
 
 
-def _names(tree: LowerTree | None, directory: int | None) -> Iterator[bytes]:
+def _names(tree: BaseTree | None, directory: int | None) -> Iterator[bytes]:
     """List a lower directory."""
     if tree is not None and directory is not None:
         for name, _, _ in tree.readdir(directory):

@@ -10,13 +10,13 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from typing import Literal
 
-from layerfs.errors import BackendUnavailable
+from layerfs.errors import BackendUnavailable, InvalidReference
 from layerfs.linux.probe import Feature, feature
 
-__all__ = ["BackendStatus", "Lower", "choose_backend", "explain_backends", "fuse_status"]
+__all__ = ["BackendStatus", "LowerKind", "choose_backend", "explain_backends", "fuse_status"]
 
 #: What the overlay backend puts below: the merged EROFS image, or layers unpacked to directories.
-Lower = Literal["erofs", "dirs"]
+LowerKind = Literal["erofs", "dirs"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -31,7 +31,7 @@ class BackendStatus:
     """
 
     backend: str
-    lower: Lower | None
+    lower: LowerKind | None
     usable: bool
     reason: str
 
@@ -78,17 +78,17 @@ def choose_backend(backend: str = "auto", lower: str = "auto", *, tried: Sequenc
     Raises:
         BackendUnavailable: if none that matches is usable; ``reasons`` has one for each of them, ``hint`` names
             another that would work.
-        ValueError: for a name that is no backend or no lower.
+        InvalidReference: for a name that is no backend or no lower.
 
     Blocking: probes only what is asked for, the first time.
     """
     if backend not in {"auto", "overlay", "fuse"}:
-        raise ValueError(f"unknown backend: {backend}")
+        raise InvalidReference(f"unknown backend: {backend}", hint="Use auto, overlay or fuse.")
     if lower not in {"auto", "erofs", "dirs"}:
-        raise ValueError(f"unknown lower: {lower}")
+        raise InvalidReference(f"unknown lower: {lower}", hint="Use auto, erofs or dirs.")
     refused = list(tried)
     names = {status.name for status in tried}
-    ways: list[tuple[str, Lower | None]] = [("overlay", "erofs"), ("overlay", "dirs"), ("fuse", None)]
+    ways: list[tuple[str, LowerKind | None]] = [("overlay", "erofs"), ("overlay", "dirs"), ("fuse", None)]
     if tried:
         # Where the kernel does not mount an image, FUSE reads it as it lies there; directories are a second copy of it.
         ways = [ways[0], ways[2], ways[1]]
@@ -117,7 +117,7 @@ def choose_backend(backend: str = "auto", lower: str = "auto", *, tried: Sequenc
     )
 
 
-def _overlay(lower: Lower) -> BackendStatus:
+def _overlay(lower: LowerKind) -> BackendStatus:
     """Probe what the overlay backend needs, in the order in which an administrator would put it right."""
     needed = ["privilege", "mount-api", "overlay"]
     # Unpacked layers carry their opaque marks in trusted xattrs.

@@ -17,7 +17,7 @@ from layerfs.linux.memory import return_memory
 from layerfs.union.attribute import Attributes
 from layerfs.union.copy_up import copy_inode
 from layerfs.union.limit import descriptor_share
-from layerfs.union.lower import Lower, Reference
+from layerfs.union.lower import LowerTree, Reference
 from layerfs.union.mark import open_inode
 from layerfs.union.node import ROOT, Content, Node, NodeTable
 from layerfs.union.owner import OwnerMap
@@ -55,7 +55,7 @@ class UnionPart:
 
     def __init__(
         self,
-        lower: Lower,
+        lower: LowerTree,
         upper: Upper | None,
         *,
         owners: OwnerMap | None = None,

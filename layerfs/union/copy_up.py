@@ -13,7 +13,7 @@ import stat
 
 from layerfs.linux.sparse import copy_data
 from layerfs.union.attribute import Attributes
-from layerfs.union.lower import Lower, LowerFile, Reference
+from layerfs.union.lower import LowerFile, LowerTree, Reference
 from layerfs.union.mark import descriptor_path, open_inode
 from layerfs.union.upper import Upper
 
@@ -28,7 +28,7 @@ _SMALL = 64 << 10
 _UNKEPT = frozenset({errno.EOPNOTSUPP, errno.EPERM})
 
 
-def copy_inode(lower: Lower, reference: Reference, upper: Upper, *, data: bool = True) -> tuple[bytes, int]:
+def copy_inode(lower: LowerTree, reference: Reference, upper: Upper, *, data: bool = True) -> tuple[bytes, int]:
     """Copy an inode into the work directory, in a process without a umask.
 
     Args:

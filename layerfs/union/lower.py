@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol
 
 from layerfs.union.attribute import Attributes
 
-__all__ = ["Lower", "LowerFile", "Reference"]
+__all__ = ["LowerFile", "LowerTree", "Reference"]
 
 #: What a lower knows an inode by; nobody else looks inside.
 Reference = Any
@@ -31,7 +31,7 @@ class LowerFile(NamedTuple):
     owned: bool
 
 
-class Lower(Protocol):
+class LowerTree(Protocol):
     """A read-only tree. All methods raise OSError; EIO stands for what is damaged or missing."""
 
     @property

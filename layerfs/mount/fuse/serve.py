@@ -25,7 +25,7 @@ from layerfs.mount.fuse.connection import Connection
 from layerfs.mount.fuse.specification import FuseSpecification
 from layerfs.store.layer import map_tree
 from layerfs.union.image import ImageLower
-from layerfs.union.lower import Lower
+from layerfs.union.lower import LowerTree
 from layerfs.union.mark import TRUSTED_PREFIX, USER_PREFIX
 from layerfs.union.owner import OwnerMap
 from layerfs.union.stack import StackLower
@@ -141,7 +141,7 @@ def _union(wanted: FuseSpecification, *, raw_umask: bool) -> Union:
                 wanted.upper, wanted.work, prefix, noatime=wanted.noatime or wanted.read_only, override=override
             )  # fmt: skip
             stack.callback(upper.close)
-        lower: Lower
+        lower: LowerTree
         if wanted.tree is not None:
             file = os.open(wanted.tree, os.O_RDONLY | os.O_CLOEXEC)
             stack.callback(os.close, file)

@@ -16,7 +16,7 @@ from layerfs.formats.tree import Node, directory
 from layerfs.union.attribute import Attributes
 from layerfs.union.change import Changes
 from layerfs.union.image import ImageLower
-from layerfs.union.lower import Lower
+from layerfs.union.lower import LowerTree
 from layerfs.union.mark import USER_PREFIX
 from layerfs.union.node import ROOT
 from layerfs.union.stack import StackLower
@@ -191,7 +191,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         while made:
             made.pop().close()
         top = Upper(str(upper), str(work), USER_PREFIX)
-        lower: Lower = make_image(tmp_path) if not layers else StackLower(layers, USER_PREFIX, device=top.device)
+        lower: LowerTree = make_image(tmp_path) if not layers else StackLower(layers, USER_PREFIX, device=top.device)
         made.append(Union(lower, top))
         return Work(made[-1], upper, Caller(os.geteuid(), os.getegid()))
 

@@ -8,10 +8,10 @@ from __future__ import annotations
 from collections.abc import Iterator
 from typing import Protocol
 
-__all__ = ["LowerInode", "LowerTree"]
+__all__ = ["BaseInode", "BaseTree"]
 
 
-class LowerInode(Protocol):
+class BaseInode(Protocol):
     """What is compared of an inode of the lower tree; units as in :class:`os.stat_result`."""
 
     @property
@@ -47,7 +47,7 @@ class LowerInode(Protocol):
         """How many names it has."""
 
 
-class LowerTree(Protocol):
+class BaseTree(Protocol):
     """What is asked of the tree below: :class:`layerfs.formats.erofs.reader.Tree` of a merged image."""
 
     @property
@@ -60,7 +60,7 @@ class LowerTree(Protocol):
     def readdir(self, nid: int) -> Iterator[tuple[bytes, int, int]]:
         """Yield name, inode number and type of a directory's entries."""
 
-    def inode(self, nid: int) -> LowerInode:
+    def inode(self, nid: int) -> BaseInode:
         """Return an inode."""
 
     def xattrs(self, nid: int) -> dict[bytes, bytes]:
