@@ -9,7 +9,6 @@ from typing import TYPE_CHECKING, BinaryIO
 from layerfs.api.base import StorePart, StrPath
 from layerfs.api.callback import callbacks
 from layerfs.errors import InvalidReference, LayerfsError
-from layerfs.formats.compress import COMPRESSIONS
 from layerfs.store import image as catalog
 from layerfs.store.snapshot import is_dressed
 from layerfs.store.view import ImageTree
@@ -58,6 +57,7 @@ class OutgoingPart(StorePart):
             digest stand before them.
         Atomicity: an archive at a path appears complete or not at all; so does an image in a layout.
         """
+        from layerfs.formats.compress import COMPRESSIONS
         from layerfs.registry.save import FORMATS, save_archive, save_layout
         from layerfs.registry.target import open_target
 
