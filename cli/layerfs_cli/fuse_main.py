@@ -145,14 +145,11 @@ def _specification(target: str, given: dict[str, str | None]) -> FuseSpecificati
     from layerfs.mount.fuse.specification import FuseSpecification
     from layerfs.union.owner import OwnerMap
 
-    # Not abspath: behind a symbolic link, .. is not what the text says.
-    here = os.getcwd()
-
     def path(key: str) -> str | None:
         value = given.pop(key, None)
-        return os.path.join(here, _plain(value)) if value else None
+        return _whole(_plain(value)) if value else None
 
-    lowers = tuple(os.path.join(here, _plain(part)) for part in _split(given.pop("lowerdir", None) or "", ":") if part)
+    lowers = tuple(_whole(_plain(part)) for part in _split(given.pop("lowerdir", None) or "", ":") if part)
     if not lowers:
         raise click.UsageError("option lowerdir is missing")
     upper, work = path("upperdir"), path("workdir")
@@ -221,6 +218,11 @@ def _number(given: dict[str, str | None], key: str) -> int | None:
     if value is None or not value.isdecimal() or int(value) > _MAX_ID:
         raise click.UsageError(f"{key} needs a number up to {_MAX_ID}")
     return int(value)
+
+
+def _whole(path: str) -> str:
+    """Return an absolute path; not by abspath, since .. behind a symbolic link is not what the text says."""
+    return path if os.path.isabs(path) else os.path.join(os.getcwd(), path)
 
 
 def _refuse_overlap(upper: str | None, work: str | None, lowers: Sequence[str]) -> None:

@@ -20,6 +20,7 @@ import trio
 
 from layerfs.api import Store
 from layerfs.api.base import StrPath
+from layerfs.api.callback import callbacks
 from layerfs.api.concurrency import in_thread, pull_layers, push_layers
 from layerfs.formats.media_type import Compression
 from layerfs.formats.platform import Platform
@@ -68,7 +69,7 @@ async def _cancellable(work: Callable[[Callable[[], None]], T], check: Any) -> T
     """
     cancelled = threading.Event()
     results: list[T] = []
-    failures: list[Exception] = []
+    failures: list[BaseException] = []
 
     async def watch() -> None:
         try:
@@ -80,7 +81,9 @@ async def _cancellable(work: Callable[[Callable[[], None]], T], check: Any) -> T
         nursery.start_soon(watch)
         try:
             results.append(await trio.to_thread.run_sync(lambda: work(_or_cancelled(check, cancelled))))
-        except Exception as error:  # noqa: BLE001 - raised again outside of the nursery, which would wrap it
+        except trio.Cancelled:
+            raise
+        except BaseException as error:  # noqa: BLE001 - raised again outside of the nursery, which would wrap it
             failures.append(error)
         nursery.cancel_scope.cancel()
     if failures:
@@ -243,7 +246,8 @@ class AsyncStore:
             return await _cancellable(
                 lambda polled: load(keep_blobs=keep_blobs, access=access, progress=progress, check=polled), check
             )
-        with store._explaining("pull"), Registries.open(access, check) as registries:
+        with callbacks() as own, store._explaining("pull"), Registries.open(access, own.check(check)) as registries:
+            progress, check = own.progress(progress), own.check(check)
             remote = await in_thread(
                 lambda: store._plan(registries, source, platform, all_platforms=all_platforms, name=name),
                 registries.http.abort,
@@ -266,7 +270,8 @@ class AsyncStore:
         """Push an image to a registry; see :meth:`Store.push`."""
         access = access or Access()
         store = self._store
-        with store._explaining("push"), Registries.open(access, check) as registries:
+        with callbacks() as own, store._explaining("push"), Registries.open(access, own.check(check)) as registries:
+            progress, check = own.progress(progress), own.check(check)
 
             def prepared() -> tuple[Push, Reference]:
                 record, reference = store._pushed(image, destination)

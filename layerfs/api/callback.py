@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import TYPE_CHECKING, ParamSpec, TypeVar
 
@@ -31,6 +31,14 @@ class Callbacks:
     def progress(self, found: Progress | None) -> Progress | None:
         """Return the caller's progress, watched."""
         return None if found is None else _WatchedProgress(self._watched(found.update))
+
+    def pieces(self, found: Iterable[bytes]) -> Iterator[bytes]:
+        """Yield the caller's pieces, watched."""
+        try:
+            yield from found
+        except Exception as error:
+            self._raised.append(error)
+            raise
 
     def own(self, error: BaseException) -> BaseException | None:
         """Return what a function of the caller raised, if that is what an error was made of."""

@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart, StrPath
+from layerfs.api.callback import callbacks
 from layerfs.errors import Conflict, InvalidReference, LayerfsError, NotFound
 from layerfs.store import image as catalog
 from layerfs.store.layer import find_layer, open_tree
@@ -169,11 +170,11 @@ class ChangePart(StorePart):
         from layerfs.mount.mounted import container_lock, why_mounted
 
         snapshot = find_snapshot(self._handle, container)
-        with self._writing("commit"), container_lock(self._handle, snapshot):
+        with callbacks() as own, self._writing("commit"), container_lock(self._handle, snapshot):
             mounted = why_mounted(self._handle, snapshot) is not None
             record = commit_container(
                 self._handle, snapshot, name, message=message, author=author, changes=changes, squash=squash,
-                compression=compression, latest=latest, force=force, mounted=mounted, check=check,
+                compression=compression, latest=latest, force=force, mounted=mounted, check=own.check(check),
             )  # fmt: skip
         return self._image(record)
 
@@ -197,10 +198,10 @@ class ChangePart(StorePart):
         """
         from layerfs.changeset.commit import squash_image
 
-        with self._writing("squash"):
+        with callbacks() as own, self._writing("squash"):
             record = squash_image(
                 self._handle, self._record(image), name, first=first, message=message, compression=compression,
-                latest=latest, force=force, check=check,
+                latest=latest, force=force, check=own.check(check),
             )  # fmt: skip
         return self._image(record)
 
@@ -233,10 +234,11 @@ class ChangePart(StorePart):
         from layerfs.changeset.commit import rebase_image
 
         old = None if base is None else self._record(base)
-        with self._writing("rebase"):
+        with callbacks() as own, self._writing("rebase"):
             record = rebase_image(
-                self._handle, self._record(image), self._record(onto), name, base=old, force=force, check=check
-            )
+                self._handle, self._record(image), self._record(onto), name, base=old, force=force,
+                check=own.check(check),
+            )  # fmt: skip
         return self._image(record)
 
     def import_tree(
@@ -278,10 +280,11 @@ class ChangePart(StorePart):
         if isinstance(tree, str) and not os.path.isdir(tree):
             problem = "is not a directory" if os.path.lexists(tree) else "does not exist"
             raise LayerfsError(f"cannot import {tree}: it {problem}", hint="Name a directory, or give a tar's pieces.")
-        with self._writing("import"):
+        with callbacks() as own, self._writing("import"):
             record = import_tree(
-                self._handle, tree, name, message=message, author=author, changes=changes, platform=platform,
-                compression=compression, latest=latest, force=force, check=check,
+                self._handle, tree if isinstance(tree, str) else own.pieces(tree), name, message=message, author=author,
+                changes=changes, platform=platform, compression=compression, latest=latest, force=force,
+                check=own.check(check),
             )  # fmt: skip
         return self._image(record)
 

@@ -8,6 +8,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart, StrPath
+from layerfs.api.callback import callbacks
 from layerfs.errors import Conflict, InvalidReference, LayerfsError, MountError, NotFound
 from layerfs.formats.digest import Digest
 from layerfs.store import image as catalog
@@ -102,7 +103,8 @@ class ContainerPart(StorePart):
         if target is not None and not os.path.isdir(target):
             problem = "is not a directory" if os.path.lexists(target) else "does not exist"
             raise MountError(f"target {os.fspath(target)} {problem}", hint="Make it first with: mkdir -p")
-        with self._writing("mount", hint=_ON_READ_ONLY):
+        with callbacks() as own_functions, self._writing("mount", hint=_ON_READ_ONLY):
+            check = own_functions.check(check)
             if snapshot is None and not read_only:
                 snapshot, made = create_snapshot(self._handle, record, name), True
             place, own = (target, False) if target is not None else self._own_target(record, snapshot)

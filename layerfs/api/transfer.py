@@ -217,7 +217,8 @@ class TransferPart(StorePart):
         access = access or Access()
         refuse_inside_trio()
         record, reference = self._pushed(image, destination)
-        with self._explaining("push"), Registries.open(access, check) as registries:
+        with callbacks() as own, self._explaining("push"), Registries.open(access, own.check(check)) as registries:
+            progress, check = own.progress(progress), own.check(check)
             push = Push(
                 self._handle, record, registries.write_to(reference), access, compression=compression, level=level,
                 progress=progress, check=check,

@@ -6,11 +6,12 @@ Source: Linux include/uapi/linux/fs.h; fs/file_attr.c asks file systems for them
 from __future__ import annotations
 
 import fcntl
+import os
+import stat
 import sys
-from errno import EINVAL, ENOTTY, EOPNOTSUPP
 from typing import NamedTuple
 
-__all__ = ["EXTENDED", "FLAGS", "FlagForm", "clear_protection", "read_flags", "with_flags", "write_flags"]
+__all__ = ["EXTENDED", "FLAGS", "FlagForm", "read_flags", "unprotect_tree", "with_flags", "write_flags"]
 
 _READ, _WRITE = 2, 1
 #: Nothing can be removed from a directory with one of them, nor a file itself.
@@ -74,19 +75,29 @@ def with_flags(value: bytes, other: bytes) -> bytes:
     return flags.to_bytes(4, sys.byteorder) + value[4:]  # in both forms they are the first word
 
 
-def clear_protection(fd: int) -> bool:
-    """Take append-only and immutable from an open inode, so that it can be removed; return whether it had one.
+def unprotect_tree(path: str) -> None:
+    """Take append-only and immutable from all regular files and directories below a path, so that it can be removed.
+
+    Links are not followed. A file that has names elsewhere loses them there too.
 
     Raises:
-        OSError: EPERM.
+        OSError: EPERM without the capability, ENOENT.
     """
+    for _, _, names, fd in os.fwalk(path, topdown=True, follow_symlinks=False):
+        _unprotect(fd)
+        for name in names:
+            if stat.S_ISREG(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
+                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
+                try:
+                    _unprotect(file)
+                finally:
+                    os.close(file)
+
+
+def _unprotect(fd: int) -> None:
     try:
         flags = int.from_bytes(read_flags(fd, FLAGS), sys.byteorder)
-    except OSError as error:
-        if error.errno in {ENOTTY, EOPNOTSUPP, EINVAL}:
-            return False
-        raise
-    if not flags & (_APPEND | _IMMUTABLE):
-        return False
-    write_flags(fd, FLAGS, (flags & ~(_APPEND | _IMMUTABLE)).to_bytes(4, sys.byteorder))
-    return True
+    except OSError:
+        return  # a file system without any
+    if flags & (_APPEND | _IMMUTABLE):
+        write_flags(fd, FLAGS, (flags & ~(_APPEND | _IMMUTABLE)).to_bytes(4, sys.byteorder))

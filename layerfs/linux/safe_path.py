@@ -16,7 +16,6 @@ import os
 import stat
 from collections.abc import Callable
 
-from layerfs.linux.inode_flags import clear_protection
 from layerfs.linux.syscall import declare_syscall
 
 __all__ = ["make_private", "open_in_root", "remove_tree"]
@@ -88,7 +87,7 @@ def remove_tree(
 
     At most 64 directories are held open. A directory that lies deeper is first renamed up to the top of the tree, so
     neither the depth nor the path length nor the number of descriptors is a limit. Directories without permission are
-    given it first, where the caller owns them, and what is append-only or immutable loses that.
+    given it first, where the caller owns them.
 
     Args:
         path: what to remove; a symbolic link is removed, not followed.
@@ -109,14 +108,14 @@ def remove_tree(
             return
         raise
     if not stat.S_ISDIR(status.st_mode):
-        _remove(os.unlink, path, dir_fd)
+        os.unlink(path, dir_fd=dir_fd)
         return
     top = _open_to_remove(path, dir_fd, None)
     try:
         _empty(top, check)
     finally:
         os.close(top)
-    _remove(os.rmdir, path, dir_fd)
+    os.rmdir(path, dir_fd=dir_fd)
 
 
 def _open(directory_fd: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
@@ -149,7 +148,7 @@ def _empty(top: int, check: Callable[[], None] | None) -> None:
                     continue
                 os.close(fd)
                 parent, siblings = frames[-1]
-                _remove(os.rmdir, siblings.pop(), parent)
+                os.rmdir(siblings.pop(), dir_fd=parent)
                 continue
             if check is not None:
                 check()
@@ -183,9 +182,8 @@ def _lift(fd: int, name: bytes, top: int, number: int) -> None:
         try:
             try:
                 os.rename(name, new, src_dir_fd=fd, dst_dir_fd=top)
-            except PermissionError as err:
-                # It gets another parent, which is a change of the directory itself.
-                (_unprotect if err.errno == errno.EPERM else _open_up)(name, fd)
+            except PermissionError:
+                _open_up(name, fd)  # it gets another parent, which is a change of the directory itself
                 os.rename(name, new, src_dir_fd=fd, dst_dir_fd=top)
         except BaseException:
             os.rmdir(new, dir_fd=top)
@@ -202,42 +200,11 @@ def _unlink_files(fd: int) -> list[bytes]:
         for entry in entries:
             name = os.fsencode(entry.name)
             (directories if entry.is_dir(follow_symlinks=False) else files).append(name)
-    if (files or directories) and not _may_change(fd) and not (clear_protection(fd) and _may_change(fd)):
+    if (files or directories) and not os.access(b".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True):
         os.fchmod(fd, 0o700)
     for name in files:
-        _remove(os.unlink, name, fd)
+        os.unlink(name, dir_fd=fd)
     return directories
-
-
-def _may_change(directory: int) -> bool:
-    """Whether this process may remove names from an open directory, by its mode and its flags."""
-    return os.access(b".", os.W_OK | os.X_OK, dir_fd=directory, effective_ids=True)
-
-
-def _remove(call: Callable[..., None], name: str | bytes | os.PathLike[str], parent: int | None) -> None:
-    """Remove a name by a call, also one that chattr has protected, or in a directory that it has."""
-    try:
-        call(name, dir_fd=parent)
-    except PermissionError as err:
-        if err.errno != errno.EPERM or not _unprotect(name, parent):
-            raise
-        call(name, dir_fd=parent)
-
-
-def _unprotect(name: str | bytes | os.PathLike[str], parent: int | None) -> bool:
-    """Take the flags that forbid removal from an inode and from its directory; return whether there were any."""
-    cleared = parent is not None and clear_protection(parent)
-    handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
-    try:
-        if stat.S_IFMT(os.fstat(handle).st_mode) not in {stat.S_IFREG, stat.S_IFDIR}:
-            return cleared
-        fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
-        try:
-            return clear_protection(fd) or cleared
-        finally:
-            os.close(fd)
-    finally:
-        os.close(handle)
 
 
 def _open_up(name: str | bytes | os.PathLike[str], parent: int | None) -> None:

@@ -19,7 +19,14 @@ from layerfs.linux.safe_path import make_private
 from layerfs.mount.choose import BackendStatus, choose_backend
 from layerfs.mount.fuse.specification import FuseSpecification
 from layerfs.mount.fuse.start import clear_dead, is_dead, start_fuse
-from layerfs.mount.mounted import container_lock, only_one, records_of, refuse_mounted, target_lock
+from layerfs.mount.mounted import (
+    container_lock,
+    only_one,
+    records_of,
+    refuse_mounted,
+    target_lock,
+    wait_until_free,
+)
 from layerfs.mount.option import MountOptions
 from layerfs.mount.overlay import mount_directories, mount_merged
 from layerfs.mount.record import MountRecord, MountRecords
@@ -100,7 +107,7 @@ def mount_image(
             _mount, handle, image, tree, place, upper, work, chosen, read_only=read_only, check=check
         )
         names = image_names(handle, image)
-        with _unmounted_on_failure(place, covered):
+        with _unmounted_on_failure(place, covered, upper):
             try:
                 mount_id, pid = make(status)
             except BackendUnavailable as error:
@@ -116,7 +123,7 @@ def mount_image(
 
 
 @contextlib.contextmanager
-def _unmounted_on_failure(place: str, covered: MountEntry | None) -> Iterator[None]:
+def _unmounted_on_failure(place: str, covered: MountEntry | None, upper: str | None) -> Iterator[None]:
     """Take away what the block has mounted at a place if it fails: a mount that nobody knows of is hard to find again.
 
     Whatever fails, a signal included, and at any moment: so the kernel is asked what is there.
@@ -124,6 +131,7 @@ def _unmounted_on_failure(place: str, covered: MountEntry | None) -> Iterator[No
     Args:
         place: the target.
         covered: what was mounted there before, which stays.
+        upper: what is written to, which nobody uses any more when this ends.
     """
     try:
         yield
@@ -134,6 +142,8 @@ def _unmounted_on_failure(place: str, covered: MountEntry | None) -> Iterator[No
             known = covered.mount_id if covered is not None else None
             if after is not None and after.fstype in _FSTYPES and after.mount_id != known:
                 unmount(place, mount_id=after.mount_id, lazy=True)
+            if upper is not None:
+                wait_until_free(upper, _PATIENCE)
         raise
 
 

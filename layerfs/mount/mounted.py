@@ -9,6 +9,7 @@ import contextlib
 import errno
 import fcntl
 import os
+import time
 from collections.abc import Iterator
 
 from layerfs.errors import Conflict
@@ -21,7 +22,16 @@ from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers, image_names, list_images
 from layerfs.store.snapshot import Snapshot, find_snapshot, is_dressed, list_snapshots
 
-__all__ = ["adopt_mounts", "container_lock", "only_one", "records_of", "refuse_mounted", "target_lock", "why_mounted"]
+__all__ = [
+    "adopt_mounts",
+    "container_lock",
+    "only_one",
+    "records_of",
+    "refuse_mounted",
+    "target_lock",
+    "wait_until_free",
+    "why_mounted",
+]
 
 
 def records_of(handle: StoreHandle) -> MountRecords:
@@ -157,6 +167,13 @@ def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
             reason="mounted", hint="End these processes first.",
         )  # fmt: skip
     return None
+
+
+def wait_until_free(upper: str, seconds: float) -> None:
+    """Wait until no union serves an upper directory any more, so many seconds at most."""
+    end = time.monotonic() + seconds
+    while _is_locked(upper) and time.monotonic() < end:
+        time.sleep(0.01)
 
 
 def _is_locked(upper: str) -> bool:

@@ -82,7 +82,6 @@ class Authorizer:
         self._challenge: Challenge | None = None
         self._lock = threading.Lock()
         self._refresh: str | None = None
-        self._fresh: str | None = None  # what the last challenge was answered with
 
     def header(self, scopes: Sequence[str]) -> str | None:
         """Return the header for a request of these scopes; None as long as the registry has not asked for any.
@@ -96,13 +95,16 @@ class Authorizer:
         challenge = self._challenge
         return None if challenge is None else self._answer(challenge, scopes)
 
-    def learn(self, challenges: Sequence[Challenge], scopes: Sequence[str], used: str | None) -> str | None:
+    def learn(
+        self, challenges: Sequence[Challenge], scopes: Sequence[str], used: str | None, *, again: bool = False
+    ) -> str | None:
         """Take a registry's challenges; return a header to try again with, or None if there is no other.
 
         Args:
             challenges: of the answer 401.
             scopes: of the request.
             used: the header that it was refused with; a token like this one is forgotten.
+            again: whether that came from this method, for the same request.
 
         Raises:
             Unauthorized, RegistryError: as :meth:`header`.
@@ -113,13 +115,13 @@ class Authorizer:
         chosen = offered.get("bearer") or offered.get("basic")
         if chosen is None:
             return None
-        if chosen.scheme == "bearer" and "basic" in offered and used is not None and self._fresh == used:
+        if again and "basic" in offered and self._credential is not None and self._credential.username:
             # Both are offered, and a token that was given a moment ago does not help.
             chosen = offered["basic"]
         with self._lock:
             self._tokens = {key: token for key, token in self._tokens.items() if token.header != used}
         self._challenge = chosen
-        header = self._fresh = self._answer(chosen, scopes)
+        header = self._answer(chosen, scopes)
         return None if header == used else header
 
     def clean(self, text: str) -> str:

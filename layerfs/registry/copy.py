@@ -449,8 +449,9 @@ class DirectoryTarget:
     def _remove(self, names: re.Pattern[str]) -> None:
         """Remove what an image that was here before has left."""
         for name in os.listdir(self._directory):
-            if names.fullmatch(name) and name not in self._used:
-                os.unlink(os.path.join(self._directory, name))
+            path = os.path.join(self._directory, name)
+            if names.fullmatch(name) and name not in self._used and os.path.isfile(path):
+                os.unlink(path)
 
     def _begin(self) -> None:
         """Say first what the directory is, so that it can be told later, whatever interrupts this."""

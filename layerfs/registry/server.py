@@ -173,7 +173,7 @@ class Server:
     ) -> HttpResponse:
         """Send a request, and once more with another header when the registry asks for it."""
         header = self.authorizer.header(scopes)
-        for _ in range(_MAX_CHALLENGES):
+        for count in range(_MAX_CHALLENGES):
             answer, own = self._follow(method, target, headers, header, body)
             if answer.status != 401:
                 return answer
@@ -183,7 +183,7 @@ class Server:
                 challenges = parse_challenges(answer.header("WWW-Authenticate") or "")
             if not own:
                 raise RegistryError(f"{origin(answer.url)[1]}, where {self.domain} sends us for {what}, answers 401")
-            other = self.authorizer.learn(challenges, scopes, header)
+            other = self.authorizer.learn(challenges, scopes, header, again=count > 0)
             if other is None:
                 break
             header = other

@@ -194,7 +194,8 @@ class Uploader:
                 ) as answer:  # fmt: skip
                     place = self._place(answer)
                     taken = _RANGE.fullmatch((answer.header("Range") or "").strip())
-                    stands = int(taken[1]) + 1 if taken is not None else 0
+                    last = int(taken[1]) if taken is not None else 0  # "0-0" may be nothing; see _ask
+                    stands = last + 1 if last else 0
                     if first < stands < first + len(part):  # it took a part of it
                         done = stands - start
                         continue

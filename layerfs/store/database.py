@@ -152,12 +152,18 @@ class Database:
         """
         return self._own()
 
-    def _own(self) -> _Connection:
+    def _leave_parent(self) -> None:
+        """After a fork, let go of the parent's connections, which must be neither used nor closed here.
+
+        Source: sqlite.org/howtocorrupt.html, "Carrying an open database connection across a fork".
+        """
         if os.getpid() != self._process:
-            # After a fork, connections of the parent must be neither used nor closed (sqlite.org/howtocorrupt.html).
             self._inherited += [self._local, self._all]
             self._local, self._all, self._guard = threading.local(), [], threading.Lock()
             self._process = os.getpid()
+
+    def _own(self) -> _Connection:
+        self._leave_parent()
         found: _Connection | None = getattr(self._local, "connection", None)
         if found is None:
             if self._closed:
@@ -202,8 +208,9 @@ class Database:
             yield connection
             connection.execute("COMMIT")
         except BaseException as error:
-            if connection.in_transaction:  # a full disk makes SQLite roll back by itself
-                connection.execute("ROLLBACK")
+            with contextlib.suppress(sqlite3.ProgrammingError, StoreError):  # the store was closed meanwhile
+                if connection.in_transaction:  # a full disk makes SQLite roll back by itself
+                    connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
                 raise _explain(self._path, error) from error
             raise
@@ -215,6 +222,7 @@ class Database:
 
         Blocking: until what other threads ask the database right now is answered.
         """
+        self._leave_parent()
         self._closed = True
         with self._guard:
             for _, connection in self._all:

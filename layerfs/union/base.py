@@ -10,7 +10,7 @@ import contextlib
 import os
 import stat
 from collections import OrderedDict, deque
-from errno import EDQUOT, EMLINK, ENAMETOOLONG, ENOENT, ENOSPC, EROFS
+from errno import EDQUOT, ELOOP, EMLINK, ENAMETOOLONG, ENOENT, ENOSPC, EPERM, EROFS
 from typing import Protocol
 
 from layerfs.linux.memory import return_memory
@@ -19,7 +19,7 @@ from layerfs.union.copy_up import copy_inode
 from layerfs.union.limit import descriptor_share
 from layerfs.union.lower import LowerTree, Reference
 from layerfs.union.mark import open_inode
-from layerfs.union.node import ROOT, Content, Node, NodeTable
+from layerfs.union.node import LAST_USUAL, ROOT, Content, Node, NodeTable
 from layerfs.union.owner import OwnerMap
 from layerfs.union.upper import Upper
 from layerfs.union.write_back import WriteBack
@@ -96,6 +96,8 @@ class UnionPart:
         self._kept = descriptor_share()
         #: Numbers of files of the upper that are known by another one: those that were copied up.
         self._born: dict[int, int] = {}
+        #: Numbers of lower files that are known by another one: those that the upper directory has a link of.
+        self._apart: dict[int, int] = {}
         root = Node(ROOT, stat.S_IFDIR, lower.root, upper=upper is not None)
         self._nodes = NodeTable(root, upper.release if upper is not None else lambda _node: None)
         if upper is not None:
@@ -157,26 +159,27 @@ class UnionPart:
     def _lower_node(self, parent: Node, name: bytes, reference: Reference) -> Node:
         """Return the node of a name that only the lower tree has."""
         number = self._lower.number(reference)
+        if self._apart:
+            number = self._apart.get(number, number)
         node = self._nodes.get(number)
+        if node is not None and node.upper and not node.is_directory and not self._is_copy(node):
+            # Somebody has linked a layer and the upper directory outside: two files, as overlayfs has it.
+            number = self._apart[number] = self._nodes.spare_number()
+            node = None
         if node is None:
             node = Node(number, self._lower.kind(reference), reference, upper=False)
             self._nodes.add(node, parent, name)
         elif node.upper and not node.is_directory:
-            if not self._is_copy(node):
-                # Somebody has linked a layer and the upper directory outside: two files, as overlayfs has it.
-                node = Node(self._nodes.spare_number(), node.kind, reference, upper=False)
-                self._nodes.add(node, parent, name)
-            else:
-                # Who looks is not kept from it by an upper that is full: the file is there, by another name.
-                with contextlib.suppress(OSError):
-                    self._relink(node, parent, name)
+            # Who looks is not kept from it by an upper that is full: the file is there, by another name.
+            with contextlib.suppress(OSError):
+                self._relink(node, parent, name)
         elif not node.is_gone:
             self._nodes.name(node, parent, name)
         return node
 
     def _is_copy(self, node: Node) -> bool:
         """Whether a file of the upper was copied up, so that names of the lower tree may mean it."""
-        return node.ino < self._base or node.ino in self._born.values()
+        return node.ino < self._base or (node.ino <= LAST_USUAL and node.ino in self._born.values())
 
     def _relink(self, node: Node, parent: Node, name: bytes) -> None:
         """Give a file that was copied up a name that the lower tree has for it and nobody had met."""
@@ -214,6 +217,10 @@ class UnionPart:
                 # A file that is gone still has this number: its place on disk was used again.
                 number = self._born[status.st_ino] = self._nodes.spare_number()
                 node = None
+        if node is not None and not node.upper and kind != stat.S_IFDIR:
+            # Of a layer, which somebody has linked the file into.
+            number = self._born[status.st_ino] = self._nodes.spare_number()
+            node = None
         if node is None:
             node = Node(number, kind, below, upper=True)
             node.marked = mark == b"x"
@@ -245,8 +252,8 @@ class UnionPart:
                 found = found._replace(nlink=0 if node.is_gone else 1)
         else:
             found = self._lower.attributes(node.lower)
-            if node.ino == ROOT:
-                found = found._replace(ino=ROOT)
+            if found.ino != node.ino:  # the root, and what shares its number with a file of the upper
+                found = found._replace(ino=node.ino)
             if node.is_gone:
                 found = found._replace(nlink=0)
             elif node.is_directory and self._lower.is_merged(node.lower):
@@ -373,7 +380,12 @@ class UnionPart:
         for path in self._lower.paths(reference):
             directory: Node | None = self._nodes[ROOT]
             for name in path[:-1]:
-                found = self._find(directory, name) if directory is not None else None
+                try:
+                    found = self._find(directory, name) if directory is not None else None
+                except OSError as error:
+                    if error.errno not in {EPERM, ELOOP}:
+                        raise
+                    found = None  # nobody can go there
                 directory = None if found is None else found[0]
                 if directory is None or not directory.is_directory:
                     directory = None

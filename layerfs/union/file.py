@@ -6,6 +6,7 @@ server can let the kernel open files without asking. The first write copies a fi
 
 from __future__ import annotations
 
+import contextlib
 import os
 import stat
 from collections.abc import Callable, Collection
@@ -61,7 +62,10 @@ class FilePart(UnionPart):
             OSError: ENOSPC, EDQUOT, EIO, EFBIG, EROFS.
         """
         node = self._nodes[ino]
-        written = os.pwrite(self._written(node).fd, data, offset)
+        content = self._written(node)
+        if content.appends and offset != os.fstat(content.fd).st_size:
+            raise PermissionError(EPERM, os.strerror(EPERM))
+        written = os.pwrite(content.fd, data, offset)
         if strip:
             self._strip_mode(node, self._attributes(node).mode)
         return written
@@ -165,7 +169,7 @@ class FilePart(UnionPart):
             except OSError as error:
                 if error.errno not in _NO_WRITING:
                     raise
-                content = Content(self._open_upper(node, os.O_RDONLY), 0, None, owned=True, writable=False)
+                content = self._opened_partly(node)
             try:
                 refuse_metacopy(content.fd, self._prefix)
             except BaseException:
@@ -176,6 +180,13 @@ class FilePart(UnionPart):
             content = Content(found.fd, found.offset, found.size, owned=found.owned, writable=False)
         self._keep(node, content)
         return content
+
+    def _opened_partly(self, node: Node) -> Content:
+        """Open a file of the upper for appending, where it takes no more than that, or for reading."""
+        with contextlib.suppress(PermissionError):
+            fd = self._open_upper(node, os.O_RDWR | os.O_APPEND)
+            return Content(fd, 0, None, owned=True, writable=True, appends=True)
+        return Content(self._open_upper(node, os.O_RDONLY), 0, None, owned=True, writable=False)
 
     def _open_upper(self, node: Node, flags: int) -> int:
         """Open a regular file of the upper."""

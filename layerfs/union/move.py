@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import errno
 import os
+import stat
 
 from layerfs.linux.rename import EXCHANGE, NOREPLACE, WHITEOUT, rename
 from layerfs.union.base import NO_ROOM
@@ -188,9 +189,7 @@ class MovePart(ChangePart, ListingPart):
             if old.upper and not old.is_directory and upper.find(source, old_name)[0] is None:
                 self._relink(old, source, old_name)  # what could not be done when it was looked up
         status, hidden = upper.find(target, new_name)
-        if hidden and not upper.plain_whiteouts:
-            upper.admit_whiteouts(source)
-        elif hidden and status is not None and status.st_rdev == 0 and status.st_mode & 0o170000 == 0o100000:
+        if hidden and upper.plain_whiteouts and status is not None and stat.S_ISREG(status.st_mode):
             upper.cover(new_name, new_fd)  # a whiteout by xattr: such a one means nothing in other directories
         if new is not None and new.is_directory and new.upper:
             upper.clear_whiteouts(new_name, new_fd)

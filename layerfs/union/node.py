@@ -14,12 +14,12 @@ from typing import Any
 
 from layerfs.union.lower import Reference
 
-__all__ = ["ROOT", "Content", "Node", "NodeTable"]
+__all__ = ["LAST_USUAL", "ROOT", "Content", "Node", "NodeTable"]
 
 #: The number of the root directory, which FUSE fixes.
 ROOT = 1
-#: Numbers from here on are handed out one by one, where the usual one is still in use by a file that is gone.
-_SPARE = 1 << 62
+#: Numbers behind this one are handed out one by one, where the usual one is in use by another file.
+LAST_USUAL = 1 << 62
 
 
 #: One number object for all inodes of a type: there are tens of thousands of them.
@@ -35,17 +35,21 @@ class Content:
         size: how many the lower tree has; None for a file of the upper, which the kernel knows.
         owned: whether the descriptor is to be closed.
         writable: whether it was opened for writing.
+        appends: whether it was opened for appending alone: the file is append-only.
     """
 
-    __slots__ = ("fd", "offset", "owned", "size", "writable")
+    __slots__ = ("appends", "fd", "offset", "owned", "size", "writable")
 
-    def __init__(self, fd: int, offset: int, size: int | None, *, owned: bool, writable: bool) -> None:
+    def __init__(
+        self, fd: int, offset: int, size: int | None, *, owned: bool, writable: bool, appends: bool = False
+    ) -> None:
         """Take all of it."""
         self.fd = fd
         self.offset = offset
         self.size = size
         self.owned = owned
         self.writable = writable
+        self.appends = appends
 
 
 class Node:
@@ -119,7 +123,7 @@ class NodeTable:
         """
         self._nodes: dict[int, Node] = {ROOT: root}
         self._release = release
-        self._spare = _SPARE
+        self._spare = LAST_USUAL
         self.get = self._nodes.get
 
     def __len__(self) -> int:

@@ -334,12 +334,10 @@ def test_load_asks_the_policy(shell: Shell, image: Built, tmp_path: Path) -> Non
     policy = tmp_path / "config/containers/policy.json"
     policy.parent.mkdir(parents=True, exist_ok=True)
     accept = [{"type": "insecureAcceptAnything"}]
-    policy.write_text(
-        json.dumps({"default": [{"type": "reject"}], "transports": {"docker-archive": {str(tmp_path): accept}}})
-    )
-    shell("load", "-q", "-i", archive)
-    assert "trust policy rejects" in shell.fails(5, "load", "-i", layout)
-    shell("load", "-q", "--insecure-policy", "-i", layout)
+    policy.write_text(json.dumps({"default": [{"type": "reject"}], "transports": {"oci": {str(tmp_path): accept}}}))
+    shell("load", "-q", "-i", layout)
+    assert "trust policy rejects" in shell.fails(5, "load", "-i", archive)
+    shell("load", "-q", "--insecure-policy", "-i", archive)
     policy.write_text(json.dumps({"default": accept, "transports": {"docker-archive": {"": [{"type": "reject"}]}}}))
     shell("load", "-q", "-i", layout)
     assert "docker-archive default" in shell.fails(5, "load", "-i", archive)

@@ -472,6 +472,7 @@ def test_flags_are_shown_set_and_obeyed(place: Path, request: pytest.FixtureRequ
         assert errno_of((place / "own").unlink) == errno.EPERM
         with open(place / "own", "ab") as file:
             file.write(b"more")
+        assert errno_of(lambda: _overwrite(place / "own")) == errno.EPERM
         assert (place / "own").read_text() == "more"
         assert (place / "f").read_text() == "some"
     finally:
@@ -497,6 +498,14 @@ def test_flags_of_lower_files(mounted: Path, request: pytest.FixtureRequest) -> 
             int.from_bytes(before, sys.byteorder) | NODUMP
         )
         assert len(read_flags(copy.fileno(), EXTENDED)) == 28
+
+
+def _overwrite(path: Path) -> None:
+    fd = os.open(path, os.O_WRONLY)
+    try:
+        os.pwrite(fd, b"X", 0)
+    finally:
+        os.close(fd)
 
 
 def _flags(path: Path) -> int:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import copy
 import os
 import pickle
+import signal
 import stat
 import subprocess
 import sys
@@ -127,6 +128,39 @@ def test_after_a_fork_both_go_on(store: Store) -> None:
     assert len(store.resolve("child:1").names) == 3
 
 
+def test_closing_in_a_child_leaves_the_parent_alone(store: Store) -> None:
+    """Not even a thread of the parent's that was inside SQLite when it forked makes it wait."""
+    store.load(pipe(outer(oci(named("a")))))
+    connection: Any = store._handle.database.connection
+    held, done = threading.Event(), threading.Event()
+
+    def hold() -> None:
+        with connection.lock:
+            held.set()
+            done.wait(30)
+
+    thread = threading.Thread(target=hold)
+    thread.start()
+    held.wait()
+    pid = os.fork()
+    if not pid:
+        signal.alarm(10)
+        store.close()
+        os._exit(0)
+    try:
+        assert os.waitstatus_to_exitcode(os.waitpid(pid, 0)[1]) == 0
+    finally:
+        done.set()
+        thread.join()
+    assert len(store.images()) == 1
+
+
+def test_a_store_that_is_closed_in_a_transaction(store: Store) -> None:
+    with pytest.raises(StoreError, match="closed"), store._handle.database.transaction() as connection:
+        store.close()
+        connection.execute("SELECT 1")
+
+
 class _Deadline(TimeoutError):
     """An exception that is an OSError, as those of deadlines are."""
 
@@ -151,6 +185,24 @@ def test_what_a_caller_raises_stays_that(store: Store, tmp_path: Path, where: st
             store.save("a:1", tmp_path / target, form=form, check=check)
     with pytest.raises(_Deadline):
         store.extract("a:1", tmp_path / "d", check=check)
+
+    def full() -> None:
+        raise OSError(28, "mine")
+
+    def pieces() -> Iterator[bytes]:
+        full()
+        yield b""
+
+    (tmp_path / "tree").mkdir()
+    (tmp_path / "tree/file").write_bytes(noise(3_000_000))
+    with pytest.raises(OSError, match="mine"):
+        store.import_tree(tmp_path / "tree", check=full)
+    with pytest.raises(OSError, match="mine"):
+        store.import_tree(pieces())
+    with pytest.raises(OSError, match="mine"):
+        store.squash("a:1", check=full)
+    with pytest.raises(OSError, match="mine"):
+        store.push("a:1", "127.0.0.1:1/a:1", check=full)
 
 
 def test_errors_travel_from_process_to_process() -> None:
@@ -259,6 +311,20 @@ def test_steps_are_good_until_the_next_one(tmp_path: Path) -> None:
                 if step.new is not None and stat.S_ISREG(step.new.mode):
                     found[step.path.lstrip(b"/").decode()] = b"".join(step.new.pieces())
             assert found == files
+
+    trio.run(run)
+
+
+def test_an_interrupt_in_a_callback_comes_out_as_it_is(tmp_path: Path) -> None:
+    layout = write_layout(tmp_path / "oci", oci(named("a")))
+
+    def check() -> None:
+        raise KeyboardInterrupt
+
+    async def run() -> None:
+        async with await AsyncStore.open(tmp_path / "store", sync=False) as store:
+            with pytest.raises(KeyboardInterrupt):
+                await store.load(layout, check=check)
 
     trio.run(run)
 

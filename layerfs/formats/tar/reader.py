@@ -119,7 +119,7 @@ class TarReader:
     def close(self) -> None:
         """Check that the archive ended between two members.
 
-        An archive without its end marker is accepted, as by every other reader, and without what pads its last file.
+        A layer without its end marker is accepted, as by every other reader, and without what pads its last file.
 
         Raises:
             FormatError: it ends inside a member's headers or data.

@@ -30,12 +30,19 @@ def main(arguments: list[str]) -> int:
         text = file.read()
     answered = False
 
-    def say(**fields: object) -> None:
+    def say(**fields: object) -> bool:
+        """Answer, once; return whether anybody heard it."""
         nonlocal answered
-        if not answered:
-            answered = True
+        if answered:
+            return True
+        answered = True
+        try:
             os.write(answer, json.dumps(fields).encode() + b"\n")
+        except BrokenPipeError:
+            return False
+        finally:
             os.close(answer)
+        return True
 
     def ready() -> None:
         detach(arguments[2] if len(arguments) > 2 else None)
@@ -54,7 +61,8 @@ def main(arguments: list[str]) -> int:
         say(error=str(error), errno=None)
         return 1
     except BaseException as error:
-        say(error=f"{type(error).__name__}: {error}", errno=None)
+        if not say(error=f"{type(error).__name__}: {error}", errno=None):
+            return 1  # whoever wanted the mount has given it up, with all that it needs
         raise
     return 0
 

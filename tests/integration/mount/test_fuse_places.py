@@ -6,6 +6,7 @@ import contextlib
 import errno
 import os
 import subprocess
+import sys
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
@@ -77,11 +78,40 @@ def test_a_file_that_a_layer_and_the_upper_directory_share(tmp_path: Path) -> No
     (lower / "file").write_text("bytes")
     os.link(lower / "file", upper / "linked")
     with served(tmp_path / "mnt", f"lowerdir={lower},upperdir={upper},workdir={work}") as target:
-        assert (target / "linked").read_text() == "bytes"
-        assert (target / "file").read_text() == "bytes"
+        for order in (("linked", "file"), ("file", "linked")):
+            assert [(target / name).read_text() for name in order] == ["bytes", "bytes"]
+        assert (target / "linked").stat().st_ino != (target / "file").stat().st_ino
+        assert sorted(os.listdir(target)) == ["file", "linked"]
+        (target / "file").write_text("changed")
+        assert [(target / name).read_text() for name in ("linked", "file")] == ["bytes", "changed"]
         (target / "file").unlink()
         assert os.listdir(target) == ["linked"]
     assert (lower / "file").read_text() == "bytes"
+
+
+def test_a_lower_file_that_was_looked_up_before_its_link_in_the_upper_directory(tmp_path: Path) -> None:
+    lower, (upper, work) = tmp_path / "lower", pair(tmp_path)
+    lower.mkdir()
+    (lower / "file").write_text("bytes")
+    os.link(lower / "file", upper / "linked")
+    with served(tmp_path / "mnt", f"lowerdir={lower},upperdir={upper},workdir={work}") as target:
+        assert (target / "file").read_text() == "bytes"
+        assert (target / "linked").read_text() == "bytes"
+        (target / "file").write_text("changed")
+        assert (target / "linked").read_text() == "bytes"
+    assert (lower / "file").read_text() == "bytes"
+
+
+def test_links_of_a_layer_in_the_upper_directory_that_it_contains(tmp_path: Path) -> None:
+    lower = tmp_path / "lower"
+    upper, work = pair(lower)
+    (lower / "dir").mkdir()
+    (lower / "dir/file").write_text("bytes")
+    os.link(lower / "dir/file", lower / "dir/other")
+    os.link(lower / "dir/file", upper / "known")
+    with served(tmp_path / "mnt", f"lowerdir={lower},upperdir={upper},workdir={work}") as target:
+        (target / "dir/other").unlink()
+        assert os.listdir(target / "dir") == ["file"]
 
 
 def test_looking_at_links_writes_nothing_where_there_is_no_room(tmp_path: Path, disk: Disk) -> None:
@@ -152,6 +182,26 @@ def test_an_upper_directory_on_an_overlay(tmp_path: Path, disk: Disk) -> None:
             assert (target / "new").read_text() == "old"
 
 
+@pytest.mark.needs_overlay
+def test_a_rename_out_of_an_opaque_directory_on_an_overlay(tmp_path: Path, disk: Disk) -> None:
+    for name in ("low", "up", "wk", "lower/dir"):
+        (tmp_path / name).mkdir(parents=True)
+    overlay = disk("overlay", f"lowerdir={tmp_path}/low,upperdir={tmp_path}/up,workdir={tmp_path}/wk")
+    upper, work = pair(overlay)
+    for name in ("dir/f", "dir/g", "t"):
+        (tmp_path / "lower" / name).write_text(name)
+    for _ in range(2):
+        with served(tmp_path / "mnt", f"lowerdir={tmp_path}/lower,upperdir={upper},workdir={work}") as target:
+            if (target / "dir/f").exists():
+                subprocess.run(["rm", "-r", target / "dir"], check=True)
+                (target / "dir").mkdir()
+                (target / "dir/new").write_text("new")
+                (target / "t").unlink()
+                (target / "dir/new").rename(target / "t")
+            assert below(target) == ["dir", "t"]
+            assert (target / "t").read_text() == "new"
+
+
 def test_a_target_inside_of_what_is_written(tmp_path: Path) -> None:
     (tmp_path / "lower").mkdir()
     (tmp_path / "lower/file").write_text("x")
@@ -213,3 +263,15 @@ def test_dots_behind_a_symbolic_link(tmp_path: Path) -> None:
     (tmp_path / "links/s").symlink_to("../real/x/y")
     with served(tmp_path / "mnt", f"lowerdir={tmp_path}/links/s/..") as target:
         assert (target / "file").read_text() == "right"
+
+
+def test_paths_that_are_whole_need_no_working_directory(tmp_path: Path) -> None:
+    for name in ("lower", "mnt", "gone"):
+        (tmp_path / name).mkdir()
+    script = 'cd "$1/gone" && rmdir "$1/gone" && exec "$2" -o "lowerdir=$1/lower" "$1/mnt"'
+    program = Path(sys.executable).with_name("layerfs-fuse")
+    try:
+        subprocess.run(["sh", "-c", script, "sh", tmp_path, program], check=True)
+        assert (tmp_path / "mnt").is_mount()
+    finally:
+        umount(tmp_path / "mnt")

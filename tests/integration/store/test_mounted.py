@@ -447,6 +447,18 @@ def test_what_went_wrong_is_told_though_cleaning_up_fails_too(
     assert store.containers() == []
 
 
+@pytest.mark.needs_fuse
+def test_a_container_with_what_chattr_protects_can_be_removed(container: tuple[Store, Path]) -> None:
+    store, target = container
+    store.mount("donor:1", target, name="box", backend="fuse")
+    (target / "dir").mkdir()
+    (target / "dir/file").write_text("x")
+    subprocess.run(["chattr", "+i", target / "dir/file", target / "dir"], check=True)
+    store.umount("box")
+    store.remove_container("box")
+    assert not list(Path(store._handle.layout.root, "snapshots").iterdir())
+
+
 @pytest.mark.needs_overlay
 def test_a_container_whose_directory_is_gone_can_be_removed(container: tuple[Store, Path], tmp_path: Path) -> None:
     store, target = container

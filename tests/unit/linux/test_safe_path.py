@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.linux.inode_flags import FLAGS, write_flags
+from layerfs.linux.inode_flags import FLAGS, unprotect_tree, write_flags
 from layerfs.linux.safe_path import open_in_root, remove_tree
 from tests.union_oracle import USER, acting_as, errno_of
 
@@ -135,11 +135,13 @@ def test_remove_tree_of_a_user_without_permissions(depth: int, mode: int) -> Non
 
 
 @pytest.mark.needs_root
-def test_remove_tree_of_what_chattr_protects(tmp_path: Path) -> None:
+def test_what_chattr_protects(tmp_path: Path) -> None:
+    """It stays, until somebody takes the protection away on purpose."""
     top = tmp_path / "top"
     (top / "append" / "deep").mkdir(parents=True)
     (top / "file").write_text("")
     (top / "append" / "deep" / "file").write_text("")
+    (top / "link").symlink_to("/nowhere")
     names = ("append/deep/file", "append/deep", "append", "file")
     with contextlib.ExitStack() as stack:
         fds = [stack.enter_context(open_fd(top / name)) for name in names]
@@ -148,7 +150,9 @@ def test_remove_tree_of_what_chattr_protects(tmp_path: Path) -> None:
                 write_flags(fd, FLAGS, flag.to_bytes(4, sys.byteorder))
         except OSError as error:
             pytest.skip(f"no such flags here: {error}")
+        assert errno_of(lambda: remove_tree(top)) == errno.EPERM
         assert errno_of((top / "file").unlink) == errno.EPERM
+        unprotect_tree(str(top))
         remove_tree(top)
     assert not top.exists()
 

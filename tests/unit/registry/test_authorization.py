@@ -272,3 +272,24 @@ def test_the_hint_names_the_registry(store: Store, registry: FaultyRegistry) -> 
     with pytest.raises(RegistryError) as caught:
         pull(store, registry)
     assert caught.value.hint == f"Log in with: layerfs login {registry.address}"
+
+
+def test_a_token_that_ends_too_soon_is_asked_for_again(store: Store, registry: FaultyRegistry) -> None:
+    """Also where the registry would take a password too: nobody has one here."""
+    given = 0
+
+    def fault(handler: Handler) -> bool:
+        nonlocal given
+        if handler.path.startswith("/token"):
+            given += 1
+            handler.answer(200, json.dumps({"token": f"{TOKEN}{given}", "expires_in": 3600}).encode())
+            return True
+        if handler.headers.get("Authorization") != f"Bearer {TOKEN}{given}" or (handler.kind == "blobs" and given == 1):
+            realm = f"http://{handler.registry.address}/token"
+            handler.answer(401, b"", {"WWW-Authenticate": f'Bearer realm="{realm}", Basic realm="x"'})
+            return True
+        return False
+
+    registry.fault = fault
+    pull(store, registry)
+    assert given > 1
