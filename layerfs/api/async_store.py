@@ -81,7 +81,7 @@ async def _cancellable(work: Callable[[Callable[[], None]], T], check: Any) -> T
         nursery.start_soon(watch)
         try:
             results.append(await trio.to_thread.run_sync(lambda: work(_or_cancelled(check, cancelled))))
-        except trio.Cancelled:
+        except (trio.Cancelled, GeneratorExit):
             raise
         except BaseException as error:  # noqa: BLE001 - raised again outside of the nursery, which would wrap it
             failures.append(error)

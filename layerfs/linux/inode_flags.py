@@ -6,12 +6,10 @@ Source: Linux include/uapi/linux/fs.h; fs/file_attr.c asks file systems for them
 from __future__ import annotations
 
 import fcntl
-import os
-import stat
 import sys
 from typing import NamedTuple
 
-__all__ = ["EXTENDED", "FLAGS", "FlagForm", "read_flags", "unprotect_tree", "with_flags", "write_flags"]
+__all__ = ["EXTENDED", "FLAGS", "FlagForm", "read_flags", "unprotect", "with_flags", "write_flags"]
 
 _READ, _WRITE = 2, 1
 #: Nothing can be removed from a directory with one of them, nor a file itself.
@@ -75,26 +73,12 @@ def with_flags(value: bytes, other: bytes) -> bytes:
     return flags.to_bytes(4, sys.byteorder) + value[4:]  # in both forms they are the first word
 
 
-def unprotect_tree(path: str) -> None:
-    """Take append-only and immutable from all regular files and directories below a path, so that it can be removed.
-
-    Links are not followed. A file that has names elsewhere loses them there too.
+def unprotect(fd: int) -> None:
+    """Take append-only and immutable from an open inode, so that it and what is in it can be removed.
 
     Raises:
-        OSError: EPERM without the capability, ENOENT.
+        OSError: EPERM without the capability.
     """
-    for _, _, names, fd in os.fwalk(path, topdown=True, follow_symlinks=False):
-        _unprotect(fd)
-        for name in names:
-            if stat.S_ISREG(os.stat(name, dir_fd=fd, follow_symlinks=False).st_mode):
-                file = os.open(name, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC, dir_fd=fd)
-                try:
-                    _unprotect(file)
-                finally:
-                    os.close(file)
-
-
-def _unprotect(fd: int) -> None:
     try:
         flags = int.from_bytes(read_flags(fd, FLAGS), sys.byteorder)
     except OSError:

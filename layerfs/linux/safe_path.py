@@ -16,6 +16,7 @@ import os
 import stat
 from collections.abc import Callable
 
+from layerfs.linux import inode_flags
 from layerfs.linux.syscall import declare_syscall
 
 __all__ = ["make_private", "open_in_root", "remove_tree"]
@@ -81,6 +82,7 @@ def remove_tree(
     *,
     dir_fd: int | None = None,
     missing_ok: bool = False,
+    unprotect: bool = False,
     check: Callable[[], None] | None = None,
 ) -> None:
     """Remove a file, or a directory with all that is below it, of any depth.
@@ -93,6 +95,7 @@ def remove_tree(
         path: what to remove; a symbolic link is removed, not followed.
         dir_fd: directory that a relative ``path`` starts from.
         missing_ok: whether it is fine that nothing is there.
+        unprotect: whether what chattr has made append-only or immutable in a directory goes, too.
         check: called once per directory; what it raises stops the work.
 
     Raises:
@@ -112,7 +115,7 @@ def remove_tree(
         return
     top = _open_to_remove(path, dir_fd, None)
     try:
-        _empty(top, check)
+        _empty(top, check, unprotect=unprotect)
     finally:
         os.close(top)
     os.rmdir(path, dir_fd=dir_fd)
@@ -130,11 +133,11 @@ def _open(directory_fd: int, path: bytes, flags: int, mode: int, resolve: int) -
     raise AssertionError("unreachable")
 
 
-def _empty(top: int, check: Callable[[], None] | None) -> None:
+def _empty(top: int, check: Callable[[], None] | None, *, unprotect: bool) -> None:
     """Remove everything below a directory, keeping the directory."""
     device = os.fstat(top).st_dev
     # One frame per open directory: its descriptor and the names of the subdirectories that are still to do.
-    frames: list[tuple[int, list[bytes]]] = [(top, _unlink_files(top))]
+    frames: list[tuple[int, list[bytes]]] = [(top, _unlink_files(top, unprotect=unprotect))]
     lifted = 0
     try:
         while frames:
@@ -143,7 +146,7 @@ def _empty(top: int, check: Callable[[], None] | None) -> None:
                 frames.pop()
                 if not frames:
                     # What was renamed up to the top meanwhile is found by listing it again.
-                    if again := _unlink_files(top):
+                    if again := _unlink_files(top, unprotect=unprotect):
                         frames.append((top, again))
                     continue
                 os.close(fd)
@@ -155,12 +158,14 @@ def _empty(top: int, check: Callable[[], None] | None) -> None:
             name = directories[-1]
             if len(frames) >= _REMOVE_DEPTH:
                 lifted += 1
+                if unprotect:
+                    _unprotect(name, fd)
                 directories.pop()
                 _lift(fd, name, top, lifted)
                 continue
             child = _open_to_remove(name, fd, device)
             try:
-                frames.append((child, _unlink_files(child)))
+                frames.append((child, _unlink_files(child, unprotect=unprotect)))
             except BaseException:
                 os.close(child)
                 raise
@@ -191,8 +196,10 @@ def _lift(fd: int, name: bytes, top: int, number: int) -> None:
         return
 
 
-def _unlink_files(fd: int) -> list[bytes]:
+def _unlink_files(fd: int, *, unprotect: bool) -> list[bytes]:
     """Unlink all of a directory that is no directory, and return the names of its subdirectories."""
+    if unprotect:
+        inode_flags.unprotect(fd)
     directories: list[bytes] = []
     files: list[bytes] = []
     # The listing is complete before the first unlink, because readdir may skip entries of a shrinking directory.
@@ -203,8 +210,28 @@ def _unlink_files(fd: int) -> list[bytes]:
     if (files or directories) and not os.access(b".", os.W_OK | os.X_OK, dir_fd=fd, effective_ids=True):
         os.fchmod(fd, 0o700)
     for name in files:
-        os.unlink(name, dir_fd=fd)
+        try:
+            os.unlink(name, dir_fd=fd)
+        except PermissionError as err:
+            if not unprotect or err.errno != errno.EPERM:
+                raise
+            _unprotect(name, fd)
+            os.unlink(name, dir_fd=fd)
     return directories
+
+
+def _unprotect(name: bytes, parent: int) -> None:
+    """Take the flags that forbid removal from a regular file or directory; links and devices have none."""
+    handle = os.open(name, os.O_PATH | os.O_NOFOLLOW | os.O_CLOEXEC, dir_fd=parent)
+    try:
+        if stat.S_IFMT(os.fstat(handle).st_mode) in {stat.S_IFREG, stat.S_IFDIR}:
+            fd = os.open(f"/proc/self/fd/{handle}", os.O_RDONLY | os.O_CLOEXEC)
+            try:
+                inode_flags.unprotect(fd)
+            finally:
+                os.close(fd)
+    finally:
+        os.close(handle)
 
 
 def _open_up(name: str | bytes | os.PathLike[str], parent: int | None) -> None:

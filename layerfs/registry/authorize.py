@@ -104,7 +104,7 @@ class Authorizer:
             challenges: of the answer 401.
             scopes: of the request.
             used: the header that it was refused with; a token like this one is forgotten.
-            again: whether that came from this method, for the same request.
+            again: whether headers of this method were refused before, for the same request.
 
         Raises:
             Unauthorized, RegistryError: as :meth:`header`.
@@ -115,13 +115,19 @@ class Authorizer:
         chosen = offered.get("bearer") or offered.get("basic")
         if chosen is None:
             return None
-        if again and "basic" in offered and self._credential is not None and self._credential.username:
-            # Both are offered, and a token that was given a moment ago does not help.
-            chosen = offered["basic"]
+        credential = self._credential
+        has_password = credential is not None and bool(credential.username and credential.password)
+        # Where both are offered, and tokens that were given a moment ago do not help, though they allow enough.
+        is_enough = chosen.parameters.get("error") != "insufficient_scope"
+        instead = offered.get("basic") if has_password and is_enough else None
+        if again and instead is not None:
+            chosen = instead
         with self._lock:
             self._tokens = {key: token for key, token in self._tokens.items() if token.header != used}
-        self._challenge = chosen
         header = self._answer(chosen, scopes)
+        if header == used and chosen is not instead and instead is not None:
+            chosen, header = instead, self._answer(instead, scopes)
+        self._challenge = chosen
         return None if header == used else header
 
     def clean(self, text: str) -> str:

@@ -31,7 +31,7 @@ _HUB_HOST = "registry-1.docker.io"
 _MAX_REDIRECTS = 5
 
 #: Answers 401 to one request that are taken as a wish for another token.
-_MAX_CHALLENGES = 3
+_MAX_CHALLENGES = 4
 
 #: Attempts at a registry that has never answered.
 _FIRST_CONTACT = 3
@@ -183,7 +183,7 @@ class Server:
                 challenges = parse_challenges(answer.header("WWW-Authenticate") or "")
             if not own:
                 raise RegistryError(f"{origin(answer.url)[1]}, where {self.domain} sends us for {what}, answers 401")
-            other = self.authorizer.learn(challenges, scopes, header, again=count > 0)
+            other = self.authorizer.learn(challenges, scopes, header, again=count > 1)
             if other is None:
                 break
             header = other

@@ -206,10 +206,12 @@ class Database:
             connection.execute("BEGIN IMMEDIATE")
             connection.begun = True
             yield connection
-            connection.execute("COMMIT")
+            if os.getpid() == self._process:  # no child that comes out of the block as well
+                connection.execute("COMMIT")
         except BaseException as error:
+            is_own = os.getpid() == self._process
             with contextlib.suppress(sqlite3.ProgrammingError, StoreError):  # the store was closed meanwhile
-                if connection.in_transaction:  # a full disk makes SQLite roll back by itself
+                if is_own and connection.in_transaction:  # a full disk makes SQLite roll back by itself
                     connection.execute("ROLLBACK")
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
                 raise _explain(self._path, error) from error

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import errno
 import os
 import re
 import sqlite3
@@ -134,20 +133,7 @@ def remove_snapshot(handle: StoreHandle, snapshot: Snapshot) -> None:
     """
     with handle.database.transaction() as connection:
         connection.execute("DELETE FROM snapshot WHERE id = ?", (snapshot.id,))
-    _remove_files(handle.layout.snapshot(snapshot.id))
-
-
-def _remove_files(directory: str) -> None:
-    """Remove the files of a container, also what chattr has protected in it."""
-    try:
-        remove_tree(directory, missing_ok=True)
-    except PermissionError as error:
-        if error.errno != errno.EPERM:
-            raise
-        from layerfs.linux.inode_flags import unprotect_tree  # noqa: PLC0415 - hardly ever needed
-
-        unprotect_tree(directory)
-        remove_tree(directory)
+    remove_tree(handle.layout.snapshot(snapshot.id), missing_ok=True, unprotect=True)
 
 
 def sweep_snapshots(handle: StoreHandle) -> int:
@@ -169,7 +155,7 @@ def sweep_snapshots(handle: StoreHandle) -> int:
             listed = connection.execute("SELECT 1 FROM snapshot WHERE id = ?", (name,)).fetchone()
             if listed is None and os.path.isdir(path):
                 freed += tree_disk(path)
-                _remove_files(path)
+                remove_tree(path, unprotect=True)
         finally:
             lock.release(remove=True)
     return freed

@@ -19,7 +19,7 @@ from layerfs.union.copy_up import copy_inode
 from layerfs.union.limit import descriptor_share
 from layerfs.union.lower import LowerTree, Reference
 from layerfs.union.mark import open_inode
-from layerfs.union.node import LAST_USUAL, ROOT, Content, Node, NodeTable
+from layerfs.union.node import ROOT, Content, Node, NodeTable
 from layerfs.union.owner import OwnerMap
 from layerfs.union.upper import Upper
 from layerfs.union.write_back import WriteBack
@@ -96,8 +96,6 @@ class UnionPart:
         self._kept = descriptor_share()
         #: Numbers of files of the upper that are known by another one: those that were copied up.
         self._born: dict[int, int] = {}
-        #: Numbers of lower files that are known by another one: those that the upper directory has a link of.
-        self._apart: dict[int, int] = {}
         root = Node(ROOT, stat.S_IFDIR, lower.root, upper=upper is not None)
         self._nodes = NodeTable(root, upper.release if upper is not None else lambda _node: None)
         if upper is not None:
@@ -159,13 +157,7 @@ class UnionPart:
     def _lower_node(self, parent: Node, name: bytes, reference: Reference) -> Node:
         """Return the node of a name that only the lower tree has."""
         number = self._lower.number(reference)
-        if self._apart:
-            number = self._apart.get(number, number)
         node = self._nodes.get(number)
-        if node is not None and node.upper and not node.is_directory and not self._is_copy(node):
-            # Somebody has linked a layer and the upper directory outside: two files, as overlayfs has it.
-            number = self._apart[number] = self._nodes.spare_number()
-            node = None
         if node is None:
             node = Node(number, self._lower.kind(reference), reference, upper=False)
             self._nodes.add(node, parent, name)
@@ -176,10 +168,6 @@ class UnionPart:
         elif not node.is_gone:
             self._nodes.name(node, parent, name)
         return node
-
-    def _is_copy(self, node: Node) -> bool:
-        """Whether a file of the upper was copied up, so that names of the lower tree may mean it."""
-        return node.ino < self._base or (node.ino <= LAST_USUAL and node.ino in self._born.values())
 
     def _relink(self, node: Node, parent: Node, name: bytes) -> None:
         """Give a file that was copied up a name that the lower tree has for it and nobody had met."""
@@ -217,10 +205,6 @@ class UnionPart:
                 # A file that is gone still has this number: its place on disk was used again.
                 number = self._born[status.st_ino] = self._nodes.spare_number()
                 node = None
-        if node is not None and not node.upper and kind != stat.S_IFDIR:
-            # Of a layer, which somebody has linked the file into.
-            number = self._born[status.st_ino] = self._nodes.spare_number()
-            node = None
         if node is None:
             node = Node(number, kind, below, upper=True)
             node.marked = mark == b"x"
@@ -252,8 +236,8 @@ class UnionPart:
                 found = found._replace(nlink=0 if node.is_gone else 1)
         else:
             found = self._lower.attributes(node.lower)
-            if found.ino != node.ino:  # the root, and what shares its number with a file of the upper
-                found = found._replace(ino=node.ino)
+            if node.ino == ROOT:
+                found = found._replace(ino=ROOT)
             if node.is_gone:
                 found = found._replace(nlink=0)
             elif node.is_directory and self._lower.is_merged(node.lower):

@@ -6,11 +6,10 @@ server can let the kernel open files without asking. The first write copies a fi
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Callable, Collection
-from errno import EACCES, EINVAL, EIO, ENXIO, EPERM, EROFS
+from errno import EACCES, EINVAL, EIO, ENXIO, EOPNOTSUPP, EPERM, EROFS
 
 from layerfs.linux.sparse import allocate
 from layerfs.union.base import UnionPart
@@ -139,6 +138,8 @@ class FilePart(UnionPart):
         if size <= 0:
             return 0
         destination = self._written(node)
+        if destination.appends:
+            raise OSError(EOPNOTSUPP, os.strerror(EOPNOTSUPP))  # the kernel writes by itself then
         source = self._content(self._nodes[ino])  # it may be the same file, copied up just now
         return os.copy_file_range(source.fd, destination.fd, size, source.offset + offset, target_offset)
 
@@ -183,8 +184,12 @@ class FilePart(UnionPart):
 
     def _opened_partly(self, node: Node) -> Content:
         """Open a file of the upper for appending, where it takes no more than that, or for reading."""
-        with contextlib.suppress(PermissionError):
+        try:
             fd = self._open_upper(node, os.O_RDWR | os.O_APPEND)
+        except OSError as error:
+            if error.errno not in _NO_WRITING:
+                raise
+        else:
             return Content(fd, 0, None, owned=True, writable=True, appends=True)
         return Content(self._open_upper(node, os.O_RDONLY), 0, None, owned=True, writable=False)
 

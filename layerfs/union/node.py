@@ -14,12 +14,12 @@ from typing import Any
 
 from layerfs.union.lower import Reference
 
-__all__ = ["LAST_USUAL", "ROOT", "Content", "Node", "NodeTable"]
+__all__ = ["ROOT", "Content", "Node", "NodeTable"]
 
 #: The number of the root directory, which FUSE fixes.
 ROOT = 1
-#: Numbers behind this one are handed out one by one, where the usual one is in use by another file.
-LAST_USUAL = 1 << 62
+#: Numbers from here on are handed out one by one, where the usual one is still in use by a file that is gone.
+_SPARE = 1 << 62
 
 
 #: One number object for all inodes of a type: there are tens of thousands of them.
@@ -123,7 +123,7 @@ class NodeTable:
         """
         self._nodes: dict[int, Node] = {ROOT: root}
         self._release = release
-        self._spare = LAST_USUAL
+        self._spare = _SPARE
         self.get = self._nodes.get
 
     def __len__(self) -> int:

@@ -89,6 +89,7 @@ class StackLower:
         self._prefix = prefix
         self._override = override
         self._trapped = frozenset(trapped)
+        self._below_upper = device is not None
         self.alone = True
         #: Directories held open; climbing to others costs one open per level.
         self._kept = descriptor_share()
@@ -354,6 +355,9 @@ class StackLower:
             first = self._owners.setdefault((status.st_dev, status.st_ino), layer)
             if first != layer:
                 return self._shared + (layer << _DEVICE_SHIFT) | status.st_ino
+        if self._plain and self._below_upper and status.st_nlink > 1 and not stat.S_ISDIR(status.st_mode):
+            # The upper may have a link of it, made outside: these are two files as well.
+            return self._shared + (len(self._roots) << _DEVICE_SHIFT) | status.st_ino
         if self._plain:
             # Some file systems number from 1, which FUSE keeps for the root.
             return status.st_ino if status.st_ino > 1 else 1 << _DEVICE_SHIFT

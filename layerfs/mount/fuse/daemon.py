@@ -7,6 +7,7 @@ when the mount works, or why there is none. LOG takes what it has to say later.
 from __future__ import annotations
 
 import contextlib
+import errno
 import json
 import logging
 import os
@@ -46,7 +47,8 @@ def main(arguments: list[str]) -> int:
 
     def ready() -> None:
         detach(arguments[2] if len(arguments) > 2 else None)
-        say(pid=os.getpid())
+        if not say(pid=os.getpid()):
+            raise BrokenPipeError(errno.EPIPE, "whoever asked for the mount has given it up")
 
     try:
         from layerfs.mount.fuse.serve import serve  # noqa: PLC0415 - what is missing is to be reported

@@ -7,12 +7,15 @@ import errno
 import os
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
 
 from layerfs.linux.mount_api import umount
+from layerfs.linux.mountinfo import find_mount
+from layerfs.mount.fuse.specification import FuseSpecification
 from tests.integration.mount.test_fuse_program import served
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
@@ -275,3 +278,59 @@ def test_paths_that_are_whole_need_no_working_directory(tmp_path: Path) -> None:
         assert (tmp_path / "mnt").is_mount()
     finally:
         umount(tmp_path / "mnt")
+
+
+def test_two_names_of_a_file_that_the_upper_directory_has_a_link_of(tmp_path: Path) -> None:
+    """Each file of the mount is one inode, whoever looks when."""
+    lower, (upper, work) = tmp_path / "lower", pair(tmp_path)
+    (lower / "dir").mkdir(parents=True)
+    (lower / "dir/a").write_text("0123456789")
+    os.link(lower / "dir/a", lower / "b")
+    os.link(lower / "dir/a", upper / "known")
+    with served(tmp_path / "mnt", f"lowerdir={lower},upperdir={upper},workdir={work}") as target:
+        with open(target / "known", "rb"), open(target / "dir/a", "r+b", buffering=0) as one:
+            os.listdir(target / "dir")
+            with open(target / "dir/a", "r+b", buffering=0) as other:
+                assert os.fstat(one.fileno()).st_ino == os.fstat(other.fileno()).st_ino
+                os.pwrite(one.fileno(), b"AAA", 0)
+                os.pwrite(other.fileno(), b"BBB", 5)
+        assert [(target / name).read_text() for name in ("dir/a", "b", "known")] == ["AAA34BBB89"] * 2 + ["0123456789"]
+        (target / "dir/a").unlink()
+        assert (target / "b").read_text() == "AAA34BBB89"
+    assert (lower / "b").read_text() == "0123456789"
+
+
+def test_an_upper_directory_that_becomes_read_only(tmp_path: Path, disk: Disk) -> None:
+    """As ext4 does after an error: what is there can still be read."""
+    (tmp_path / "lower").mkdir()
+    full = disk("tmpfs", "size=4m")
+    upper, work = pair(full)
+    (upper / "file").write_text("kept")
+    with served(tmp_path / "mnt", f"lowerdir={tmp_path}/lower,upperdir={upper},workdir={work}") as target:
+        subprocess.run(["mount", "-o", "remount,ro", full], check=True)
+        assert (target / "file").read_text() == "kept"
+
+
+def test_whoever_asked_for_a_mount_is_gone(tmp_path: Path) -> None:
+    """Then there is none: nobody would know of it."""
+    for name in ("lower", "mnt"):
+        (tmp_path / name).mkdir()
+    wanted = FuseSpecification(target=str(tmp_path / "mnt"), lowers=(str(tmp_path / "lower"),))
+    source, text = os.pipe()
+    answer, ready = os.pipe()
+    os.close(answer)
+    command = [sys.executable, "-P", "-m", "layerfs.mount.fuse.daemon", str(source), str(ready)]
+    with subprocess.Popen(command, pass_fds=(source, ready), stderr=subprocess.PIPE) as process:
+        for fd in (source, ready):
+            os.close(fd)
+        os.write(text, wanted.to_json())
+        os.close(text)
+        assert process.stderr is not None
+        process.stderr.read()  # to its end, when the server has let go of it, or is gone
+    for _ in range(500):
+        if find_mount(tmp_path / "mnt") is None:
+            break
+        time.sleep(0.02)
+    else:
+        umount(tmp_path / "mnt", lazy=True)
+        pytest.fail("it is mounted all the same")

@@ -13,7 +13,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.linux.inode_flags import FLAGS, unprotect_tree, write_flags
+from layerfs.linux.inode_flags import FLAGS, write_flags
 from layerfs.linux.safe_path import open_in_root, remove_tree
 from tests.union_oracle import USER, acting_as, errno_of
 
@@ -152,9 +152,34 @@ def test_what_chattr_protects(tmp_path: Path) -> None:
             pytest.skip(f"no such flags here: {error}")
         assert errno_of(lambda: remove_tree(top)) == errno.EPERM
         assert errno_of((top / "file").unlink) == errno.EPERM
-        unprotect_tree(str(top))
-        remove_tree(top)
+
+        remove_tree(top, unprotect=True)
     assert not top.exists()
+
+
+@pytest.mark.needs_root
+def test_what_chattr_protects_deep_below(tmp_path: Path) -> None:
+    top = fd = os.open(tmp_path, os.O_RDONLY | os.O_DIRECTORY)
+    for level in range(1500):
+        os.mkdir("d", dir_fd=fd)
+        below = os.open("d", os.O_RDONLY | os.O_DIRECTORY, dir_fd=fd)
+        if fd != top:
+            os.close(fd)
+        fd = below
+        if level in {5, 700, 1499}:
+            os.close(os.open("file", os.O_WRONLY | os.O_CREAT, dir_fd=fd))
+            file = os.open("file", os.O_RDONLY, dir_fd=fd)
+            try:
+                write_flags(file, FLAGS, (0x10).to_bytes(4, sys.byteorder))
+                write_flags(fd, FLAGS, (0x20).to_bytes(4, sys.byteorder))
+            except OSError as error:
+                pytest.skip(f"no such flags here: {error}")
+            finally:
+                os.close(file)
+    os.close(fd)
+    os.close(top)
+    remove_tree(tmp_path / "d", unprotect=True)
+    assert not list(tmp_path.iterdir())
 
 
 @contextlib.contextmanager

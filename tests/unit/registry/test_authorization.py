@@ -293,3 +293,46 @@ def test_a_token_that_ends_too_soon_is_asked_for_again(store: Store, registry: F
     registry.fault = fault
     pull(store, registry)
     assert given > 1
+
+
+@pytest.mark.parametrize("credential", [None, Credential("me", SECRET), Credential("me", "", "identity")])
+def test_a_token_that_is_refused_once(store: Store, registry: FaultyRegistry, credential: Credential | None) -> None:
+    """The next one may do; and an identity is no password."""
+    given = 0
+
+    def fault(handler: Handler) -> bool:
+        nonlocal given
+        if handler.path.startswith("/token"):
+            handler.body()
+            given += 1
+            handler.answer(200, json.dumps({"token": f"{TOKEN}{given}"}).encode())
+            return True
+        header = handler.headers.get("Authorization") or ""
+        assert not header.startswith("Basic ")
+        if header != f"Bearer {TOKEN}2":
+            realm = f"http://{handler.registry.address}/token"
+            handler.answer(401, b"", {"WWW-Authenticate": f'Bearer realm="{realm}", Basic realm="x"'})
+            return True
+        return False
+
+    registry.fault = fault
+    pull(store, registry, replace(QUICK, credential=credential))
+
+
+def test_a_token_that_allows_too_little_is_no_reason_for_a_password(store: Store, registry: FaultyRegistry) -> None:
+    def fault(handler: Handler) -> bool:
+        if handler.path.startswith("/token"):
+            more = "more" in handler.path
+            handler.answer(200, json.dumps({"token": f"{TOKEN}{'more' if more else ''}"}).encode())
+            return True
+        header = handler.headers.get("Authorization") or ""
+        assert not header.startswith("Basic ")
+        if header != f"Bearer {TOKEN}more":
+            realm = f"http://{handler.registry.address}/token"
+            wanted = ',error="insufficient_scope",scope="repository:team/app:more"' if header else ""
+            handler.answer(401, b"", {"WWW-Authenticate": f'Bearer realm="{realm}"{wanted}, Basic realm="x"'})
+            return True
+        return False
+
+    registry.fault = fault
+    pull(store, registry, replace(QUICK, credential=Credential("me", SECRET)))
