@@ -189,6 +189,28 @@ def acting_as(uid: int) -> Iterator[None]:
         os.setegid(0)
 
 
+@contextlib.contextmanager
+def opened(path: Path | bytes) -> Iterator[int]:
+    """Open a file, directory or device, and no link, for reading."""
+    fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
+    try:
+        yield fd
+    finally:
+        os.close(fd)
+
+
+def inode_flags(path: Path | bytes) -> int:
+    """Of the flags of an inode those that programs can set."""
+    with opened(path) as fd:
+        return int.from_bytes(read_flags(fd, FLAGS), sys.byteorder) & SETTABLE
+
+
+def set_inode_flags(path: Path | bytes, flags: int) -> None:
+    with opened(path) as fd:
+        others = int.from_bytes(read_flags(fd, FLAGS), sys.byteorder) & ~SETTABLE
+        write_flags(fd, FLAGS, (others | flags).to_bytes(4, sys.byteorder))
+
+
 def errno_of(function: Callable[[], object]) -> int:
     """Return the errno that a call fails with, or 0."""
     try:
@@ -254,22 +276,10 @@ class Actor:
         return os.chown(self.path(name), uid, gid, follow_symlinks=False)
 
     def flags(self, name: str) -> Any:
-        """Of the inode flags those that no file system sets by itself."""
-        with self._opened(name) as fd:
-            return int.from_bytes(read_flags(fd, FLAGS), sys.byteorder) & SETTABLE
+        return inode_flags(self.path(name))
 
     def set_flags(self, name: str, flags: int) -> Any:
-        with self._opened(name) as fd:
-            others = int.from_bytes(read_flags(fd, FLAGS), sys.byteorder) & ~SETTABLE
-            write_flags(fd, FLAGS, (others | flags).to_bytes(4, sys.byteorder))
-
-    @contextlib.contextmanager
-    def _opened(self, name: str) -> Iterator[int]:
-        fd = os.open(self.path(name), os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK)
-        try:
-            yield fd
-        finally:
-            os.close(fd)
+        set_inode_flags(self.path(name), flags)
 
     def utime(self, name: str, when: int) -> Any:
         return os.utime(self.path(name), ns=(when, when + 7), follow_symlinks=False)

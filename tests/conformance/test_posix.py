@@ -22,7 +22,7 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.linux.inode_flags import EXTENDED, FLAGS, read_flags, write_flags
+from layerfs.linux.inode_flags import EXTENDED, FLAGS, read_flags
 from layerfs.linux.mount_api import umount
 from layerfs.linux.process import wait_for_end
 from layerfs.linux.rename import EXCHANGE, NOREPLACE, rename
@@ -33,12 +33,13 @@ from tests.union_oracle import (
     IMMUTABLE,
     NOATIME,
     NODUMP,
-    SETTABLE,
     USER,
     acting_as,
     errno_of,
+    inode_flags,
     mount_fuse,
     mount_kernel,
+    set_inode_flags,
 )
 
 pytestmark = [pytest.mark.needs_root]
@@ -447,21 +448,21 @@ def test_flags_are_shown_set_and_obeyed(place: Path, request: pytest.FixtureRequ
     (place / "f").write_text("some")
     (place / "d").mkdir()
     (place / "link").symlink_to("f")
-    assert not _flags(place / "f")
-    _set_flags(place / "f", NODUMP | NOATIME)
-    _set_flags(place / "d", NOATIME)
-    assert (_flags(place / "f"), _flags(place / "d")) == (NODUMP | NOATIME, NOATIME)
+    assert not inode_flags(place / "f")
+    set_inode_flags(place / "f", NODUMP | NOATIME)
+    set_inode_flags(place / "d", NOATIME)
+    assert (inode_flags(place / "f"), inode_flags(place / "d")) == (NODUMP | NOATIME, NOATIME)
     with acting_as(USER):
-        assert _flags(place / "f") == NODUMP | NOATIME
-        assert errno_of(lambda: _set_flags(place / "f", 0)) == errno.EPERM
+        assert inode_flags(place / "f") == NODUMP | NOATIME
+        assert errno_of(lambda: set_inode_flags(place / "f", 0)) == errno.EPERM
         (place / "own").write_text("")
-        _set_flags(place / "own", NODUMP)
-        assert errno_of(lambda: _set_flags(place / "own", NODUMP | IMMUTABLE)) == errno.EPERM
-    assert _flags(place / "own") == NODUMP
+        set_inode_flags(place / "own", NODUMP)
+        assert errno_of(lambda: set_inode_flags(place / "own", NODUMP | IMMUTABLE)) == errno.EPERM
+    assert inode_flags(place / "own") == NODUMP
     try:
-        _set_flags(place / "f", IMMUTABLE)
-        _set_flags(place / "own", APPEND)
-        _set_flags(place / "d", IMMUTABLE)
+        set_inode_flags(place / "f", IMMUTABLE)
+        set_inode_flags(place / "own", APPEND)
+        set_inode_flags(place / "d", IMMUTABLE)
         assert errno_of(lambda: os.truncate(place / "f", 1)) == errno.EPERM
         assert errno_of(lambda: (place / "f").chmod(0o600)) == errno.EPERM
         assert errno_of((place / "f").unlink) == errno.EPERM
@@ -477,7 +478,7 @@ def test_flags_are_shown_set_and_obeyed(place: Path, request: pytest.FixtureRequ
         assert (place / "f").read_text() == "some"
     finally:
         for name in ("f", "own", "d"):
-            _set_flags(place / name, 0)
+            set_inode_flags(place / name, 0)
     (place / "f").rename(place / "g")
 
 
@@ -488,8 +489,8 @@ def test_flags_of_lower_files(mounted: Path, request: pytest.FixtureRequest) -> 
     path, below = mounted / "74", mounted.parent / "lower/74"
     with open(below, "rb") as file:
         before = read_flags(file.fileno(), FLAGS)
-    _set_flags(path, NODUMP)
-    assert _flags(path) == NODUMP
+    set_inode_flags(path, NODUMP)
+    assert inode_flags(path) == NODUMP
     assert path.read_text() == "lower 74"
     with open(below, "rb") as file, open(mounted.parent / "upper/74", "rb") as copy:
         assert read_flags(file.fileno(), FLAGS) == before
@@ -504,27 +505,6 @@ def _overwrite(path: Path) -> None:
     fd = os.open(path, os.O_WRONLY)
     try:
         os.pwrite(fd, b"X", 0)
-    finally:
-        os.close(fd)
-
-
-def _flags(path: Path) -> int:
-    """The flags of an inode that programs can set."""
-    with _opened(path) as fd:
-        return int.from_bytes(read_flags(fd, FLAGS), sys.byteorder) & SETTABLE
-
-
-def _set_flags(path: Path, flags: int) -> None:
-    with _opened(path) as fd:
-        others = int.from_bytes(read_flags(fd, FLAGS), sys.byteorder) & ~SETTABLE
-        write_flags(fd, FLAGS, (others | flags).to_bytes(4, sys.byteorder))
-
-
-@contextlib.contextmanager
-def _opened(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        yield fd
     finally:
         os.close(fd)
 

@@ -75,33 +75,20 @@ def test_a_layer_that_contains_what_is_written(tmp_path: Path) -> None:
         assert where.strip() == str(target / "made/sub")
 
 
-def test_a_file_that_a_layer_and_the_upper_directory_share(tmp_path: Path) -> None:
+@pytest.mark.parametrize("order", [("linked", "file"), ("file", "linked")], ids=["upper first", "lower first"])
+def test_a_file_that_a_layer_and_the_upper_directory_share(tmp_path: Path, order: tuple[str, str]) -> None:
     lower, (upper, work) = tmp_path / "lower", pair(tmp_path)
     lower.mkdir()
     (lower / "file").write_text("bytes")
     os.link(lower / "file", upper / "linked")
     with served(tmp_path / "mnt", f"lowerdir={lower},upperdir={upper},workdir={work}") as target:
-        for order in (("linked", "file"), ("file", "linked")):
-            assert [(target / name).read_text() for name in order] == ["bytes", "bytes"]
+        assert [(target / name).read_text() for name in order] == ["bytes", "bytes"]
         assert (target / "linked").stat().st_ino != (target / "file").stat().st_ino
         assert sorted(os.listdir(target)) == ["file", "linked"]
         (target / "file").write_text("changed")
         assert [(target / name).read_text() for name in ("linked", "file")] == ["bytes", "changed"]
         (target / "file").unlink()
         assert os.listdir(target) == ["linked"]
-    assert (lower / "file").read_text() == "bytes"
-
-
-def test_a_lower_file_that_was_looked_up_before_its_link_in_the_upper_directory(tmp_path: Path) -> None:
-    lower, (upper, work) = tmp_path / "lower", pair(tmp_path)
-    lower.mkdir()
-    (lower / "file").write_text("bytes")
-    os.link(lower / "file", upper / "linked")
-    with served(tmp_path / "mnt", f"lowerdir={lower},upperdir={upper},workdir={work}") as target:
-        assert (target / "file").read_text() == "bytes"
-        assert (target / "linked").read_text() == "bytes"
-        (target / "file").write_text("changed")
-        assert (target / "linked").read_text() == "bytes"
     assert (lower / "file").read_text() == "bytes"
 
 

@@ -15,7 +15,7 @@ import pytest
 
 from layerfs.linux.inode_flags import FLAGS, write_flags
 from layerfs.linux.safe_path import open_in_root, remove_tree
-from tests.union_oracle import USER, acting_as, errno_of
+from tests.union_oracle import USER, acting_as, errno_of, opened
 
 
 @pytest.fixture
@@ -144,7 +144,7 @@ def test_what_chattr_protects(tmp_path: Path) -> None:
     (top / "link").symlink_to("/nowhere")
     names = ("append/deep/file", "append/deep", "append", "file")
     with contextlib.ExitStack() as stack:
-        fds = [stack.enter_context(open_fd(top / name)) for name in names]
+        fds = [stack.enter_context(opened(top / name)) for name in names]
         try:
             for fd, flag in zip(fds, (0x10, 0x10, 0x20, 0x20), strict=True):
                 write_flags(fd, FLAGS, flag.to_bytes(4, sys.byteorder))
@@ -180,12 +180,3 @@ def test_what_chattr_protects_deep_below(tmp_path: Path) -> None:
     os.close(top)
     remove_tree(tmp_path / "d", unprotect=True)
     assert not list(tmp_path.iterdir())
-
-
-@contextlib.contextmanager
-def open_fd(path: Path) -> Iterator[int]:
-    fd = os.open(path, os.O_RDONLY)
-    try:
-        yield fd
-    finally:
-        os.close(fd)
