@@ -2,7 +2,8 @@
 
 Each directory is reached by opening its name in its parent, one component at a time; a bounded number of descriptors
 stays open. Where several directories are merged their names are read once and kept while the directory is in use, so a
-lookup costs one stat at any depth of the stack, and a missing name costs none, while not too many are in use at a time.
+lookup costs one stat at any depth of the stack, and a missing name costs none, as long as those in use have not more
+names than are kept.
 """
 
 from __future__ import annotations
@@ -36,8 +37,8 @@ __all__ = ["StackLower"]
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-#: Merged directories whose names are kept: about 100 bytes a name.
-_LISTED = 256
+#: Names of merged directories that are kept, about 100 bytes each.
+_LISTED = 50_000
 #: Bits below the number of the device in an inode number, when the layers lie on several.
 _DEVICE_SHIFT = 48
 
@@ -96,6 +97,8 @@ class StackLower:
         self._roots: list[int] = []
         self._fds: OrderedDict[_Source, int] = OrderedDict()
         self._listings: OrderedDict[_Entry, dict[bytes, tuple[int, ...]]] = OrderedDict()
+        #: How many names these have, and one for each directory.
+        self._listed = 0
         self._links: dict[int, dict[int, list[list[bytes]]]] = {}
         try:
             for layer in layers:
@@ -283,6 +286,7 @@ class StackLower:
         hidden: set[bytes] = set()
         for index, source in enumerate(directory.sources):
             fd = open_quietly(b".", os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=self._directory(source))
+            alone = (index,)
             try:
                 with os.scandir(fd) as entries:
                     rows = [(os.fsencode(entry.name), entry) for entry in entries]
@@ -301,15 +305,17 @@ class StackLower:
                             else:
                                 hidden.add(name)
                         else:
-                            found[name] = (index,)
+                            found[name] = alone
                             if not entry.is_dir(follow_symlinks=False):
                                 hidden.add(name)
             finally:
                 os.close(fd)
             hidden.update(whiteouts)  # only now: a whiteout hides what lies in lower layers, not beside it
         self._listings[directory] = found
-        if len(self._listings) > _LISTED:
-            self._listings.popitem(last=False)
+        self._listed += len(found) + 1
+        while self._listed > _LISTED and len(self._listings) > 1:
+            _, oldest = self._listings.popitem(last=False)
+            self._listed -= len(oldest) + 1
         return found
 
     def _hides(self, entry: os.DirEntry[str], source: _Source, name: bytes, fd: int) -> bool:
@@ -347,6 +353,7 @@ class StackLower:
     def forget_directories(self) -> None:
         """Drop the listings of merged directories."""
         self._listings.clear()
+        self._listed = 0
 
     def _number(self, status: os.stat_result, layer: int) -> int:
         """Return the inode number in the union."""

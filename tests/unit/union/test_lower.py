@@ -8,6 +8,7 @@ from errno import (
     EPERM,
 )
 from pathlib import Path
+from unittest.mock import Mock
 
 import pytest
 
@@ -105,4 +106,28 @@ def test_whiteouts_as_containers_storage_lays_them_down(tmp_path: Path) -> None:
     (tmp_path / "top/.wh..wh..opq").write_text("")
     lower = StackLower([str(tmp_path / "top"), str(tmp_path / "bottom")], USER_PREFIX)
     assert names() == [b"d", b"kept", b"o", b"u"]
+    lower.close()
+
+
+@pytest.mark.parametrize(("room", "readings"), [(50_000, 1), (20, 2)])
+def test_merged_directories_are_read_once_while_there_is_room(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, readings: int
+) -> None:
+    monkeypatch.setattr("layerfs.union.stack._LISTED", room)
+    number = 300
+    for layer in ("top", "bottom"):
+        for index in range(number):
+            (tmp_path / f"{layer}/d{index}/of-{layer}").mkdir(parents=True)
+    lower = StackLower([str(tmp_path / "top"), str(tmp_path / "bottom")], USER_PREFIX)
+    directories = [lower.lookup(lower.root, b"d%d" % index) for index in range(number)]
+    scan = Mock(wraps=os.scandir)
+    monkeypatch.setattr(os, "scandir", scan)
+    for _ in range(2):
+        for directory in directories:
+            assert directory is not None
+            assert lower.lookup(directory, b"of-top") is not None
+            assert lower.lookup(directory, b"of-bottom") is not None
+            assert lower.lookup(directory, b"of-none") is None
+    assert scan.call_count == 2 * number * readings
+    assert sum(len(names) + 1 for names in lower._listings.values()) == lower._listed <= room
     lower.close()
