@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart
@@ -118,8 +118,12 @@ class ImagePart(StorePart):
         ]
         return find_provenance(merged, trees, path)
 
-    def analyze(self, image: str | Image) -> ImageReport:
+    def analyze(self, image: str | Image, *, check: Callable[[], None] | None = None) -> ImageReport:
         """Return where the bytes of an image are: what each layer adds, changes, hides, and what is wasted.
+
+        Args:
+            image: which one.
+            check: polled; what it raises ends the work.
 
         Raises:
             NotFound, InvalidReference: as :meth:`resolve`.
@@ -130,7 +134,7 @@ class ImagePart(StorePart):
         from layerfs.changeset.analysis import analyze
 
         layers = catalog.image_layers(self._handle, self._record(image))
-        return analyze([open_tree(self._handle.layout.layer_tree(layer.diff_id)) for layer in layers])
+        return analyze([open_tree(self._handle.layout.layer_tree(layer.diff_id)) for layer in layers], check=check)
 
     def find_layer(self, text: str) -> Digest:
         """Return the diffID that a digest, or the unique beginning of one, means.
@@ -163,14 +167,18 @@ class ImagePart(StorePart):
         """
         yield from read_layer(self._handle, self._layer(diff_id))
 
-    def verify_layer(self, diff_id: Digest) -> None:
+    def verify_layer(self, diff_id: Digest, *, check: Callable[[], None] | None = None) -> None:
         """Read a layer back and compare it with its diffID.
+
+        Args:
+            diff_id: which one.
+            check: polled; what it raises ends the work.
 
         Raises:
             NotFound: the store has no such layer.
             IntegrityError: it is damaged.
         """
-        verify_layer(self._handle, self._layer(diff_id))
+        verify_layer(self._handle, self._layer(diff_id), check=check)
 
     def tag(self, image: str | Image, name: str) -> Reference:
         """Let a name mean an image, whatever it meant before; return the canonical name.

@@ -8,6 +8,7 @@ from dataclasses import replace
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart
+from layerfs.api.callback import callbacks
 from layerfs.store.handle import FORMAT_VERSION
 from layerfs.store.snapshot import sweep_snapshots
 
@@ -51,18 +52,21 @@ class UpkeepPart(StorePart):
 
         yield from check_store(self._handle, repair=repair, check=check)
 
-    def gc(self) -> Reclaimed:
+    def gc(self, *, check: Callable[[], None] | None = None) -> Reclaimed:
         """Remove what nothing refers to: layers of failed loads, trees, documents, what broken pulls have received.
 
         What killed processes have left goes as well: of loads, of containers that they made or removed, of unpacking.
+
+        Args:
+            check: polled between the layers; what it raises ends the work, and the next call goes on.
         """
         from layerfs.mount.unpack import sweep_staging
         from layerfs.store.gc import collect
         from layerfs.store.part import sweep_parts
 
-        with self._writing("gc"):
+        with callbacks() as own, self._writing("gc"):
             freed = sweep_snapshots(self._handle) + sweep_parts(self._handle)
             for algorithm in ("sha256", "sha512"):
                 freed += sweep_staging(os.path.join(self._handle.layout.root, "unpacked", algorithm))
-            found = collect(self._handle)
+            found = collect(self._handle, check=own.check(check))
         return replace(found, size=found.size + freed)

@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import heapq
 import stat
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field
 
 from layerfs.formats.erofs.reader import DIRECTORY_TYPE, Tree
@@ -103,16 +103,17 @@ class ImageReport:
         return min(1.0, self.wasted / above) if above > 0 else 0.0
 
 
-def analyze(trees: Sequence[Tree]) -> ImageReport:
+def analyze(trees: Sequence[Tree], *, check: Callable[[], None] | None = None) -> ImageReport:
     """Look at an image.
 
     Args:
         trees: of its layers by themselves, lowest first.
+        check: called once per directory; what it raises ends the work.
 
     Raises:
         FormatError: a tree is damaged.
     """
-    return _Analysis(trees).run()
+    return _Analysis(trees, check or (lambda: None)).run()
 
 
 @dataclass(slots=True)
@@ -129,8 +130,9 @@ class _Frame:
 class _Analysis:
     """One run of :func:`analyze`."""
 
-    def __init__(self, trees: Sequence[Tree]) -> None:
+    def __init__(self, trees: Sequence[Tree], check: Callable[[], None]) -> None:
         self._trees = trees
+        self._check = check
         self._report = ImageReport([LayerReport() for _ in trees])
         self._least = 0
         self._largest: list[FileReport] = []
@@ -162,6 +164,7 @@ class _Analysis:
         return report
 
     def _frame(self, path: bytes, events: tuple[int, ...], places: list[tuple[int, int]], block: Block) -> _Frame:
+        self._check()
         entries = [
             [(name, number, nid, kind) for name, nid, kind in self._trees[number].scan(place)]
             for number, place in places

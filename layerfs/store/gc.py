@@ -60,8 +60,12 @@ class _Move:
     new: int
 
 
-def collect(handle: StoreHandle) -> Reclaimed:
+def collect(handle: StoreHandle, *, check: Callable[[], None] | None = None) -> Reclaimed:
     """Remove what nothing refers to. Loads that run at the same time keep what they hold.
+
+    Args:
+        handle: the store.
+        check: polled between the layers; what it raises ends the work, and what is left is there for the next call.
 
     Raises:
         OSError: ENOSPC when borrowed bytes find no room; the layer that lends them then stays.
@@ -77,6 +81,8 @@ def collect(handle: StoreHandle) -> Reclaimed:
         # The newest first: what a failed load brought in borrows from older layers, and has not to inherit from them.
         rows = handle.database.connection.execute(f"{_UNUSED} ORDER BY id DESC").fetchall()
         for (identifier,) in rows:
+            if check is not None:
+                check()
             layer = get_layer(handle, identifier)
             freed = _remove_layer(handle, layer)
             if freed is not None:

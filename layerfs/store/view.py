@@ -71,6 +71,10 @@ class ImageTree:
         while self._files:
             os.close(self._files.popitem()[1])
 
+    def __del__(self) -> None:
+        """Close it, if nobody has."""
+        self.close()
+
     @property
     def root(self) -> int:
         """The inode number of the root directory."""

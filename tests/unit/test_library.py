@@ -20,6 +20,7 @@ import trio
 from layerfs import errors
 from layerfs.api import AsyncStore, Store
 from layerfs.errors import DigestMismatch, IntegrityError, LayerfsError, NotFound, StoreError
+from layerfs.linux.lock import FileLock
 from layerfs.store import usage
 from layerfs.store.snapshot import create_snapshot
 from tests.image_builder import TestImage, layer, noise, oci, outer, pipe, write_layout
@@ -203,6 +204,15 @@ def test_what_a_caller_raises_stays_that(store: Store, tmp_path: Path, where: st
         store.squash("a:1", check=full)
     with pytest.raises(OSError, match="mine"):
         store.push("a:1", "127.0.0.1:1/a:1", check=full)
+    with pytest.raises(OSError, match="mine"):
+        store.analyze("a:1", check=full)
+    with pytest.raises(OSError, match="mine"):
+        store.verify_layer(store.layers("a:1")[0].diff_id, check=full)
+    with FileLock(store._handle.layout.lock("ingest-gc")):  # so that the layer stays
+        store.remove_image("a:1")
+    with pytest.raises(OSError, match="mine"):
+        store.gc(check=full)
+    assert len(store.gc().layers) == 1
 
 
 def test_errors_travel_from_process_to_process() -> None:

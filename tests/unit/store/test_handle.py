@@ -251,6 +251,18 @@ def test_a_file_is_read_within_its_bounds(tmp_path: Path) -> None:
         assert store.remove_image(image).deleted == (image.id,)
 
 
+def test_a_tree_that_nobody_closes_keeps_no_descriptor(tmp_path: Path) -> None:
+    archive = outer(oci(TestImage([layer({"a": noise(5000)})], ["a:1"])))
+    with Store.open(tmp_path, sync=False) as store:
+        (image,) = store.load(pipe(archive))
+        before = len(os.listdir("/proc/self/fd"))
+        tree = store.tree(image)
+        assert tree.read(tree.resolve(b"/a"))
+        assert len(os.listdir("/proc/self/fd")) > before
+        del tree
+        assert len(os.listdir("/proc/self/fd")) == before
+
+
 def test_a_store_of_somebody_else_is_refused(tmp_path: Path) -> None:
     Store.open(tmp_path / "store", sync=False).close()
     if os.geteuid():
