@@ -11,12 +11,21 @@ from __future__ import annotations
 
 import stat
 import struct
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 
 from layerfs.errors import FormatError, LimitExceeded, quoted
 from layerfs.formats.whiteout import is_private_xattr
 
-__all__ = ["ACCESS_ACL", "MAX_XATTR_NAME", "MAX_XATTR_VALUE", "accepted_xattrs", "acl_of_owner", "mode_of_acl"]
+__all__ = [
+    "ACCESS_ACL",
+    "ACL_NAMES",
+    "MAX_XATTR_NAME",
+    "MAX_XATTR_VALUE",
+    "accepted_xattrs",
+    "acl_of_owner",
+    "mapped_acl",
+    "mode_of_acl",
+]
 
 #: The longest name, namespace included: XATTR_NAME_MAX.
 MAX_XATTR_NAME = 255
@@ -27,7 +36,7 @@ MAX_XATTR_VALUE = 0xFFFF
 _NAMESPACES = (b"user.", b"trusted.", b"security.")
 ACCESS_ACL = b"system.posix_acl_access"
 _DEFAULT_ACL = b"system.posix_acl_default"
-_ACL_NAMES = frozenset((ACCESS_ACL, _DEFAULT_ACL))
+ACL_NAMES = frozenset((ACCESS_ACL, _DEFAULT_ACL))
 
 #: Bytes of all names of a file, each with a NUL: XATTR_LIST_MAX.
 _MAX_LIST = 65536
@@ -59,7 +68,7 @@ def accepted_xattrs(xattrs: Mapping[bytes, bytes], kind: int, file: bytes) -> di
     """
     kept = {}
     for name, value in xattrs.items():
-        acl = name in _ACL_NAMES
+        acl = name in ACL_NAMES
         if (
             not _may_have(kind, name)
             or is_private_xattr(name)
@@ -88,7 +97,7 @@ def _may_have(kind: int, name: bytes) -> bool:
     """Return whether files of a type have xattrs of this name (xattr(7), "User extended attributes"; acl(5))."""
     if name.startswith(b"user."):
         return kind in (stat.S_IFREG, stat.S_IFDIR)
-    if name in _ACL_NAMES:
+    if name in ACL_NAMES:
         return kind == stat.S_IFDIR or (kind != stat.S_IFLNK and name != _DEFAULT_ACL)
     return True
 
@@ -111,6 +120,17 @@ def acl_of_owner(value: bytes, mode: int) -> bytes:
     return value[:4] + b"".join(
         _ACL_ENTRY.pack(tag, mode >> 6 & 7 if tag == _USER_OBJ else permissions, identity)
         for tag, permissions, identity in entries
+    )
+
+
+def mapped_acl(value: bytes, user: Callable[[int], int], group: Callable[[int], int]) -> bytes:
+    """Return an ACL with the users and groups that it names as two functions map them; what is no ACL stays."""
+    if not _is_acl(value):
+        return value
+    maps = {_USER: user, _GROUP: group}
+    return value[:4] + b"".join(
+        _ACL_ENTRY.pack(tag, permissions, maps[tag](identity) if tag in maps else identity)
+        for tag, permissions, identity in _ACL_ENTRY.iter_unpack(value[4:])
     )
 
 

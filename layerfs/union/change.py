@@ -12,7 +12,7 @@ import stat
 from collections.abc import Callable
 from dataclasses import dataclass
 
-from layerfs.formats.xattr import ACCESS_ACL, mode_of_acl
+from layerfs.formats.xattr import ACCESS_ACL, ACL_NAMES, mode_of_acl
 from layerfs.linux.rename import EXCHANGE, rename
 from layerfs.union.attribute import Attributes
 from layerfs.union.base import Caller
@@ -236,6 +236,8 @@ class ChangePart(ViewPart, FilePart, FlagPart):
         node = self._nodes[ino]
         upper = self._writable()
         stored = self._stored_name(name)
+        if self._owners is not None and stored in ACL_NAMES:
+            value = self._owners.stored_acl(value)
         self._copy_up(node)
         node.bare = False
         if stored == ACCESS_ACL and upper.override and node.kind in {stat.S_IFREG, stat.S_IFDIR}:

@@ -4,6 +4,8 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
+from layerfs.formats.xattr import mapped_acl
+
 __all__ = ["OwnerMap", "Range"]
 
 #: What is shown for an owner that no range has: the kernel's overflow id.
@@ -48,6 +50,14 @@ class OwnerMap:
             (0 if uid == self.uid else uid) if self.uid is not None else _stored(uid, self.users),
             (0 if gid == self.gid else gid) if self.gid is not None else _stored(gid, self.groups),
         )
+
+    def shown_acl(self, value: bytes) -> bytes:
+        """Return an ACL as the mount shows it; where all is shown as one owner, ACLs name whom they name."""
+        return mapped_acl(value, lambda uid: _shown(uid, self.users), lambda gid: _shown(gid, self.groups))
+
+    def stored_acl(self, value: bytes) -> bytes:
+        """Return an ACL as it is kept on disk."""
+        return mapped_acl(value, lambda uid: _stored(uid, self.users), lambda gid: _stored(gid, self.groups))
 
 
 def _shown(number: int, ranges: tuple[Range, ...]) -> int:

@@ -7,7 +7,7 @@ import stat
 from collections.abc import Iterable
 from errno import EINVAL, ENODATA, ENOTSUP
 
-from layerfs.formats.xattr import ACCESS_ACL, acl_of_owner
+from layerfs.formats.xattr import ACCESS_ACL, ACL_NAMES, acl_of_owner
 from layerfs.union.attribute import Attributes
 from layerfs.union.base import Caller, UnionPart
 from layerfs.union.mark import ESCAPE, FUSE_OVERLAYFS_OPAQUE, descriptor_path, list_xattrs, read_xattrs
@@ -76,7 +76,11 @@ class ViewPart(UnionPart):
         Raises:
             OSError: ENODATA, EOPNOTSUPP for a name of no known kind.
         """
-        node = self._nodes[ino]
+        value = self._own_xattr(self._nodes[ino], name)
+        return self._owners.shown_acl(value) if self._owners is not None and name in ACL_NAMES else value
+
+    def _own_xattr(self, node: Node, name: bytes) -> bytes:
+        """Return an xattr with owners as they are stored."""
         if node.bare:
             raise _no_xattr(name)
         stored = self._stored_name(name)

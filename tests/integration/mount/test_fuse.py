@@ -335,6 +335,23 @@ def test_owners_can_be_mapped(mount: Mounter, wanted: FuseSpecification, target:
     assert (new.st_uid, new.st_gid) == (1003, 1004)
 
 
+def test_those_whom_acls_name_are_mapped_too(
+    mount: Mounter, wanted: FuseSpecification, target: Path, lower: Path
+) -> None:
+    subprocess.run(["setfacl", "-m", "u:1005:r,g:1006:r,u:5:r", lower / "file"], check=True)
+    mount(replace(wanted, owners=OwnerMap((Range(0, 1000, 10),), (Range(0, 1000, 10),))))
+    assert {"user:5:r--", "group:6:r--", "user:65534:r--"} <= _acl(target / "file")
+    (target / "new").write_text("")
+    subprocess.run(["setfacl", "-m", "u:3:r,g:4:w", target / "new"], check=True)
+    assert {"user:3:r--", "group:4:-w-"} <= _acl(target / "new")
+    assert {"user:1003:r--", "group:1004:-w-"} <= _acl(Path(wanted.upper or "") / "new")
+
+
+def _acl(path: Path) -> set[str]:
+    done = subprocess.run(["getfacl", "-n", "-p", "-c", path], check=True, capture_output=True, text=True)
+    return set(done.stdout.split())
+
+
 def _command(*words: str | Path) -> subprocess.CompletedProcess[str]:
     program = Path(sys.executable).with_name("layerfs-fuse")
     return subprocess.run([program, *words], check=False, capture_output=True, text=True)
