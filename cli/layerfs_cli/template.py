@@ -37,8 +37,10 @@ class Template:
         """
         self.fields: list[str] = []
         self._parts: list[str | Term] = []
+        # As in Go, a dash inside of braces takes the white space outside of them away.
+        trimmed = re.sub(r"\s-\}\}\s*", " }}", re.sub(r"\s*\{\{-\s", "{{ ", text))
         # The odd pieces are what stood between braces.
-        for index, piece in enumerate(re.split(r"\{\{-?(.*?)-?\}\}", text, flags=re.DOTALL)):
+        for index, piece in enumerate(re.split(r"\{\{(.*?)\}\}", trimmed, flags=re.DOTALL)):
             if index % 2:
                 self._parts.append(self._parse(piece))
             elif "{{" in piece or "}}" in piece:

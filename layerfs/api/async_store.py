@@ -8,6 +8,7 @@ Methods that yield become asynchronous iterators, which :func:`contextlib.aclosi
 
 from __future__ import annotations
 
+import contextlib
 import functools
 import inspect
 import threading
@@ -161,6 +162,14 @@ def _or_cancelled(check: Callable[[], None] | None, cancelled: threading.Event |
     return both
 
 
+async def _leave(
+    pull: Pull, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+) -> None:
+    """Let go of a pull, which takes files and the database, in a thread; also when the task was cancelled."""
+    with trio.CancelScope(shield=True):
+        await trio.to_thread.run_sync(pull.__exit__, kind, error, trace)
+
+
 class AsyncStore:
     """A store of images for trio programs. An asynchronous context manager."""
 
@@ -252,7 +261,12 @@ class AsyncStore:
                 lambda: store._plan(registries, source, platform, all_platforms=all_platforms, name=name),
                 registries.http.abort,
             )
-            with Pull(store._handle, remote, access, keep_blobs=keep_blobs, progress=progress, check=check) as pull:
+            async with contextlib.AsyncExitStack() as stack:
+                pull = await in_thread(
+                    lambda: Pull(store._handle, remote, access, keep_blobs=keep_blobs, progress=progress, check=check),
+                    registries.http.abort,
+                )
+                stack.push_async_exit(functools.partial(_leave, pull))
                 records = await pull_layers(pull, registries.http, access.jobs)
         return await trio.to_thread.run_sync(store._images, records)
 

@@ -3,23 +3,27 @@
 from __future__ import annotations
 
 import os
+import shutil
 import tempfile
 import threading
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack, closing, contextmanager
+from dataclasses import dataclass, replace
+from io import FileIO
 from typing import Literal
 
 from layerfs.api import Store
 from layerfs.api.base import refuse_inside_trio
+from layerfs.api.callback import callbacks
 from layerfs.api.together import each
 from layerfs.errors import Conflict, FormatError, InvalidReference, LayerfsError, NotFound, UnsupportedFormat
 from layerfs.formats.digest import Digest
 from layerfs.formats.oci import Descriptor
 from layerfs.formats.platform import Platform
-from layerfs.formats.policy import path_scopes
 from layerfs.formats.reference import DEFAULT_TAG, Reference
 from layerfs.formats.transport import ImageSource, parse_source, registry_name
 from layerfs.registry.access import Access
+from layerfs.registry.archive import find_archive
 from layerfs.registry.copy import (
     ArchiveTarget,
     CopyPlan,
@@ -36,9 +40,9 @@ from layerfs.registry.copy import (
 )
 from layerfs.registry.http import HttpClient
 from layerfs.registry.image_directory import ImageDirectory
-from layerfs.registry.load import open_members
+from layerfs.registry.load import open_archive
 from layerfs.registry.loader import Progress
-from layerfs.registry.members import DirectoryMembers, Members
+from layerfs.registry.members import DirectoryMembers
 from layerfs.registry.plan import Selection
 from layerfs.registry.remote import Registries
 from layerfs.registry.save import save_archive, save_layout
@@ -98,7 +102,6 @@ def copy(
     Atomicity: the name at the destination changes when everything is there.
     """
     refuse_inside_trio()
-    access = access or Access()
     origin, target = parse_source(source), parse_source(destination)
     for text, place in ((source, origin), (destination, target)):
         if place.transport == "docker" and not text.startswith("docker://"):
@@ -113,148 +116,157 @@ def copy(
         raise Conflict(
             f"{target.path} exists, and a docker archive cannot be added to", reason="exists", hint="Remove it first."
         )
-    if target.transport == "store":
-        assert store is not None
-        return _into_store(store, source, origin, target, platform, everything, access, progress, check)
-    if origin.transport == "store":
-        assert store is not None
-        if everything:
-            raise InvalidReference("an image of a store is one for one platform: there is no index to copy all of")
-        return _out_of_store(
-            store, origin, destination, target, Platform.of(platform) if platform else None,
-            destination_access or access, progress, check,
+    with callbacks() as own:
+        wanted = _Copy(
+            source, origin, destination, target, store, Platform.of(platform) if platform else None, everything,
+            access or Access(), destination_access, own.progress(progress), own.check(check),
         )  # fmt: skip
-    if target.transport == "docker-archive":
-        if everything:
+        if target.transport == "store":
+            return wanted.into_store()
+        if origin.transport == "store":
+            return wanted.out_of_store()
+        if target.transport == "docker-archive":
+            return wanted.through_store()
+        return wanted.as_it_is()
+
+
+@dataclass(frozen=True, slots=True)
+class _Copy:
+    """What is to be copied, and the ways to do it; for the fields see :func:`copy`."""
+
+    source: str
+    origin: ImageSource
+    destination: str
+    target: ImageSource
+    store: Store | None
+    platform: Platform | None
+    everything: bool
+    access: Access
+    destination_access: Access | None
+    progress: Progress | None
+    check: Callable[[], None] | None
+
+    def into_store(self) -> Digest:
+        """Pull, or tag what is there."""
+        store, name = self._open_store(), self.target.reference or ""
+        if self.origin.transport == "store":
+            image = self._resolved()
+            store.tag(image, name)
+            return image.manifest_digest
+        images = store.pull(
+            self.source, platform=self.platform, all_platforms=self.everything, name=name, access=self.access,
+            progress=self.progress, check=self.check,
+        )  # fmt: skip
+        if not images:
+            raise NotFound("image", self.source)
+        return next((image for image in images if image.given), images[0]).manifest_digest
+
+    def out_of_store(self) -> Digest:
+        """Push or save."""
+        if self.everything:
+            raise InvalidReference("an image of a store is one for one platform: there is no index to copy all of")
+        store, target, image = self._open_store(), self.target, self._resolved()
+        if target.transport == "docker":
+            return store.push(
+                image, registry_name(self.destination), access=self.destination_access or self.access,
+                progress=self.progress, check=self.check,
+            ).manifest_digest  # fmt: skip
+        names = [target.reference] if target.reference else list(image.names[:1])
+        wanted = [(store._record(image), names)]
+        if target.transport == "oci":
+            return save_layout(store._handle, wanted, target.path, check=self.check)[0].manifest
+        if target.transport == "dir":
+            with _scratch(target.path) as scratch:
+                layout = os.path.join(scratch, "oci")
+                save_layout(store._handle, wanted, layout, check=self.check)
+                with closing(DirectoryMembers(layout)) as members:
+                    came = MemberSource(members, Selection(Platform.host(), form="oci"))
+                    plan = plan_copy(came, Platform.host(), everything=False)
+                    return self._moving([]).run(came, plan, DirectoryTarget(target.path), 1)
+        with open_target(target.path, sync=store._handle.sync) as file:
+            docker = target.transport == "docker-archive"
+            return save_archive(store._handle, wanted, file, docker=docker, check=self.check)[0].manifest
+
+    def through_store(self) -> Digest:
+        """Pull into a store beside the destination, and save from there: a docker archive is no copy of anything."""
+        if self.everything:
             raise UnsupportedFormat("a docker archive holds no index", hint="Copy to oci-archive: instead.")
-        return _through_store(source, destination, target, platform, access, progress, check)
-    return _as_it_is(
-        source, origin, destination, target, platform, everything, access, destination_access, progress, check
-    )  # fmt: skip
+        with (
+            _scratch(self.target.path) as scratch,
+            Store.open(os.path.join(scratch, "store"), sync=False) as store,
+        ):
+            images = store.pull(
+                self.source, platform=self.platform, access=self.access, progress=self.progress, check=self.check
+            )
+            if len(images) != 1:
+                raise FormatError(f"{self.source} has {len(images)} images", hint="Name one of them.")
+            origin = ImageSource("store", "", str(images[0].id))
+            return replace(self, origin=origin, store=store, platform=None).out_of_store()
 
+    def as_it_is(self) -> Digest:
+        """Move documents and blobs."""
+        with ExitStack() as stack:
+            registries = into = stack.enter_context(Registries.open(self.access, self.check))
+            if self.destination_access is not None:
+                into = stack.enter_context(Registries.open(self.destination_access, self.check))
+            moving = self._moving([registries.http, into.http])
+            came: CopySource
+            if self.origin.transport == "docker":
+                came = RegistrySource(registries, registry_name(self.source), moving.poll)
+            else:
+                came = stack.enter_context(_members(self.source, self.access))
+            plan = plan_copy(came, self.platform or Platform.host(), everything=self.everything)
+            if self.target.transport in ("oci", "oci-archive"):
+                plan = in_oci_form(plan)
+            where = stack.enter_context(self._opened_target(into, moving.poll))
+            return moving.run(came, plan, where, self.access.jobs)
 
-def _into_store(
-    store: Store,
-    source: str,
-    origin: ImageSource,
-    target: ImageSource,
-    platform: Platform | str | None,
-    everything: bool,  # noqa: FBT001 - passed through
-    access: Access,
-    progress: Progress | None,
-    check: Callable[[], None] | None,
-) -> Digest:
-    name = target.reference or ""
-    if origin.transport == "store":
-        image = _resolved(store, origin, Platform.of(platform) if platform else None)
-        store.tag(image, name)
-        return image.manifest_digest
-    images = store.pull(
-        source, platform=platform, all_platforms=everything, name=name, access=access, progress=progress, check=check
-    )
-    if not images:
-        raise NotFound("image", source)
-    return next((image for image in images if image.given), images[0]).manifest_digest
+    def _open_store(self) -> Store:
+        assert self.store is not None, "whoever names a store has one"
+        return self.store
 
+    def _resolved(self) -> Image:
+        """Return the image of a store that is meant, which has to be for the platform, if one is asked for."""
+        image = self._open_store().resolve(self.origin.reference or "")
+        if self.platform is not None and not self.platform.matches(image.platform):
+            raise NotFound("platform of the image", str(self.platform), hint=f"There is: {image.platform}.")
+        return image
 
-def _resolved(store: Store, origin: ImageSource, platform: Platform | None) -> Image:
-    """Return the image of a store that is meant, which has to be for the platform, if one is asked for."""
-    image = store.resolve(origin.reference or "")
-    if platform is not None and not platform.matches(image.platform):
-        raise NotFound("platform of the image", str(platform), hint=f"There is: {image.platform}.")
-    return image
+    def _moving(self, connections: Sequence[HttpClient]) -> _Moving:
+        return _Moving(connections, self.destination, self.progress, self.check)
 
-
-def _out_of_store(
-    store: Store,
-    origin: ImageSource,
-    destination: str,
-    target: ImageSource,
-    platform: Platform | None,
-    access: Access,
-    progress: Progress | None,
-    check: Callable[[], None] | None,
-) -> Digest:
-    image = _resolved(store, origin, platform)
-    if target.transport == "docker":
-        return store.push(
-            image, registry_name(destination), access=access, progress=progress, check=check
-        ).manifest_digest
-    names = [target.reference] if target.reference else list(image.names[:1])
-    wanted = [(store._record(image), names)]
-    if target.transport == "oci":
-        return save_layout(store._handle, wanted, target.path, check=check)[0].manifest
-    if target.transport == "dir":
-        with tempfile.TemporaryDirectory(prefix=".layerfs-", dir=_beside(target.path)) as scratch:
-            layout = os.path.join(scratch, "oci")
-            save_layout(store._handle, wanted, layout, check=check)
-            with closing(DirectoryMembers(layout)) as members:
-                came = MemberSource(members, Selection(Platform.host(), form="oci"))
-                plan = plan_copy(came, Platform.host(), everything=False)
-                return _Moving([], progress, check).run(came, plan, DirectoryTarget(target.path), destination, 1)
-    with open_target(target.path, sync=store._handle.sync) as file:
-        docker = target.transport == "docker-archive"
-        return save_archive(store._handle, wanted, file, docker=docker, check=check)[0].manifest
-
-
-def _through_store(
-    source: str,
-    destination: str,
-    target: ImageSource,
-    platform: Platform | str | None,
-    access: Access,
-    progress: Progress | None,
-    check: Callable[[], None] | None,
-) -> Digest:
-    with (
-        tempfile.TemporaryDirectory(prefix=".layerfs-", dir=_beside(target.path)) as scratch,
-        Store.open(os.path.join(scratch, "store"), sync=False) as store,
-    ):
-        images = store.pull(source, platform=platform, access=access, progress=progress, check=check)
-        if len(images) != 1:
-            raise FormatError(f"{source} has {len(images)} images", hint="Name one of them.")
-        origin = ImageSource("store", "", str(images[0].id))
-        return _out_of_store(store, origin, destination, target, None, access, progress, check)
-
-
-def _as_it_is(
-    source: str,
-    origin: ImageSource,
-    destination: str,
-    target: ImageSource,
-    platform: Platform | str | None,
-    everything: bool,  # noqa: FBT001 - passed through
-    access: Access,
-    destination_access: Access | None,
-    progress: Progress | None,
-    check: Callable[[], None] | None,
-) -> Digest:
-    with ExitStack() as stack:
-        registries = into = stack.enter_context(Registries.open(access, check))
-        if destination_access is not None:
-            into = stack.enter_context(Registries.open(destination_access, check))
-        moving = _Moving([registries.http, into.http], progress, check)
-        came: CopySource
-        if origin.transport == "docker":
-            came = RegistrySource(registries, registry_name(source), moving.poll)
+    @contextmanager
+    def _opened_target(self, registries: Registries, poll: Callable[[], None]) -> Iterator[CopyTarget]:
+        target = self.target
+        if target.transport == "docker":
+            # As for a push: where something goes is not looked for.
+            reference = Reference.parse(registry_name(self.destination)).with_default_tag()
+            if reference.digest is not None:
+                raise InvalidReference(f"{self.destination} has a digest: an image is copied to a repository and a tag")
+            access = self.destination_access or self.access
+            yield RegistryTarget(registries.write_to(reference), reference.tag or DEFAULT_TAG, access, poll)
+        elif target.transport in ("oci", "dir"):
+            is_layout = target.transport == "oci"
+            with _writing(self.destination):
+                found = LayoutTarget(target.path, target.reference) if is_layout else DirectoryTarget(target.path)
+            yield found
         else:
-            came = stack.enter_context(_members(origin, source, access))
-        plan = plan_copy(came, Platform.of(platform), everything=everything)
-        if target.transport in ("oci", "oci-archive"):
-            plan = in_oci_form(plan)
-        where: CopyTarget = stack.enter_context(
-            _target(into, destination, target, destination_access or access, moving.poll)
-        )
-        return moving.run(came, plan, where, destination, access.jobs)
+            with open_target(target.path) as file:
+                yield ArchiveTarget(file, target.reference)
 
 
 class _Moving:
     """Moves the blobs and documents of one image, several at a time."""
 
     def __init__(
-        self, connections: Sequence[HttpClient], progress: Progress | None, check: Callable[[], None] | None
+        self,
+        connections: Sequence[HttpClient],
+        destination: str,
+        progress: Progress | None,
+        check: Callable[[], None] | None,
     ) -> None:
         self._connections = connections
+        self._destination = destination
         self._progress = progress
         self._check = check
         self._stopped = False
@@ -267,11 +279,11 @@ class _Moving:
         if self._check is not None:
             self._check()
 
-    def run(self, came: CopySource, plan: CopyPlan, where: CopyTarget, destination: str, jobs: int) -> Digest:
+    def run(self, came: CopySource, plan: CopyPlan, where: CopyTarget, jobs: int) -> Digest:
         """Move all; return the digest of the document under the name.
 
         Raises:
-            LayerfsError: ``destination`` cannot be written.
+            LayerfsError: a blob cannot be read, or the destination not be written.
         """
 
         def move(blob: Descriptor) -> None:
@@ -283,12 +295,10 @@ class _Moving:
             where.put_blob(blob, lambda: self._polled(verified(came.blob(blob), blob), blob))
             self._tell(key, "Copy complete", blob.size, blob.size)
 
-        try:
+        with _writing(self._destination):
             each(move, plan.blobs, jobs if where.parallel else 1, self._stop, self._check)
             for document in plan.documents:
                 where.put_manifest(document, top=document is plan.documents[-1])
-        except OSError as error:
-            raise LayerfsError(f"cannot write {destination}: {error.strerror or error}") from error
         return plan.documents[-1].digest
 
     def _stop(self) -> None:
@@ -303,8 +313,16 @@ class _Moving:
 
     def _polled(self, pieces: Iterator[bytes], blob: Descriptor) -> Iterator[bytes]:
         done = told = 0
-        for piece in pieces:
+        while True:
             self.poll()
+            try:
+                piece = next(pieces, None)
+            except OSError as error:
+                if isinstance(error, LayerfsError):
+                    raise
+                raise LayerfsError(f"cannot read blob {blob.digest}: {error.strerror or error}") from error
+            if piece is None:
+                return
             yield piece
             done += len(piece)
             if done - told >= _STEP:
@@ -313,44 +331,40 @@ class _Moving:
 
 
 @contextmanager
-def _members(origin: ImageSource, source: str, access: Access) -> Iterator[MemberSource]:
+def _members(source: str, access: Access) -> Iterator[MemberSource]:
     """Open an archive, layout or directory to copy from, after asking the policy."""
-    if not os.path.exists(origin.path):
-        raise NotFound("file or directory", origin.path)
-    policy = access.read_policy()
-    if policy is not None:
-        policy.check(origin.transport, path_scopes(os.path.realpath(origin.path)), source)
-    members: Members | None = ImageDirectory(origin.path) if origin.transport == "dir" else open_members(origin.path)
-    if members is None:
-        raise UnsupportedFormat(
-            f"{origin.path} is compressed as a whole, or a pipe", hint="Load it into the store and copy from there."
-        )
+    origin = find_archive(source, access)
     try:
+        opened = ImageDirectory(origin.path) if origin.transport == "dir" else open_archive(origin.path)
+    except OSError as error:
+        raise LayerfsError(f"cannot read {origin.path}: {error.strerror}") from error
+    with closing(opened):
+        if isinstance(opened, FileIO):
+            raise UnsupportedFormat(
+                f"{origin.path} is compressed as a whole, or a pipe", hint="Load it into the store and copy from there."
+            )
         form: Literal["docker", "oci"] = "docker" if origin.transport == "docker-archive" else "oci"
         selection = Selection(Platform.host(), reference=origin.reference, position=origin.index, form=form)
-        yield MemberSource(members, selection)
-    finally:
-        members.close()
+        yield MemberSource(opened, selection)
 
 
 @contextmanager
-def _target(
-    registries: Registries, destination: str, target: ImageSource, access: Access, poll: Callable[[], None]
-) -> Iterator[CopyTarget]:
-    if target.transport == "docker":
-        # As for a push: where something goes is not looked for.
-        reference = Reference.parse(registry_name(destination)).with_default_tag()
-        if reference.digest is not None:
-            raise InvalidReference(f"{destination} has a digest: an image is copied to a repository and a tag")
-        yield RegistryTarget(registries.write_to(reference), reference.tag or DEFAULT_TAG, access, poll)
-    elif target.transport == "oci":
-        yield LayoutTarget(target.path, target.reference)
-    elif target.transport == "dir":
-        yield DirectoryTarget(target.path)
-    else:
-        with open_target(target.path) as file:
-            yield ArchiveTarget(file, target.reference)
+def _scratch(path: str) -> Iterator[str]:
+    """Make a directory beside a destination for as long as it is written."""
+    with _writing(path):
+        directory = tempfile.mkdtemp(prefix=".layerfs-", dir=os.path.dirname(os.path.abspath(path)))
+    try:
+        yield directory
+    finally:
+        shutil.rmtree(directory)
 
 
-def _beside(path: str) -> str:
-    return os.path.dirname(os.path.abspath(path))
+@contextmanager
+def _writing(destination: str) -> Iterator[None]:
+    """Say of an error of the operating system what could not be written."""
+    try:
+        yield
+    except OSError as error:
+        if isinstance(error, LayerfsError):
+            raise
+        raise LayerfsError(f"cannot write {destination}: {error.strerror or error}") from error

@@ -216,7 +216,7 @@ class ImagePart(StorePart):
         record = catalog.find_image(self._handle, name)
         names = catalog.image_names(self._handle, record)
         untagged = catalog.name_among(name, names)
-        rest = [] if untagged is None or force else [other for other in names if other != untagged]
+        rest = [] if untagged is None else [other for other in names if other != untagged]
         if untagged is None and len(names) > 1 and not force:
             raise Conflict(
                 f"image {record.digest.short} has {len(names)} names: {', '.join(names)}", reason="exists",

@@ -57,14 +57,14 @@ class OutgoingPart(StorePart):
             digest stand before them.
         Atomicity: an archive at a path appears complete or not at all; so does an image in a layout.
         """
-        from layerfs.formats.compress import COMPRESSIONS
+        from layerfs.formats.compress import check_level
         from layerfs.registry.save import FORMATS, save_archive, save_layout
         from layerfs.registry.target import open_target
 
         if form not in FORMATS:
             raise LayerfsError(f"no such form: {form}", hint=f"Use one of {', '.join(FORMATS)}.")
-        if compression is not None and compression not in COMPRESSIONS:
-            raise InvalidReference(f"no such compression: {compression}", hint=f"Use one of {', '.join(COMPRESSIONS)}.")
+        if compression is not None:
+            check_level(compression, None)
         if form == "docker-archive" and compression not in (None, "none"):
             raise InvalidReference("layers of a docker archive are not compressed", hint="Use the form oci-archive.")
         wanted = []

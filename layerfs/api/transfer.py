@@ -11,11 +11,11 @@ from typing import TYPE_CHECKING, BinaryIO, Literal
 
 from layerfs.api.base import StorePart, StrPath, refuse_inside_trio
 from layerfs.api.callback import callbacks
-from layerfs.errors import InvalidReference, MountError, NotFound, StoreError, StoreReadOnly, UnsupportedFormat
+from layerfs.errors import InvalidReference, MountError, StoreError, StoreReadOnly
 from layerfs.formats.media_type import Compression
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import DEFAULT_TAG, Reference
-from layerfs.formats.transport import ImageSource, is_registry, parse_source, registry_name
+from layerfs.formats.transport import is_registry, registry_name
 from layerfs.store import image as catalog
 
 if TYPE_CHECKING:
@@ -146,7 +146,9 @@ class TransferPart(StorePart):
         with callbacks() as own, self._explaining("pull"):
             progress, check = own.progress(progress), own.check(check)
             if not is_registry(source):
-                wanted = self._archive(source, access)
+                from layerfs.registry.archive import find_archive
+
+                wanted = find_archive(source, access)
                 if wanted.transport == "dir":
                     return self._images(
                         self._load_directory(
@@ -304,26 +306,6 @@ class TransferPart(StorePart):
             return load_archive(self._handle, members, selection, keep_blobs=keep_blobs, progress=progress, check=check)
         finally:
             members.close()
-
-    def _archive(self, source: str, access: Access) -> ImageSource:
-        """Return where an image in an archive is, after asking the policy."""
-        wanted = parse_source(source)
-        if wanted.transport not in ("docker-archive", "oci-archive", "oci", "dir"):
-            raise UnsupportedFormat(
-                f"pulling from {wanted.transport}: is not supported",
-                hint="Copy the image to an archive first, then: layerfs pull oci-archive:FILE",
-            )
-        if not os.path.exists(wanted.path):
-            raise NotFound("file or directory", wanted.path)
-        if (wanted.transport in ("oci", "dir")) != os.path.isdir(wanted.path):
-            kind = "directory" if wanted.transport in ("oci", "dir") else "file"
-            raise InvalidReference(f"{wanted.transport}: needs a {kind}, which {wanted.path} is not")
-        policy = access.read_policy()
-        if policy is not None:
-            from layerfs.formats.policy import path_scopes
-
-            policy.check(wanted.transport, path_scopes(os.path.realpath(wanted.path)), source)
-        return wanted
 
     @contextmanager
     def _explaining(self, what: str) -> Iterator[None]:

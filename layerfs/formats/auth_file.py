@@ -62,6 +62,7 @@ class AuthFile:
         store: name of the helper for all other hosts, or None.
         broken: what is wrong with entries that hold no credential, by normalised key: others are none the worse.
         document: the whole file, for :meth:`with_credential`; never shown.
+        legacy: it is a ``.dockercfg``, whose top is what other files have in ``auths``.
     """
 
     credentials: Mapping[str, Credential] = field(default_factory=dict, repr=False)
@@ -69,6 +70,7 @@ class AuthFile:
     store: str | None = None
     broken: Mapping[str, str] = field(default_factory=dict)
     document: Mapping[str, object] = field(default_factory=dict, repr=False)
+    legacy: bool = False
 
     @classmethod
     def parse(cls, raw: bytes, *, legacy: bool = False) -> Self:
@@ -76,14 +78,14 @@ class AuthFile:
 
         Args:
             raw: its bytes; an empty file has no credentials.
-            legacy: it is a ``.dockercfg``, whose top is what other files have in ``auths``.
+            legacy: it is a ``.dockercfg``.
 
         Raises:
             FormatError: no JSON, or a member of the wrong kind; the message names the member, never its value. An
                 entry whose text is no credential is an error for who asks for it.
         """
         if not raw.strip():
-            return cls()
+            return cls(legacy=legacy)
         document = parse_document(raw, "auth file")
         top = JsonObject({"auths": document} if legacy else document)
         credentials: dict[str, Credential] = {}
@@ -101,7 +103,7 @@ class AuthFile:
                 # Of several spellings of one host the last stands, as it does for who writes the file.
                 credentials[normal_key(key)] = credential
         helpers = {normal_key(key): name for key, name in top.text_map("credHelpers").items() if name}
-        return cls(credentials, helpers, top.optional_text("credsStore") or None, broken, document)
+        return cls(credentials, helpers, top.optional_text("credsStore") or None, broken, document, legacy)
 
     def find(self, key: str) -> Credential | None:
         """Return the credential under exactly this key.
@@ -128,8 +130,8 @@ class AuthFile:
         All spellings of the key that docker may have used are replaced.
         """
         document = dict(self.document)
-        auths = document.get("auths")
-        entries = dict(auths) if isinstance(auths, Mapping) else {}
+        auths = document if self.legacy else document.get("auths")
+        entries: dict[str, object] = dict(auths) if isinstance(auths, Mapping) else {}
         wanted = normal_key(key)
         for spelling in [name for name in entries if normal_key(name) == wanted]:
             del entries[spelling]
@@ -138,7 +140,7 @@ class AuthFile:
             if credential.identity_token is not None:
                 entry["identitytoken"] = credential.identity_token
             entries[key] = entry
-        document["auths"] = entries
+        document = entries if self.legacy else {**document, "auths": entries}
         return json.dumps(document, indent="\t", ensure_ascii=False).encode() + b"\n"
 
 

@@ -51,10 +51,7 @@ class Compressor:
         Raises:
             InvalidReference: there is no such compression, or no such level of it.
         """
-        if compression not in COMPRESSIONS:
-            hint = f"Use one of {', '.join(COMPRESSIONS)}."
-            raise InvalidReference(f"no such compression: {compression}", hint=hint)
-        check_level(cast("Compression", compression), level)
+        check_level(compression, level)
         self._stream = _stream(compression, level, fast=fast)
 
     def compress(self, data: bytes) -> bytes:
@@ -66,13 +63,15 @@ class Compressor:
         return b"" if self._stream is None else self._stream.flush()
 
 
-def check_level(compression: Compression, level: int | None) -> None:
-    """Refuse a level that a compression does not have.
+def check_level(compression: str, level: int | None) -> None:
+    """Refuse a compression that there is not, and a level that it does not have.
 
     Raises:
-        InvalidReference: it is none of its levels.
+        InvalidReference: it is none, or none of its levels.
     """
-    levels = LEVELS[compression]
+    if compression not in COMPRESSIONS:
+        raise InvalidReference(f"no such compression: {compression}", hint=f"Use one of {', '.join(COMPRESSIONS)}.")
+    levels = LEVELS[cast("Compression", compression)]
     if level is not None and level not in levels:
         known = f"{levels[0]} to {levels[-1]}" if levels else "no levels"
         raise InvalidReference(f"{compression} has {known}, not {level}")

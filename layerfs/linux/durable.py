@@ -22,6 +22,7 @@ __all__ = [
     "drop_written",
     "fsync_directory",
     "fsync_file",
+    "make_directories",
     "publish",
     "start_writeback",
     "sync_filesystem",
@@ -62,6 +63,32 @@ def fsync_directory(directory: StrPath, *, sync: bool = True) -> None:
         os.fsync(fd)
     finally:
         os.close(fd)
+
+
+def make_directories(directory: StrPath, *, sync: bool = True) -> None:
+    """Make a directory and those above it that are missing, durably.
+
+    Args:
+        directory: its path; it may be there.
+        sync: False skips the fsyncs.
+
+    Raises:
+        OSError: EEXIST if something else is there, ENOTDIR, EACCES, ENOSPC, EIO.
+
+    Blocking: waits for the device, once per directory that it makes.
+    """
+    path = os.path.abspath(directory)
+    missing = []
+    while not os.path.isdir(path):
+        missing.append(path)
+        path = os.path.dirname(path)
+    for made in reversed(missing):
+        try:
+            os.mkdir(made)
+        except FileExistsError:  # perhaps another process was faster
+            if not os.path.isdir(made):
+                raise
+        fsync_directory(os.path.dirname(made), sync=sync)
 
 
 def fsync_file(path: StrPath) -> None:

@@ -190,7 +190,7 @@ class Authorizer:
     def _followed(self, url: str, headers: dict[str, str]) -> HttpResponse:
         """Ask a realm, and follow where it redirects to; the password goes to the realm alone."""
         home = origin(url)
-        for _ in range(_MAX_REDIRECTS):
+        for _ in range(_MAX_REDIRECTS + 1):
             sent = headers if origin(url) == home else {**headers}
             if origin(url) != home:
                 sent.pop("Authorization", None)

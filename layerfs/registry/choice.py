@@ -9,10 +9,13 @@ from layerfs.formats.digest import Digest
 from layerfs.formats.oci import Descriptor, ImageConfig, Manifest, parse_manifest_or_index
 from layerfs.formats.platform import Platform
 
-__all__ = ["MAX_NESTING", "choose_entry"]
+__all__ = ["MAX_IMAGES", "MAX_NESTING", "choose_entry"]
 
-#: Indexes inside indexes, in archives and on registries; builders make one level.
+#: How deep indexes lie inside an index, in archives and on registries; builders make one level.
 MAX_NESTING = 4
+
+#: Images of one index or archive.
+MAX_IMAGES = 1000
 
 #: Documents that are looked into for one choice; on a registry each is a request.
 _MAX_LOOKS = 100

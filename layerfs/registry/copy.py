@@ -33,14 +33,14 @@ from layerfs.formats.platform import Platform
 from layerfs.formats.reference import Reference
 from layerfs.formats.tar.header import BLOCK
 from layerfs.formats.tar.writer import END, padding
-from layerfs.linux.durable import write_document
+from layerfs.linux.durable import fsync_directory, make_directories, write_document
 from layerfs.registry.access import Access
-from layerfs.registry.choice import MAX_NESTING, choose_entry
+from layerfs.registry.choice import MAX_IMAGES, MAX_NESTING, choose_entry
 from layerfs.registry.download import Receiver
 from layerfs.registry.image_directory import VERSION, blob_file
 from layerfs.registry.members import Members, chunks
 from layerfs.registry.plan import LayerPlan, Selection, plan_images, synthesize_manifest
-from layerfs.registry.remote import Registries, find_remote, parse_received
+from layerfs.registry.remote import Registries, find_remote, from_first, parse_received
 from layerfs.registry.repository import Repository
 from layerfs.registry.target import Target
 from layerfs.registry.upload import Uploader
@@ -112,7 +112,7 @@ def plan_copy(source: CopySource, platform: Platform, *, everything: bool) -> Co
         NotFound: there is no image for the platform.
     """
     top = source.top()
-    documents: list[Manifest | Index] = []
+    documents: dict[Digest, Manifest | Index] = {}
     blobs: dict[Digest, Descriptor] = {}
 
     def visit(document: Manifest | Index, depth: int) -> None:
@@ -128,17 +128,22 @@ def plan_copy(source: CopySource, platform: Platform, *, everything: bool) -> Co
                 inner = parse_manifest_or_index(source.document(entry), algorithm=entry.digest.algorithm)
                 check_media_type(inner, entry)
                 visit(inner, depth + 1)
-        if document.digest not in {other.digest for other in documents}:
-            documents.append(document)
+        documents.setdefault(document.digest, document)
+        if len(documents) > MAX_IMAGES:
+            raise FormatError(f"index has more than {MAX_IMAGES} images")
 
+    depth = 0
     while isinstance(top, Index) and not everything:
+        if depth > MAX_NESTING:
+            raise FormatError(f"indexes are nested more than {MAX_NESTING} deep")
+        depth += 1
         if not top.images:
             raise FormatError(f"index {top.digest} lists no image", hint="Pass --all to copy what it has.")
         entry = choose_entry(top.images, platform, source.document)
         top = parse_manifest_or_index(source.document(entry), algorithm=entry.digest.algorithm)
         check_media_type(top, entry)
     visit(top, 0)
-    return CopyPlan(tuple(blobs.values()), tuple(documents))
+    return CopyPlan(tuple(blobs.values()), tuple(documents.values()))
 
 
 def in_oci_form(plan: CopyPlan) -> CopyPlan:
@@ -191,7 +196,7 @@ class RegistrySource:
 
     def document(self, descriptor: Descriptor) -> bytes:
         """See :class:`CopySource`."""
-        return self._places[0].described(descriptor)
+        return from_first(self._places, lambda place: place.described(descriptor))
 
     def blob(self, descriptor: Descriptor) -> Iterator[bytes]:
         """See :class:`CopySource`."""
@@ -278,7 +283,8 @@ class MemberSource:
             reader.close()
 
     def _entry(self, index: Index, selection: Selection) -> Manifest | Index:
-        entries = list(index.manifests)
+        # As for a load: signatures and the like, which are no images, are not counted beside such.
+        entries = list(index.images) or list(index.manifests)
         if selection.position is not None:
             if selection.position >= len(entries):
                 raise NotFound("image in the layout", f"@{selection.position}", hint=f"It has {len(entries)}.")
@@ -397,7 +403,7 @@ class LayoutTarget:
         """See :meth:`DirectoryTarget._begin`."""
         marker = os.path.join(self._directory, "oci-layout")
         if not os.path.exists(marker):
-            os.makedirs(self._directory, exist_ok=True)
+            make_directories(self._directory, sync=self._sync)
             write_document(marker, LAYOUT, mode=0o644, sync=self._sync)
 
     def _path(self, digest: Digest) -> str:
@@ -457,7 +463,7 @@ class DirectoryTarget:
         """Say first what the directory is, so that it can be told later, whatever interrupts this."""
         marker = os.path.join(self._directory, "version")
         if not os.path.exists(marker):
-            os.makedirs(self._directory, exist_ok=True)
+            make_directories(self._directory, sync=self._sync)
             write_document(marker, VERSION, mode=0o644, sync=self._sync)
 
 
@@ -498,7 +504,7 @@ class ArchiveTarget:
 def _write_file(path: str, pieces: Iterable[bytes], *, sync: bool) -> None:
     """Write a file that appears when it is complete."""
     directory, name = os.path.split(path)
-    os.makedirs(directory, exist_ok=True)
+    make_directories(directory, sync=sync)
     temporary = os.path.join(directory, f".{name[:12]}.{secrets.token_hex(6)}")
     try:
         with open(temporary, "xb", buffering=0) as file:
@@ -509,6 +515,7 @@ def _write_file(path: str, pieces: Iterable[bytes], *, sync: bool) -> None:
             if sync:
                 os.fsync(file.fileno())
         os.rename(temporary, path)
+        fsync_directory(directory, sync=sync)
     except BaseException:
         if os.path.exists(temporary):
             os.unlink(temporary)

@@ -21,7 +21,7 @@ from layerfs.formats.reference import DEFAULT_DOMAIN
 from layerfs.formats.registries_conf import AUTH_FILES
 from layerfs.registry.access import Access, read_optional
 
-__all__ = ["Credentials", "ask_helper", "list_helper", "read_auth_file"]
+__all__ = ["Credentials", "ask_helper", "is_dockercfg", "list_helper", "read_auth_file"]
 
 _log = logging.getLogger(__name__)
 
@@ -132,7 +132,12 @@ def read_auth_file(path: str) -> AuthFile | None:
     if raw is None:
         return None
     with _naming(path):
-        return AuthFile.parse(raw, legacy=os.path.basename(path) == ".dockercfg")
+        return AuthFile.parse(raw, legacy=is_dockercfg(path))
+
+
+def is_dockercfg(path: str) -> bool:
+    """Whether a file is in the form that docker had before it had others in ``config.json``."""
+    return os.path.basename(path) == ".dockercfg"
 
 
 @contextmanager

@@ -251,29 +251,38 @@ class Download:
         while self.read(PIECE):
             pass
         self.part.clear()
+        self._received = 0
         self._receiver.resumed = self._receiver.ranges = False
         pieces = self._receiver.pieces()
         rest = b""
 
         def read(size: int) -> bytes:
             nonlocal rest
-            data = rest or next(pieces, b"")
-            data, rest = data[:size], data[size:]
+            if not rest:
+                rest = next(pieces, b"")
+                unsaved = self._append(rest)
+                self._received += len(unsaved)
+            data, rest = rest[:size], rest[size:]
             return data
 
         return read
 
+    def _append(self, piece: bytes) -> bytes:
+        """Add bytes to the part, and return those that found no room; after such all others are returned too."""
+        kept = self.part.size
+        if self._received != kept:
+            return piece
+        try:
+            self.part.append(piece)
+        except OSError as error:
+            if error.errno not in (errno.ENOSPC, errno.EDQUOT):
+                raise
+        self._received = self.part.size
+        return piece[self.part.size - kept :]
+
     def _store(self, piece: bytes) -> None:
         # Only this thread appends, so the spill is the end of the blob once it has begun.
-        kept = self.part.size
-        if self._received == kept:
-            try:
-                self.part.append(piece)
-            except OSError as error:
-                if error.errno not in (errno.ENOSPC, errno.EDQUOT):
-                    raise
-            piece = piece[self.part.size - kept :]
-            self._received = self.part.size
+        piece = self._append(piece)
         with self._changed:
             if piece:
                 while sum(map(len, self._spill)) > _MAX_SPILL:

@@ -11,6 +11,7 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from io import FileIO
 from typing import BinaryIO
 
 from layerfs.errors import LayerfsError, NotFound
@@ -29,13 +30,16 @@ from layerfs.store.ingest import Ingest
 from layerfs.store.kept_blob import KeptBlobs
 from layerfs.store.layer import find_layer, is_whole
 
-__all__ = ["load_archive", "load_source", "load_stream", "open_members"]
+__all__ = ["load_archive", "load_source", "load_stream", "open_archive"]
 
 StrPath = str | os.PathLike[str]
 
 
-def open_members(path: str) -> Members | None:
-    """Return the archive at a path for reading at will, or None when it has to be read as a stream.
+def open_archive(path: str) -> Members | FileIO:
+    """Open the archive at a path, once: what a pipe has given is gone. The caller closes it.
+
+    Returns:
+        Its members, or the file itself where it has to be read as a stream: a pipe, or compressed as a whole.
 
     Raises:
         NotFound: there is nothing.
@@ -45,30 +49,29 @@ def open_members(path: str) -> Members | None:
     if os.path.isdir(path):
         return DirectoryMembers(path)
     try:
-        fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        file = FileIO(path)
     except FileNotFoundError as error:
         raise NotFound("file or directory", path) from error
     try:
+        fd = file.fileno()
         if stat.S_ISREG(os.fstat(fd).st_mode) and detect(os.pread(fd, BLOCK, 0)) == "none":
-            members = _OwnedTar(fd)
-            fd = -1
-            return members
-        return None
-    finally:
-        if fd >= 0:
-            os.close(fd)
+            return _OwnedTar(file)
+    except BaseException:
+        file.close()
+        raise
+    return file
 
 
 class _OwnedTar(TarMembers):
-    """A tar whose descriptor is closed with it."""
+    """A tar whose file is closed with it."""
 
-    def __init__(self, fd: int) -> None:
-        super().__init__(fd)
-        self._own = fd
+    def __init__(self, file: FileIO) -> None:
+        super().__init__(file.fileno())
+        self._file = file
 
     def close(self) -> None:
         """Close the file."""
-        os.close(self._own)
+        self._file.close()
 
 
 def load_source(
@@ -91,18 +94,13 @@ def load_source(
     if not isinstance(source, str | os.PathLike):
         return load_stream(handle, source, selection, keep_blobs=keep_blobs, progress=progress, check=check)
     try:
-        members = open_members(os.fspath(source))
-        file = open(source, "rb", buffering=0) if members is None else None  # noqa: SIM115 - closed below
+        opened = open_archive(os.fspath(source))
     except OSError as error:
         raise LayerfsError(f"cannot read {os.fspath(source)}: {error.strerror}") from error
-    if file is not None:
-        with file:
-            return load_stream(handle, file, selection, keep_blobs=keep_blobs, progress=progress, check=check)
-    assert members is not None
-    try:
-        return load_archive(handle, members, selection, keep_blobs=keep_blobs, progress=progress, check=check)
-    finally:
-        members.close()
+    with contextlib.closing(opened):
+        if isinstance(opened, FileIO):
+            return load_stream(handle, opened, selection, keep_blobs=keep_blobs, progress=progress, check=check)
+        return load_archive(handle, opened, selection, keep_blobs=keep_blobs, progress=progress, check=check)
 
 
 def load_archive(

@@ -32,12 +32,9 @@ from layerfs.formats.oci import (
 )
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import Reference
-from layerfs.registry.choice import MAX_NESTING, choose_entry
+from layerfs.registry.choice import MAX_IMAGES, MAX_NESTING, choose_entry
 
 __all__ = ["TOP_DOCUMENTS", "ImagePlan", "LayerPlan", "Selection", "plan_images", "synthesize_manifest"]
-
-#: Images of one archive.
-_MAX_IMAGES = 1000
 
 #: The documents that say what an archive is.
 TOP_DOCUMENTS = ("oci-layout", "index.json", "manifest.json")
@@ -228,8 +225,8 @@ class _Layout:
                 plans += self._expand(list(document.images), name, depth + 1)
             else:
                 plans.append(self._image(document, name))
-            if len(plans) > _MAX_IMAGES:
-                raise FormatError(f"archive has more than {_MAX_IMAGES} images")
+            if len(plans) > MAX_IMAGES:
+                raise FormatError(f"archive has more than {MAX_IMAGES} images")
         return plans
 
     def _image(self, manifest: Manifest, name: Reference | None) -> ImagePlan:

@@ -12,6 +12,7 @@ pulls cannot wait for each other.
 from __future__ import annotations
 
 import contextlib
+import logging
 import queue
 import threading
 import time
@@ -41,6 +42,8 @@ from layerfs.store.new_image import NewImage, commit_images
 from layerfs.store.part import Part, discard_part
 
 __all__ = ["Pull"]
+
+_log = logging.getLogger(__name__)
 
 #: Seconds between two reports about one layer.
 _TELL_EVERY = 0.1
@@ -308,8 +311,12 @@ class Pull:
         """Keep the blobs that were received, now that their image is there; a collection must not see one before."""
         with self._handle.trees_kept():
             for layer, part in self._parts:
-                if layer.blob is not None and part.size == layer.blob.size and layer.blob.digest != layer.diff_id:
+                if layer.blob is None or layer.blob.digest == layer.diff_id:
+                    continue
+                if part.size == layer.blob.size:
                     part.keep()
+                elif not has_blob(self._handle, layer.blob):
+                    _log.warning("layer %s: there was no room to keep its blob", layer.blob.digest)
 
     def _has(self, layer: LayerPlan) -> bool:
         """Return whether nothing of a layer has to be received."""

@@ -15,7 +15,7 @@ from collections.abc import Callable, Iterable, Iterator
 from dataclasses import dataclass
 from functools import partial
 
-from layerfs.errors import NotFound, RegistryError, StoreError
+from layerfs.errors import NotFound, RegistryError, StoreError, UnsupportedFormat
 from layerfs.formats.codec import detect
 from layerfs.formats.compress import check_level, compress
 from layerfs.formats.digest import Digest
@@ -34,6 +34,7 @@ from layerfs.formats.media_type import (
 from layerfs.formats.oci import Descriptor, Manifest
 from layerfs.formats.oci_form import as_oci
 from layerfs.formats.reference import Reference
+from layerfs.formats.tar.header import BLOCK
 from layerfs.registry.access import Access
 from layerfs.registry.loader import Progress
 from layerfs.registry.repository import Repository
@@ -255,8 +256,8 @@ class Push:
         """Return how a blob on the registry is compressed, by its first bytes."""
         try:
             with self._repository.blob(digest) as answer:
-                return detect(answer.read(6))
-        except (RegistryError, NotFound):
+                return detect(answer.read(BLOCK))
+        except (RegistryError, NotFound, UnsupportedFormat):
             return None
 
     def _compress(self, layer: LayerPush, compression: Compression) -> tuple[Digest, int]:

@@ -10,7 +10,7 @@ from dataclasses import dataclass, replace
 from layerfs.errors import FormatError, InvalidReference, LayerfsError, NotFound, RegistryError
 from layerfs.formats.auth_file import HUB_KEY, AuthFile, Credential, normal_key
 from layerfs.formats.digest import Digest
-from layerfs.formats.oci import ImageConfig, Index, Manifest
+from layerfs.formats.oci import Descriptor, ImageConfig, Index, Manifest, check_media_type, parse_manifest_or_index
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import DEFAULT_DOMAIN, Reference
 from layerfs.formats.registries_conf import AUTH_FILES
@@ -18,8 +18,8 @@ from layerfs.linux.durable import write_document
 from layerfs.linux.lock import FileLock
 from layerfs.registry.access import Access
 from layerfs.registry.choice import MAX_NESTING, choose_entry
-from layerfs.registry.credential import ask_helper, list_helper, read_auth_file
-from layerfs.registry.remote import Registries, find_remote, parse_received
+from layerfs.registry.credential import ask_helper, is_dockercfg, list_helper, read_auth_file
+from layerfs.registry.remote import Registries, find_remote, from_first, parse_received
 
 __all__ = [
     "RemoteImage",
@@ -118,14 +118,19 @@ def _fetch(access: Access, name: str, platform: Platform) -> tuple[Reference, Di
     """Return the canonical name, the digest of what it means, the image's manifest, and its config's bytes."""
     with Registries.open(access) as registries:
         reference, places, received = find_remote(registries, name)
+
+        def described(descriptor: Descriptor) -> bytes:
+            return from_first(places, lambda place: place.described(descriptor))
+
         document = parse_received(received)
         digest = document.digest
-        for _ in range(MAX_NESTING + 1):
+        for _ in range(MAX_NESTING + 2):
             if isinstance(document, Manifest):
-                return reference, digest, document, places[0].document(document.config, "config")
+                return reference, digest, document, described(document.config)
             assert isinstance(document, Index)
-            entry = choose_entry(document.images, platform, places[0].described)
-            document = parse_received(places[0].manifest(entry.digest))
+            entry = choose_entry(document.images, platform, described)
+            document = parse_manifest_or_index(described(entry), algorithm=entry.digest.algorithm)
+            check_media_type(document, entry)
         raise FormatError(f"indexes are nested more than {MAX_NESTING} deep")
 
 
@@ -237,19 +242,20 @@ def _forget(key: str | None, auth_file: str) -> list[str]:
             found = sorted({*file.credentials, *file.broken})
             raw = file.with_credential("", None)
             for each in found:
-                raw = AuthFile.parse(raw).with_credential(each, None)
+                raw = AuthFile.parse(raw, legacy=file.legacy).with_credential(each, None)
             if found:
                 _write(auth_file, raw)
             return sorted({*found, *_erase_all(file)})
         domain = key.partition("/")[0]
         helper = file.helper(domain)
-        if helper is not None:
-            # As log_in keeps it: helpers know registries, not what is in them.
+        known = normal_key(key) in {*file.credentials, *file.broken}
+        # As log_in keeps it: helpers know registries, not what is in them.
+        if helper is not None and ask_helper(helper, _spelling(domain)) is not None:
             ask_helper(helper, _spelling(domain), "erase")
-        elif normal_key(key) not in {*file.credentials, *file.broken}:
-            return []
-        _write(auth_file, file.with_credential(key, None))
-        return [key]
+            known = True
+        if known:
+            _write(auth_file, file.with_credential(key, None))
+        return [key] if known else []
 
 
 def _erase_all(file: AuthFile) -> list[str]:
@@ -294,7 +300,7 @@ def _changing(path: str) -> Iterator[AuthFile]:
     except OSError as error:
         raise LayerfsError(f"cannot write {path}: {error.strerror}") from error
     try:
-        yield read_auth_file(path) or AuthFile()
+        yield read_auth_file(path) or AuthFile(legacy=is_dockercfg(path))
     finally:
         lock.release(remove=True)
 

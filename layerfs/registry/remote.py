@@ -5,7 +5,7 @@ Documents that the store has already are not asked for again: their digests name
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
 
@@ -31,7 +31,7 @@ from layerfs.formats.policy import Policy, reference_scopes
 from layerfs.formats.reference import Reference
 from layerfs.formats.registries_conf import RegistriesConfig
 from layerfs.registry.access import Access
-from layerfs.registry.choice import MAX_NESTING, choose_entry
+from layerfs.registry.choice import MAX_IMAGES, MAX_NESTING, choose_entry
 from layerfs.registry.credential import Credentials
 from layerfs.registry.http import HttpClient
 from layerfs.registry.plan import ImagePlan, LayerPlan, Selection
@@ -39,10 +39,7 @@ from layerfs.registry.repository import ReceivedManifest, Repository
 from layerfs.registry.server import Server
 from layerfs.store.handle import StoreHandle
 
-__all__ = ["Registries", "RemoteImages", "find_remote", "parse_received", "plan_remote"]
-
-#: Images altogether, as for archives.
-_MAX_IMAGES = 1000
+__all__ = ["Registries", "RemoteImages", "find_remote", "from_first", "parse_received", "plan_remote"]
 
 
 class Registries:
@@ -228,6 +225,22 @@ def parse_received(received: ReceivedManifest) -> Manifest | Index:
     return document
 
 
+def from_first(places: Sequence[Repository], ask: Callable[[Repository], bytes]) -> bytes:
+    """Return what the first place that can answer does: a mirror may have a name and lack what that names.
+
+    Raises:
+        LayerfsError: none can; what the first one said.
+    """
+    failure: LayerfsError | None = None
+    for place in places:
+        try:
+            return ask(place)
+        except LayerfsError as error:
+            failure = failure or error
+    assert failure is not None, "there is at least the registry itself"
+    raise failure
+
+
 class _Planner:
     """Follows a document to its images."""
 
@@ -245,7 +258,7 @@ class _Planner:
         if isinstance(document, Manifest):
             yield self._image(document, asked)
             return
-        if depth >= MAX_NESTING:
+        if depth > MAX_NESTING:
             raise FormatError(f"indexes are nested more than {MAX_NESTING} deep")
         entries = list(document.images)
         if not entries:
@@ -264,8 +277,8 @@ class _Planner:
 
     def _image(self, manifest: Manifest, asked: Digest | None) -> ImagePlan:
         self._count += 1
-        if self._count > _MAX_IMAGES:
-            raise FormatError(f"index has more than {_MAX_IMAGES} images")
+        if self._count > MAX_IMAGES:
+            raise FormatError(f"index has more than {MAX_IMAGES} images")
         manifest.check_image()
         config = ImageConfig.parse(self._blob(manifest.config, "config"), algorithm=manifest.config.digest.algorithm)
         check_layer_count(manifest, config)
@@ -285,32 +298,21 @@ class _Planner:
         return ImagePlan(config, (manifest.digest, manifest.raw), layers, names, origin)
 
     def _document(self, descriptor: Descriptor) -> bytes:
-        is_config = document_kind(descriptor.media_type) is None
+        is_config = document_kind(descriptor.media_type) in (None, "config")
         return self._blob(descriptor, "config") if is_config else self._fetch(descriptor)
 
     def _fetch(self, entry: Descriptor) -> bytes:
         known = self._known(entry)
         if known is not None:
             return known
-        raw = self._first(lambda place: place.manifest(entry.digest).raw)
+        raw = from_first(self._places, lambda place: place.manifest(entry.digest).raw)
         if len(raw) != entry.size:
             raise FormatError(f"manifest {entry.digest} has {len(raw)} bytes, announced were {entry.size}")
         return raw
 
     def _blob(self, descriptor: Descriptor, what: str) -> bytes:
         known = self._known(descriptor)
-        return known if known is not None else self._first(lambda place: place.document(descriptor, what))
-
-    def _first(self, ask: Callable[[Repository], bytes]) -> bytes:
-        """Return what the first place that can answer does."""
-        failure: LayerfsError | None = None
-        for place in self._places:
-            try:
-                return ask(place)
-            except LayerfsError as error:
-                failure = failure or error
-        assert failure is not None
-        raise failure
+        return known if known is not None else from_first(self._places, lambda place: place.document(descriptor, what))
 
     def _known(self, descriptor: Descriptor) -> bytes | None:
         """Return a document that the store has, verified."""

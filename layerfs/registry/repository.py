@@ -12,7 +12,15 @@ from dataclasses import dataclass
 from typing import Any
 from urllib.parse import quote
 
-from layerfs.errors import DigestMismatch, FormatError, IntegrityError, InvalidReference, NotFound, RegistryError
+from layerfs.errors import (
+    DigestMismatch,
+    FormatError,
+    IntegrityError,
+    InvalidReference,
+    LimitExceeded,
+    NotFound,
+    RegistryError,
+)
 from layerfs.formats.digest import Digest
 from layerfs.formats.document import MAX_DOCUMENT_SIZE, JsonObject, parse_document
 from layerfs.formats.media_type import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, SCHEMA_1_TYPES, document_kind
@@ -121,7 +129,9 @@ class Repository:
             LimitExceeded: it is larger than documents may be.
         """
         if descriptor.size > MAX_DOCUMENT_SIZE:
-            raise FormatError(f"{what} {descriptor.digest} has {descriptor.size} bytes, more than {MAX_DOCUMENT_SIZE}")
+            raise LimitExceeded(
+                f"{what} {descriptor.digest} has {descriptor.size} bytes, more than {MAX_DOCUMENT_SIZE}"
+            )
         with self.blob(descriptor.digest) as answer:
             raw = answer.read_all(MAX_DOCUMENT_SIZE, what)
         check_blob(raw, descriptor, what)
@@ -129,7 +139,7 @@ class Repository:
 
     def described(self, descriptor: Descriptor) -> bytes:
         """Get a manifest, an index or a config, verified. Raises as :meth:`manifest` and :meth:`document`."""
-        if document_kind(descriptor.media_type) is None:
+        if document_kind(descriptor.media_type) in (None, "config"):
             return self.document(descriptor, "config")
         raw = self.manifest(descriptor.digest).raw
         check_blob(raw, descriptor, "manifest")

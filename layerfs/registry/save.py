@@ -29,7 +29,7 @@ from layerfs.formats.image_layout import IMAGE_NAME, LAYOUT, REF_NAME, blob_path
 from layerfs.formats.media_type import layer_compression
 from layerfs.formats.oci import Descriptor, ImageConfig, Manifest
 from layerfs.formats.tar.writer import END, padding
-from layerfs.linux.durable import fsync_directory, write_document
+from layerfs.linux.durable import fsync_directory, make_directories, write_document
 from layerfs.registry.pipeline import prefetch
 from layerfs.registry.target import Target
 from layerfs.store.handle import StoreHandle
@@ -150,7 +150,7 @@ def _save_layout(
     elif os.path.isdir(place) and os.listdir(place):
         raise FormatError(f"{place} is not empty, and no OCI layout", hint="Name another directory.")
     for algorithm in ("sha256", "sha512"):
-        os.makedirs(os.path.join(place, "blobs", algorithm), exist_ok=True)
+        make_directories(os.path.join(place, "blobs", algorithm), sync=handle.sync)
 
     def put(layer: _Layer) -> Descriptor:
         if layer.blob is not None and _is_there(place, layer.blob):

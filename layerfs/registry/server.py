@@ -197,11 +197,13 @@ class Server:
         """Send a request and follow redirects; also return whether the answer is from the registry itself."""
         answer = self._first(method, target, headers, header, body)
         home = origin(self.url(""))
-        for _ in range(_MAX_REDIRECTS):
+        for count in range(_MAX_REDIRECTS + 1):
             place = answer.header("Location")
             if answer.status not in (301, 302, 303, 307, 308) or not place or method not in ("GET", "HEAD"):
                 return answer, origin(answer.url) == home
             answer.close()
+            if count == _MAX_REDIRECTS:
+                break
             url = resolve(answer.url, place)
             there = origin(url)
             if there[0] == "http" and home[0] == "https" and not self._insecure:
@@ -210,7 +212,6 @@ class Server:
             answer = self._http.request(
                 method, url, headers=sent, registry=self.domain, verify=not self._insecure
             )  # fmt: skip
-        answer.close()
         raise RegistryError(f"{self.domain} redirects more than {_MAX_REDIRECTS} times")
 
     def _first(

@@ -19,6 +19,7 @@ from layerfs.store.image import ImageRecord, find_record, image_layers, list_ima
 from layerfs.store.ingest import COLLECTOR
 from layerfs.store.kept_blob import manifest_blobs, verify_blob
 from layerfs.store.layer import LayerRecord, find_layer, get_layer, is_intact
+from layerfs.store.poll import Poll
 
 __all__ = ["Problem", "check_store"]
 
@@ -54,10 +55,14 @@ def check_store(
         handle: the store.
         repair: rebuild what can be made from what is there: trees, and records of files that were only touched. A
             damaged layer needs its image to be loaded again, which replaces just that layer.
-        check: polled once per piece read.
+        check: polled once per piece read; what it raises ends the work.
+
+    Raises:
+        OSError: of this process, not of the store's files: EMFILE, ENOMEM and the like.
 
     Blocking: reads every layer once.
     """
+    poll = Poll(check)
     # A collection that was interrupted leaves trees and records apart until it is finished. Else looking removes
     # nothing.
     row = handle.database.connection.execute("SELECT 1 FROM lease WHERE owner = ?", (COLLECTOR,)).fetchone()
@@ -75,14 +80,14 @@ def check_store(
     damaged = set()
     for (identifier,) in rows:
         with contextlib.suppress(NotFound):  # removed meanwhile
-            for problem in _check_layer(handle, get_layer(handle, identifier), repair=repair, check=check):
+            for problem in _check_layer(handle, get_layer(handle, identifier), repair=repair, check=poll):
                 if problem.kind == "layer":
                     damaged.add(problem.name)
                 yield problem
     chains = set()
     blobs: set[Digest] = set()
     for image in list_images(handle):
-        found = [*_check_documents(handle, image), *_check_blobs(handle, image, blobs, repair=repair, check=check)]
+        found = [*_check_documents(handle, image), *_check_blobs(handle, image, blobs, repair=repair, check=poll)]
         if image.chain_id not in chains:
             found += _check_merged(handle, image, damaged, repair=repair)
             chains.add(image.chain_id)
@@ -90,9 +95,7 @@ def check_store(
             yield from found
 
 
-def _check_layer(
-    handle: StoreHandle, layer: LayerRecord, *, repair: bool, check: Callable[[], None] | None
-) -> Iterator[Problem]:
+def _check_layer(handle: StoreHandle, layer: LayerRecord, *, repair: bool, check: Poll) -> Iterator[Problem]:
     name = str(layer.diff_id)
     try:
         image = derive_layer_tree(handle, layer, check=check)
@@ -100,6 +103,7 @@ def _check_layer(
         if size != layer.file_size:
             raise IntegrityError(f"layer file has {size} bytes instead of {layer.file_size}")
     except (LayerfsError, OSError) as error:
+        check.pass_on(error)
         current = find_layer(handle, layer.diff_id)
         if current is None:
             return  # removed meanwhile
@@ -124,6 +128,7 @@ def _check_layer(
             with FileLock(handle.layout.layer_lock(layer.diff_id)):
                 restore_record(handle, layer, check=check)
         except (LayerfsError, OSError) as error:
+            check.pass_on(error)
             repair, hint = False, f"It could not be repaired: {error}"
     yield Problem("tree", name, message, repaired=repair, hint=hint)
 
@@ -174,7 +179,7 @@ def _check_blobs(
     seen: set[Digest],
     *,
     repair: bool,
-    check: Callable[[], None] | None,
+    check: Poll,
 ) -> Iterator[Problem]:
     """Verify the compressed blobs that are kept for an image; a damaged one is repaired by keeping none."""
     for blob in manifest_blobs(handle, image.manifest):
@@ -185,6 +190,7 @@ def _check_blobs(
         try:
             verify_blob(handle, blob.digest, check=check)
         except (LayerfsError, OSError) as error:
+            check.pass_on(error)
             if repair:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)

@@ -193,6 +193,7 @@ def merged_tree(handle: StoreHandle, image: ImageRecord) -> Tree:
     Raises:
         IntegrityError: so is one of its layers.
         NotFound: the image was removed meanwhile.
+        OSError: ENOSPC, EIO.
     """
     path = handle.layout.merged_tree(image.chain_id)
     try:
@@ -208,6 +209,8 @@ def merged_tree(handle: StoreHandle, image: ImageRecord) -> Tree:
                 merged = merge_stored(handle, layers)
             except (FileNotFoundError, FormatError) as error:
                 raise IntegrityError(f"a layer is damaged: {error}", hint="Load the image again.") from error
+            if handle.database.frozen:
+                return Tree(memoryview(merged))  # to look at; it cannot be kept
             write_document(path, merged, sync=handle.sync)
             return open_tree(path)
 

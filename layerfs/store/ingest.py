@@ -37,6 +37,7 @@ from layerfs.store.holders import Holders
 from layerfs.store.kept_blob import KeptBlobs
 from layerfs.store.layer import LayerRecord, find_donors, find_layer, is_intact
 from layerfs.store.layer_writer import LayerKey, LayerWriter
+from layerfs.store.poll import Poll
 
 __all__ = ["COLLECTOR", "Ingest", "IngestedLayer", "Pending", "sweep"]
 
@@ -123,7 +124,7 @@ class Ingest:
         """
         self.handle = handle
         self.owner = os.urandom(8).hex()
-        self._check = check
+        self._check = Poll(check)
         self._directory = os.path.join(handle.layout.ingest, self.owner)
         self._lock = FileLock(handle.layout.lock(f"ingest-{self.owner}"))
         self._done: dict[Digest, IngestedLayer] = {}
@@ -352,7 +353,8 @@ class Ingest:
             if not is_intact(self.handle, current):
                 restore_record(self.handle, current, check=self._check)
                 self._restored.append(current)
-        except (OSError, LayerfsError):
+        except (OSError, LayerfsError) as error:
+            self._check.pass_on(error)
             return False
         finally:
             if lock is not None:
@@ -383,8 +385,7 @@ class Ingest:
 
         def check() -> None:
             nonlocal told
-            if self._check is not None:
-                self._check()
+            self._check()
             if time.monotonic() > told:
                 told = math.inf
                 _log.warning("another process is bringing in layer %s; waiting for it", diff_id.short)

@@ -29,13 +29,14 @@ class LayerUsage:
 
 @dataclass(frozen=True, slots=True)
 class ImageUsage:
-    """One image: ``size`` of its layer tars, and how much of it is ``shared`` with other images or ``unique``."""
+    """One image: ``size`` of its layer tars, how much is ``shared`` with other images or ``unique``, and its layers."""
 
     id: Digest
     size: int
     shared: int
     unique: int
     containers: int
+    layers: tuple[Digest, ...]
 
 
 @dataclass(frozen=True, slots=True)
@@ -74,7 +75,8 @@ def shared_bytes(handle: StoreHandle, layer: LayerRecord) -> int:
 def measure(handle: StoreHandle) -> Usage:
     """Measure the store.
 
-    Blocking: one stat per layer and image, and a walk of every container's writable layer.
+    Blocking: one stat per file of the store, and a walk of every container's writable layer and of what layers were
+        unpacked to.
     """
     connection = handle.database.connection
     users: dict[int, int] = dict(
@@ -93,7 +95,8 @@ def measure(handle: StoreHandle) -> Usage:
         shared = sum(layer.tar_size for layer in own if users.get(layer.id, 0) > 1)
         size = sum(layer.tar_size for layer in own)
         count = sum(snapshot.image == image.digest for snapshot in snapshots)
-        images.append(ImageUsage(image.digest, size, shared, size - shared, count))
+        diff_ids = tuple(layer.diff_id for layer in own)
+        images.append(ImageUsage(image.digest, size, shared, size - shared, count, diff_ids))
     containers = {}
     for snapshot in snapshots:
         with contextlib.suppress(FileNotFoundError):  # removed meanwhile

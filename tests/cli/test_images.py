@@ -149,7 +149,7 @@ def test_history_and_layers(shell: Shell, image: Built) -> None:
 def test_tag_and_rmi(shell: Shell, image: Built) -> None:
     assert shell("tag", image.name, "one", "localhost/two:x") == ""
     assert "use --force" in shell.fails(6, "rmi", image.id[7:]).lower()
-    assert shell("rmi", "one") == "Untagged: docker.io/library/one:latest\n"
+    assert shell("rmi", "--force", "one") == "Untagged: docker.io/library/one:latest\n"
     shell.fails(2, "tag", image.name, "fine", "NotFine")
     assert shell.json("inspect", image.id)[0]["RepoTags"] == [image.name, "localhost/two:x"]
     out = shell("rmi", "-f", image.id[7:])

@@ -154,3 +154,11 @@ def test_no_sync_reaches_the_store(tmp_path: Path, monkeypatch: pytest.MonkeyPat
         with pytest.raises(SystemExit):
             program.main(["--root", str(tmp_path / "s"), *words])
     assert seen == [True, False, False]
+
+
+@pytest.mark.parametrize(
+    ("text", "shown"),
+    [("a {{- .X -}} b", "a1b"), ("a {{ .X }} b", "a 1 b"), ("a\n {{- .X }}", "a1"), ("{{.X -}} \n b", "1b")],
+)
+def test_a_dash_takes_white_space_away(text: str, shown: str) -> None:
+    assert Template(text).render({"X": 1}) == shown

@@ -61,7 +61,7 @@ def command(context: click.Context, form: Format, *, verbose: bool, no_trunc: bo
     with settings_of(context).open_store() as store:
         usage, images, containers = store.usage(), store.images(), store.containers()
         in_use = {mount.image_id for mount in store.mounts()} | {container.image_id for container in containers}
-        needed = {layer.diff_id for image in images if image.id in in_use for layer in store.layers(image)}
+    needed = {diff_id for image in usage.images if image.id in in_use for diff_id in image.layers}
     document = _document(usage, images, containers)
     rows = _summary(usage, images, containers, len(in_use), free=sum(
         layer.disk for layer in usage.layers if layer.diff_id not in needed

@@ -190,5 +190,7 @@ def _matches(name: str, pattern: str) -> bool:
 
 
 def _has_label(store: Store, image: Image, label: str, value: str | None) -> bool:
+    if image.damage is not None:
+        return False  # the warning that its config cannot be read says the rest
     labels = store.config(image).config.get("Labels")
     return isinstance(labels, dict) and label in labels and (value is None or labels[label] == value)

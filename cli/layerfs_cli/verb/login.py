@@ -59,6 +59,8 @@ def command(
             raise click.UsageError("--username is needed", context)
         username = str(click.prompt("Username", err=True))
     if password_stdin:
+        if sys.stdin is None:
+            raise click.UsageError("standard input is closed", context)
         password = sys.stdin.read(_MAX_PASSWORD).rstrip("\r\n")
     elif password is None:
         password = ask_password("use --password-stdin")

@@ -106,3 +106,13 @@ def test_lines_of_base64_are_joined() -> None:
 def test_basic_ends_at_nul() -> None:
     assert parse_basic(encoded("a:b\0\0")) == Credential("a", "b")
     assert Credential("a", "b").basic == encoded("a:b")
+
+
+def test_a_dockercfg_stays_one() -> None:
+    raw = b'{"h.example": {"auth": "dTpw", "email": "u@example"}}'
+    changed = AuthFile.parse(raw, legacy=True).with_credential("new.example", Credential("a", "b"))
+    found = AuthFile.parse(changed, legacy=True)
+    assert (found.find("h.example"), found.find("new.example")) == (Credential("u", "p"), Credential("a", "b"))
+    assert b"auths" not in changed
+    assert AuthFile.parse(found.with_credential("h.example", None), legacy=True).find("h.example") is None
+    assert b"auths" not in AuthFile.parse(b"", legacy=True).with_credential("x", Credential("a", "b"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import json
+from collections import Counter
 from collections.abc import Callable
 
 import pytest
@@ -229,3 +230,22 @@ def test_an_expansion_without_end_is_stopped(
     with pytest.raises(LimitExceeded, match="expands"):
         pull(store, registry, name="team/app:bomb")
     recovers(store, registry)
+
+
+@pytest.mark.parametrize("count", [5, 6])
+def test_as_many_redirects_as_are_followed(store: Store, registry: FaultyRegistry, count: int) -> None:
+    seen: Counter[str] = Counter()
+
+    def fault(handler: Handler) -> bool:
+        seen[handler.what] += 1
+        if handler.kind != "blobs" or seen[handler.what] > count:
+            return False
+        handler.answer(302, b"", {"Location": handler.path})
+        return True
+
+    registry.fault = fault
+    if count > 5:
+        with pytest.raises(RegistryError, match="redirects more than 5 times"):
+            pull(store, registry)
+    else:
+        pull(store, registry)

@@ -14,9 +14,11 @@ import pytest
 
 from layerfs.api import Store
 from layerfs.api.copying import copy
-from layerfs.errors import FormatError, InvalidReference, NotFound, UnsupportedFormat
+from layerfs.errors import FormatError, InvalidReference, LayerfsError, NotFound, UnsupportedFormat
 from layerfs.formats.digest import Digest
 from layerfs.formats.platform import Platform
+from layerfs.registry.query import fetch_config
+from tests.faulty_registry import FaultyRegistry, serving
 from tests.image_builder import (
     INDEX_TYPE,
     MANIFEST_TYPE,
@@ -36,6 +38,7 @@ from tests.image_builder import (
     write_layout,
 )
 from tests.store_audit import assert_whole, contents
+from tests.unit.registry.faults import QUICK
 
 SHARED = noise(60_000, "shared")
 IMAGE = TestImage(
@@ -346,3 +349,98 @@ def test_a_name_that_moves_is_said(store: Store, caplog: pytest.LogCaptureFixtur
     store.load(pipe(outer(oci(TestImage([layer({"b": b"b"})], ["moves:1"])))))
     (record,) = caplog.records
     assert "docker.io/library/moves:1 now means image" in record.getMessage()
+
+
+def test_an_archive_is_read_from_a_named_pipe(store: Store, tmp_path: Path) -> None:
+    fifo = tmp_path / "fifo"
+    os.mkfifo(fifo)
+    archive = outer(oci(TestImage([layer({"a": b"a"})], ["a:1"])))
+    for _ in range(10):
+        writer = threading.Thread(target=fifo.write_bytes, args=(archive,))
+        writer.start()
+        (image,) = store.load(fifo)
+        writer.join()
+        store.remove_image(image)
+
+
+@pytest.mark.parametrize(
+    ("source", "destination", "error", "message"),
+    [
+        ("dir:{0}/file", "oci:{0}/o", InvalidReference, "needs a directory"),
+        ("oci:{0}/file", "oci:{0}/o", InvalidReference, "needs a directory"),
+        ("oci:{0}/layout", "dir:{0}/no/such/x", None, ""),
+        ("oci:{0}/layout", "oci:{0}/file", LayerfsError, "cannot write oci:"),
+        ("oci:{0}/layout", "docker-archive:{0}/no/such/x.tar", LayerfsError, "cannot write"),
+        ("store:a:1", "dir:{0}/no/such/x", LayerfsError, "cannot write"),
+    ],
+)
+def test_copying_from_and_to_what_cannot_be(
+    store: Store, tmp_path: Path, source: str, destination: str, error: type[LayerfsError] | None, message: str
+) -> None:
+    layout = write_layout(tmp_path / "layout", oci(TestImage([layer({"a": b"a"})], ["a:1"])))
+    store.load(layout)
+    (tmp_path / "file").write_text("x")
+    arguments = source.format(tmp_path), destination.format(tmp_path)
+    if error is None:
+        copy(*arguments, store=store)
+        return
+    with pytest.raises(error, match=message):
+        copy(*arguments, store=store)
+
+
+def test_what_a_check_of_a_copy_raises_stays_that(tmp_path: Path) -> None:
+    layout = write_layout(tmp_path / "layout", oci(TestImage([layer({"a": noise(100_000)})], ["a:1"])))
+
+    def late() -> None:
+        raise TimeoutError("mine")
+
+    with pytest.raises(TimeoutError, match="mine"):
+        copy(f"oci:{layout}", f"oci:{tmp_path}/copy", check=late)
+
+
+def test_positions_mean_images_and_no_signatures(store: Store, tmp_path: Path) -> None:
+    layout = write_layout(tmp_path / "layout", oci(TestImage([layer({"a": b"a"})], ["a:1"])))
+    path = layout / "index.json"
+    index = json.loads(path.read_bytes())
+    signature = {"schemaVersion": 2, "mediaType": MANIFEST_TYPE, "artifactType": "application/x-signature",
+                 "config": {"mediaType": "application/vnd.oci.empty.v1+json", "digest": digest(b"{}"), "size": 2},
+                 "layers": []}  # fmt: skip
+    raw = json.dumps(signature).encode()
+    for blob in (raw, b"{}"):
+        (layout / blob_path(digest(blob))).write_bytes(blob)
+    entry = {"mediaType": MANIFEST_TYPE, "artifactType": "application/x-signature", "digest": digest(raw),
+             "size": len(raw)}  # fmt: skip
+    index["manifests"].insert(0, entry)
+    path.write_text(json.dumps(index))
+    (image,) = store.load(layout)
+    for source in (f"oci:{layout}", f"oci:{layout}:@0"):
+        assert copy(source, f"oci:{tmp_path}/copy") == image.manifest_digest
+
+
+@pytest.mark.parametrize(("depth", "fits"), [(5, True), (6, False)])
+def test_how_deep_indexes_may_lie(tmp_path: Path, depth: int, fits: bool) -> None:
+    made = FaultyRegistry()
+    image = TestImage([layer({"a": b"a"})])
+    made.add(image)
+    raw, media_type = image.manifest, MANIFEST_TYPE
+    for _ in range(depth):
+        entry = {"mediaType": media_type, "digest": digest(raw), "size": len(raw)}
+        raw, media_type = (
+            json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": [entry]}).encode(),
+            (INDEX_TYPE),
+        )
+        made.add_manifest(raw, media_type, "deep")
+    with serving(made), Store.open(tmp_path / "store", sync=False) as store:
+        name = f"{made.address}/team/app:deep"
+        works: list[Callable[[], object]] = [
+            lambda: store.pull(name, access=QUICK),
+            lambda: copy(f"docker://{name}", f"oci:{tmp_path}/one", access=QUICK),
+            lambda: copy(f"docker://{name}", f"oci:{tmp_path}/all", access=QUICK, everything=True),
+            lambda: fetch_config(QUICK, name, Platform.host()),
+        ]
+        for work in works:
+            if fits:
+                work()
+                continue
+            with pytest.raises(FormatError, match="nested more than 4 deep"):
+                work()

@@ -8,8 +8,10 @@ import pytest
 
 from layerfs.api import Store
 from layerfs.errors import IntegrityError
+from tests.faulty_registry import FaultyRegistry
 from tests.image_builder import TestImage, blob_path, digest, docker_old, layer, noise, oci, outer, pipe, write_layout
 from tests.store_audit import assert_whole
+from tests.unit.registry.faults import BIG, QUICK
 
 BASE = layer({"a": noise(50_000, "a")})
 IMAGE = TestImage([BASE, layer({"b": noise(9000, "b")})], ["one:1"])
@@ -92,3 +94,11 @@ def test_check_finds_and_drops_a_damaged_blob(store: Store) -> None:
     assert problem.repaired
     assert_whole(store)
     assert _kept(store) == {digest(IMAGE.blobs[1])}
+
+
+def test_a_blob_that_had_to_be_fetched_again_is_kept(store: Store, registry: FaultyRegistry) -> None:
+    part = Path(store.info().root, "partial", BIG.replace(":", "-"))
+    part.write_bytes(bytes(1000))  # what an interrupted pull left, and is wrong
+    store.pull(f"{registry.address}/team/app", access=QUICK, keep_blobs=True)
+    assert BIG in _kept(store)
+    assert_whole(store)

@@ -23,6 +23,7 @@ from layerfs.errors import (
     RegistryError,
     Unreachable,
 )
+from layerfs.registry.query import fetch_image
 from tests.faulty_registry import FaultyRegistry, Handler, serving
 from tests.image_builder import INDEX_TYPE, MANIFEST_TYPE, TestImage, digest, layer, noise
 from tests.store_audit import assert_whole, read_file
@@ -41,6 +42,26 @@ from tests.unit.registry.faults import (
     reset,
     status,
 )
+
+
+def test_an_index_that_names_no_platforms(store: Store, registry: FaultyRegistry) -> None:
+    """Then the configs say what the images are for."""
+    from layerfs.formats.platform import Platform
+
+    both = {name: TestImage([layer({"for": name.encode()})], architecture=name) for name in ("arm64", "amd64")}
+    for name, image in both.items():
+        registry.add(image, f"only-{name}")
+    entries = [
+        {"mediaType": MANIFEST_TYPE, "digest": digest(image.manifest), "size": len(image.manifest)}
+        for image in both.values()
+    ]
+    raw = json.dumps({"schemaVersion": 2, "mediaType": INDEX_TYPE, "manifests": entries}).encode()
+    registry.add_manifest(raw, INDEX_TYPE, "silent")
+    name = f"{registry.address}/team/app:silent"
+    for architecture in both:
+        wanted = Platform.parse(f"linux/{architecture}")
+        assert store.pull(name, access=QUICK, platform=wanted)[0].platform.architecture == architecture
+        assert fetch_image(QUICK, name, wanted).config.platform.architecture == architecture
 
 
 def test_an_index_for_several_platforms(store: Store, registry: FaultyRegistry) -> None:
