@@ -21,7 +21,15 @@ from layerfs.changeset.build import building, ingest_layer, not_empty, tree_of
 from layerfs.changeset.entry import IGNORED_XATTRS, read_xattrs
 from layerfs.errors import FormatError, StoreError, UnsupportedFormat, quoted
 from layerfs.formats.tree import MAX_SYMLINKS, Node
-from layerfs.formats.whiteout import LINK_XATTR, OVERRIDE_XATTR, is_private_xattr, is_whiteout_device
+from layerfs.formats.whiteout import (
+    LINK_XATTR,
+    OVERRIDE_XATTR,
+    format_override,
+    is_private_xattr,
+    is_whiteout_device,
+    mark_prefix,
+    usable_mode,
+)
 from layerfs.linux.process import may_give_away
 from layerfs.linux.safe_path import remove_tree
 from layerfs.linux.sparse import write_sparse
@@ -71,8 +79,7 @@ def apply_tar(
             root = tree_of(handle, layer, ingest.keys.get)
             fd = os.open(upper, _DIRECTORY)
             try:
-                prefix = "user.overlay." if userxattr else "trusted.overlay."
-                _Applying(handle, fd, lower, prefix, check).run(root)
+                _Applying(handle, fd, lower, mark_prefix(userxattr=userxattr), check).run(root)
             finally:
                 os.close(fd)
     except OSError as error:
@@ -84,7 +91,7 @@ class _Applying:
     """One run of :func:`apply_tar`."""
 
     def __init__(
-        self, handle: StoreHandle, upper: int, lower: ImageTree, prefix: str, check: Callable[[], None] | None
+        self, handle: StoreHandle, upper: int, lower: ImageTree, prefix: bytes, check: Callable[[], None] | None
     ) -> None:
         self._handle = handle
         self._upper = upper
@@ -211,11 +218,11 @@ class _Applying:
                 if status is None:
                     nid = through
                     continue
-                if is_whiteout_device(status.st_mode, status.st_rdev):
+                assert fd is not None
+                if self._is_whiteout(name, fd, status):
                     return None, None
                 nid = None
                 if stat.S_ISDIR(status.st_mode):
-                    assert fd is not None
                     inner = os.open(name, _DIRECTORY, dir_fd=fd)
                     os.close(fd)
                     fd = inner
@@ -234,9 +241,30 @@ class _Applying:
 
     def _is_opaque(self, fd: int) -> bool:
         marks = read_xattrs(fd)
-        if (self._prefix + "redirect").encode() in marks:
+        if self._prefix + b"redirect" in marks:
             raise UnsupportedFormat("the container has directories that were renamed without being copied")
-        return marks.get((self._prefix + "opaque").encode()) == b"y"
+        return marks.get(self._prefix + b"opaque") == b"y"
+
+    def _is_whiteout(self, name: bytes, fd: int, status: os.stat_result) -> bool:
+        """Whether an entry of the upper hides a name: a device, or a file that a directory with such admits."""
+        if is_whiteout_device(status.st_mode, status.st_rdev):
+            return True
+        if status.st_size or not stat.S_ISREG(status.st_mode) or read_xattrs(fd).get(self._prefix + b"opaque") != b"x":
+            return False
+        return self._prefix + b"whiteout" in read_xattrs(b"/proc/self/fd/%d/%b" % (fd, name))
+
+    def _make_whiteout(self, name: bytes, fd: int) -> None:
+        try:
+            os.mknod(name, stat.S_IFCHR, 0, dir_fd=fd)
+        except PermissionError:
+            # The store lies on an overlay, which takes no such device. Marks of a directory: it is not opaque, or
+            # nothing below it would have to be hidden.
+            os.setxattr(fd, self._prefix + b"opaque", b"x")
+            file = os.open(name, _NEW_FILE, 0o600, dir_fd=fd)
+            try:
+                os.setxattr(file, self._prefix + b"whiteout", b"y")
+            finally:
+                os.close(file)
 
     @contextmanager
     def _directory(self, path: Parts) -> Iterator[int]:
@@ -272,7 +300,7 @@ class _Applying:
         else:
             self._dress(inner, 0o40755, 0, 0, {})
             if hidden is not None:
-                os.setxattr(inner, self._prefix + "opaque", b"y")
+                os.setxattr(inner, self._prefix + b"opaque", b"y")
         return inner
 
     def _hide(self, path: Parts) -> None:
@@ -285,7 +313,7 @@ class _Applying:
             if status is not None:
                 remove_tree(path[-1], dir_fd=fd)
             if below is not None:
-                os.mknod(path[-1], stat.S_IFCHR, 0, dir_fd=fd)
+                self._make_whiteout(path[-1], fd)
 
     def _empty(self, path: Parts) -> None:
         """Hide all that is in a directory."""
@@ -299,18 +327,17 @@ class _Applying:
             for name in os.listdir(fd):
                 remove_tree(name, dir_fd=fd)
             if nid is not None:
-                os.setxattr(fd, self._prefix + "opaque", b"y")
+                os.setxattr(fd, self._prefix + b"opaque", b"y")
 
     def _make_directory(self, path: Parts, node: Node) -> None:
         with self._directory(path) as fd:
             if not node.is_implicit:
-                opaque = self._is_opaque(fd) if path else False
+                if path:
+                    self._is_opaque(fd)  # refuses a redirect
                 for name in read_xattrs(fd):
-                    if not name.startswith(self._prefix.encode()) and name not in IGNORED_XATTRS:
+                    if not name.startswith(self._prefix) and name not in IGNORED_XATTRS:
                         os.removexattr(fd, name)
                 self._dress(fd, node.mode, node.uid, node.gid, node.xattrs or {})
-                if opaque:
-                    os.setxattr(fd, self._prefix + "opaque", b"y")
                 self._times[path] = node.mtime * 1_000_000_000 + node.mtime_ns
 
     def _make(self, path: Parts, node: Node) -> None:
@@ -402,5 +429,5 @@ class _Applying:
             os.fchmod(fd, stat.S_IMODE(mode))
             return
         # Kept beside the file, which stays usable for its real owner: as the union does it.
-        os.fchmod(fd, stat.S_IMODE(mode) & 0o777 | (0o700 if stat.S_ISDIR(mode) else 0o600))
-        os.setxattr(fd, OVERRIDE_XATTR, b"%d:%d:%o" % (uid, gid, stat.S_IMODE(mode)))
+        os.fchmod(fd, usable_mode(mode))
+        os.setxattr(fd, OVERRIDE_XATTR, format_override(uid, gid, mode))

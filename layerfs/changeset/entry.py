@@ -8,14 +8,16 @@ where it stood, that is until the next step is taken from it.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 import stat
 from collections.abc import Iterator
-from typing import Protocol
+from typing import Protocol, cast
 
 from layerfs.changeset.base_tree import BaseTree
 from layerfs.errors import Conflict
-from layerfs.formats.whiteout import OVERRIDE_XATTR, parse_override
+from layerfs.formats.whiteout import OVERRIDE_XATTR, USER_PREFIX, parse_override
+from layerfs.linux.process import may_give_away
 
 __all__ = [
     "IGNORED_XATTRS",
@@ -110,9 +112,8 @@ class TreeEntry:
     @property
     def tree(self) -> ContentTree:
         """The tree that it is in, which must be one with its layers."""
-        tree: object = self._tree
-        assert hasattr(tree, "pieces"), "only a tree with its layers has contents"
-        return tree  # type: ignore[return-value]
+        assert hasattr(self._tree, "pieces"), "only a tree with its layers has contents"
+        return cast("ContentTree", self._tree)
 
 
 class UpperEntry:
@@ -136,7 +137,7 @@ class UpperEntry:
         self._fd, self._name, self._prefix, self._through = fd, name, prefix, through
         self._xattrs: dict[bytes, bytes] | None = None
         self.mode, self.uid, self.gid = status.st_mode, status.st_uid, status.st_gid
-        if prefix == b"user.overlay.":
+        if prefix == USER_PREFIX:
             self._take_meant_owner()
         self.mtime, self.mtime_ns = divmod(status.st_mtime_ns, 1_000_000_000)
         self.size, self.links = status.st_size, status.st_nlink
@@ -145,7 +146,7 @@ class UpperEntry:
 
     def _take_meant_owner(self) -> None:
         """Take owner and mode as the FUSE union keeps them for who may not give files away: its user is root inside."""
-        if stat.S_ISREG(self.mode) or stat.S_ISDIR(self.mode):
+        if (stat.S_ISREG(self.mode) or stat.S_ISDIR(self.mode)) and not _gives_away():
             meant = parse_override(self.marks().get(OVERRIDE_XATTR, b""))
             if meant is not None:
                 self.uid, self.gid, bits = meant
@@ -188,6 +189,12 @@ class UpperEntry:
                 yield piece
         finally:
             os.close(fd)
+
+
+@functools.cache
+def _gives_away() -> bool:
+    """Whether the union of this process gives files to their owners: then anybody in a container may set the xattr."""
+    return may_give_away()
 
 
 def attributes_of(entry: Entry, *, time: bool = False) -> tuple[int, ...]:

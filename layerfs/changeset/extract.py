@@ -19,6 +19,7 @@ from layerfs.errors import Conflict, UnsafePath
 from layerfs.formats.erofs.reader import Inode
 from layerfs.formats.whiteout import is_private_xattr
 from layerfs.linux.directory_stack import DirectoryStack
+from layerfs.linux.process import may_give_away
 from layerfs.linux.sparse import write_sparse
 from layerfs.store.view import ImageTree
 
@@ -102,7 +103,7 @@ class _Extraction:
         self._tree = tree
         self._stack = stack
         self._check = check
-        self._root = os.geteuid() == 0
+        self._root = may_give_away()
         self._skipped = Skipped()
         self._linked: dict[int, bytes] = {}
         self._top = os.dup(stack.fd)
@@ -191,7 +192,7 @@ class _Extraction:
         """Set the attributes of an open file or directory."""
         self._own(inode, lambda uid, gid: os.fchown(fd, uid, gid))
         for name, value in self._xattrs(inode.nid):
-            self._set(lambda name=name, value=value: os.setxattr(fd, name, value), path)  # type: ignore[misc]
+            self._set(fd, name, value, path)
         os.fchmod(fd, self._permissions(inode, path))
         os.utime(fd, ns=_times(inode))
 
@@ -200,25 +201,28 @@ class _Extraction:
         self._own(inode, lambda uid, gid: os.chown(name, uid, gid, dir_fd=here, follow_symlinks=False))
         place = b"/proc/self/fd/%d/%b" % (here, name)
         for key, value in self._xattrs(inode.nid):
-            self._set(
-                lambda key=key, value=value: os.setxattr(place, key, value, follow_symlinks=False),  # type: ignore[misc]
-                path,
-            )
+            self._set(place, key, value, path)
         if not stat.S_ISLNK(inode.mode):
             os.chmod(name, self._permissions(inode, path), dir_fd=here)
         os.utime(name, ns=_times(inode), dir_fd=here, follow_symlinks=False)
 
     def _own(self, inode: Inode, chown: Callable[[int, int], None]) -> None:
         if self._root:
-            chown(inode.uid, inode.gid)
+            try:
+                chown(inode.uid, inode.gid)
+            except OSError as error:
+                if error.errno != errno.EINVAL:
+                    raise
+                self._skipped.owners += 1  # one that this user namespace does not have
         elif (inode.uid, inode.gid) != (os.geteuid(), os.getegid()):
             self._skipped.owners += 1
 
-    def _set(self, setxattr: Callable[[], None], path: bytes) -> None:
+    def _set(self, where: int | bytes, name: bytes, value: bytes, path: bytes) -> None:
         try:
-            setxattr()
+            os.setxattr(where, name, value, follow_symlinks=isinstance(where, int))
         except OSError as error:
-            if self._root or error.errno not in _NOT_OURS:
+            # Root of a user namespace may give files away, and not set what is trusted.
+            if error.errno not in _NOT_OURS or (self._root and error.errno != errno.EPERM):
                 raise
             self._skipped.xattrs += 1
             self._skipped.note(path)

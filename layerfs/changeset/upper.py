@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from layerfs.changeset.base_tree import BaseTree
 from layerfs.changeset.change import Change, ChangeKind, Step
 from layerfs.changeset.entry import Entry, TreeEntry, UpperEntry, attributes_of, read_xattrs, same_content
+from layerfs.formats.whiteout import mark_prefix
 from layerfs.linux.directory_stack import DirectoryStack
 
 __all__ = ["compare_upper", "walk_upper"]
@@ -98,7 +99,7 @@ def walk_upper(
     fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         with DirectoryStack(fd) as stack:
-            prefix = b"user.overlay." if userxattr else b"trusted.overlay."
+            prefix = mark_prefix(userxattr=userxattr)
             yield from _Comparison(lower, stack, prefix, before, exact=exact, whole=whole, dressed=dressed).run()
     finally:
         os.close(fd)

@@ -19,17 +19,26 @@ __all__ = [
     "OPAQUE_MARKER",
     "OPAQUE_XATTR",
     "OVERRIDE_XATTR",
+    "TRUSTED_PREFIX",
+    "USER_PREFIX",
     "WHITEOUT_PREFIX",
+    "format_override",
     "hidden_name",
     "is_private_xattr",
     "is_whiteout_device",
+    "mark_prefix",
     "parse_override",
+    "usable_mode",
 ]
 
 WHITEOUT_PREFIX = b".wh."
 OPAQUE_MARKER = b".wh..wh..opq"
 
-OPAQUE_XATTR = b"trusted.overlay.opaque"
+#: Of overlayfs's marks, which are ``PREFIXopaque`` and so on; the other one is for mounts with ``userxattr``.
+TRUSTED_PREFIX = b"trusted.overlay."
+USER_PREFIX = b"user.overlay."
+
+OPAQUE_XATTR = TRUSTED_PREFIX + b"opaque"
 
 #: Marks, in a layer's own tree, a directory that the layer does not contain but that one of its paths runs through:
 #: when layers are merged its attributes come from below.
@@ -44,7 +53,7 @@ AUFS_PREFIX = b".wh..wh."
 #: Names that a file system reads as commands. An archive may not set them in any spelling: they would turn files of
 #: the image into redirects, opaque directories or foreign owners once mounted.
 _PRIVATE_PREFIXES = (
-    b"trusted.overlay.", b"user.overlay.", b"user.fuseoverlayfs.", b"security.fuseoverlayfs.", b"trusted.layerfs.",
+    TRUSTED_PREFIX, USER_PREFIX, b"user.fuseoverlayfs.", b"security.fuseoverlayfs.", b"trusted.layerfs.",
 )  # fmt: skip
 #: Owner and mode where a process may not chown: ``UID:GID:MODE``, the mode in octal (containers/storage's form).
 OVERRIDE_XATTR = b"user.containers.override_stat"
@@ -80,6 +89,21 @@ def parse_override(value: bytes) -> tuple[int, int, int] | None:
         return int(parts[0]), int(parts[1]), int(parts[2], 8) & 0o7777
     except (ValueError, IndexError):
         return None
+
+
+def format_override(uid: int, gid: int, mode: int) -> bytes:
+    """Return the :data:`OVERRIDE_XATTR` for owner, group and a mode, whose type bits do not count."""
+    return b"%d:%d:%o" % (uid, gid, stat.S_IMODE(mode))
+
+
+def usable_mode(mode: int) -> int:
+    """Return the permission bits of a file whose mode is kept beside it: its real owner can go on using it."""
+    return stat.S_IMODE(mode) & 0o777 | (0o700 if stat.S_ISDIR(mode) else 0o600)
+
+
+def mark_prefix(*, userxattr: bool) -> bytes:
+    """Return the prefix of the marks of a mount with or without the option ``userxattr``."""
+    return USER_PREFIX if userxattr else TRUSTED_PREFIX
 
 
 def is_private_xattr(name: bytes) -> bool:

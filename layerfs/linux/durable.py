@@ -264,13 +264,21 @@ def _rename_new(source: StrPath, destination: StrPath) -> None:
         rename(AT_FDCWD, old, AT_FDCWD, new, NOREPLACE)
     except OSError as err:
         if err.errno in {errno.EINVAL, errno.ENOSYS}:
-            # A file system without RENAME_NOREPLACE. rename(2) itself refuses a non-empty directory, and a link
-            # refuses any existing file, so both stay safe against a race.
+            # A file system without RENAME_NOREPLACE. rename(2) itself refuses a directory with something in it, and a
+            # link refuses any existing file, so both stay safe against a race. (An empty directory is replaced.)
             if stat.S_ISDIR(os.lstat(source).st_mode):
-                os.mkdir(destination, 0o700)
-                os.rename(source, destination)
+                _rename_directory(source, destination)
             else:
                 os.link(source, destination, follow_symlinks=False)
                 os.unlink(source)
             return
         raise OSError(err.errno, err.strerror, os.fsdecode(old), None, os.fsdecode(new)) from None
+
+
+def _rename_directory(source: StrPath, destination: StrPath) -> None:
+    try:
+        os.rename(source, destination)
+    except OSError as err:
+        if err.errno in {errno.ENOTEMPTY, errno.EEXIST, errno.ENOTDIR}:
+            raise FileExistsError(errno.EEXIST, os.strerror(errno.EEXIST), destination) from None
+        raise

@@ -239,16 +239,14 @@ def open_directories(
     Raises:
         OSError: ENOENT, ENOTDIR, EACCES with the path concerned; EMFILE.
     """
-    fds: list[int] = []
-    try:
+    with contextlib.ExitStack() as stack:
+        fds = []
         for path in paths:
-            fds.append(os.open(path, _DIRECTORY))  # noqa: PERF401 - what is open must be known when the next one fails
+            fds.append(os.open(path, _DIRECTORY))
+            stack.callback(os.close, fds[-1])
         if root_on_top:
             fds[:0] = _attached(_mount_root(prepare_root or functools.partial(_copy_root, paths[0])), place)
-    except BaseException:
-        for fd in fds:
-            os.close(fd)
-        raise
+        stack.pop_all()
     return fds
 
 

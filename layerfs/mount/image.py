@@ -6,15 +6,16 @@ import contextlib
 import errno
 import functools
 import os
-import stat
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import replace
 
 from layerfs.errors import BackendUnavailable, Conflict, FormatError, IntegrityError, MountError, NotFound
 from layerfs.formats.erofs.reader import Tree
+from layerfs.formats.whiteout import OVERRIDE_XATTR
 from layerfs.linux.durable import sync_filesystem
 from layerfs.linux.mountinfo import MountEntry, find_mount, read_mounts
 from layerfs.linux.probe import feature
+from layerfs.linux.process import may_give_away
 from layerfs.linux.safe_path import make_private
 from layerfs.mount.choose import BackendStatus, choose_backend
 from layerfs.mount.fuse.specification import FuseSpecification
@@ -37,7 +38,6 @@ from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_names, merged_tree
 from layerfs.store.layer import device_paths, map_tree
 from layerfs.store.snapshot import Snapshot, dressed_marker, is_dressed
-from layerfs.union.mark import OVERRIDE_XATTR
 
 __all__ = ["dressed_upper", "mount_image", "unmount_record"]
 
@@ -328,15 +328,7 @@ def _dress_root(upper: str, tree: Tree) -> None:
         return
     fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        try:
-            apply_attributes(fd, tree, tree.root)
-        except OSError as error:
-            if error.errno not in {errno.EPERM, errno.EINVAL} or os.geteuid() == 0:
-                raise
-            # The union of an ordinary user keeps owner and mode beside the file.
-            inode = tree.inode(tree.root)
-            text = b"%d:%d:%o" % (inode.uid, inode.gid, stat.S_IMODE(inode.mode))
-            os.setxattr(fd, OVERRIDE_XATTR, text)
+        apply_attributes(fd, tree, tree.root, override=None if may_give_away() else OVERRIDE_XATTR)
     finally:
         os.close(fd)
     os.close(os.open(dressed_marker(upper), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))

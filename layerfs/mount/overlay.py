@@ -20,6 +20,7 @@ import time
 from collections.abc import Callable, Iterator, Sequence
 
 from layerfs.errors import BackendUnavailable, Conflict, MountError
+from layerfs.formats.whiteout import mark_prefix
 from layerfs.linux.mount_api import move_mount
 from layerfs.linux.mountinfo import find_upper_mount, mount_id, read_mounts
 from layerfs.linux.probe import feature
@@ -156,7 +157,7 @@ def mount_directories(
 
 def _visible(lowers: Sequence[StrPath], *, userxattr: bool) -> list[str]:
     """Return the directories that can be seen in the stack, top first."""
-    mark = "user.overlay.opaque" if userxattr else "trusted.overlay.opaque"
+    mark = mark_prefix(userxattr=userxattr) + b"opaque"
     paths: list[str] = []
     # overlayfs refuses one directory twice (ELOOP), and images have one layer twice. The lower one of them adds
     # nothing: whatever it has or hides, the upper one has or hides again.

@@ -32,7 +32,14 @@ from typing import Self
 
 from layerfs.errors import MountError, UnsafePath
 from layerfs.formats.erofs.reader import DIRECTORY_TYPE, Inode, Tree
-from layerfs.formats.whiteout import IMPLICIT_XATTR, LINK_XATTR, OPAQUE_XATTR, is_private_xattr, is_whiteout_device
+from layerfs.formats.whiteout import (
+    IMPLICIT_XATTR,
+    LINK_XATTR,
+    OPAQUE_XATTR,
+    format_override,
+    is_private_xattr,
+    is_whiteout_device,
+)
 from layerfs.linux.directory_stack import DirectoryStack
 from layerfs.linux.disk_use import tree_disk
 from layerfs.linux.durable import fsync_directory, publish, sync_filesystem
@@ -199,7 +206,7 @@ def _make_staging(parent: str) -> tuple[str, int]:
             os.close(fd)
 
 
-def apply_attributes(fd: int, tree: Tree, nid: int) -> None:
+def apply_attributes(fd: int, tree: Tree, nid: int, *, override: bytes | None = None) -> None:
     """Give a directory or file the owner, xattrs, mode and mtime of an inode.
 
     For the root of an upper directory, which is what the root of a mount looks like.
@@ -208,16 +215,26 @@ def apply_attributes(fd: int, tree: Tree, nid: int) -> None:
         fd: of the directory or file, not opened with O_PATH.
         tree: the tree of the inode.
         nid: its number.
+        override: the xattr that keeps owner and mode of who may not give files away; None gives it away.
 
     Raises:
         OSError: EPERM, EOPNOTSUPP, ENOSPC (too many xattrs).
     """
     inode = tree.inode(nid)
     # The owner first: changing it clears set-user-ID bits and file capabilities.
-    os.fchown(fd, inode.uid, inode.gid)
+    if override is None:
+        os.fchown(fd, inode.uid, inode.gid)
     for name, value in _kept_xattrs(tree, nid):
-        os.setxattr(fd, name, value)
-    os.fchmod(fd, stat.S_IMODE(inode.mode))
+        try:
+            os.setxattr(fd, name, value)
+        except OSError as error:
+            # As in a copy-up: who may not give files away may not set all xattrs.
+            if override is None or error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
+                raise
+    if override is None:
+        os.fchmod(fd, stat.S_IMODE(inode.mode))
+    else:
+        os.setxattr(fd, override, format_override(inode.uid, inode.gid, inode.mode))
     os.utime(fd, ns=_times(inode))
 
 

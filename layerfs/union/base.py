@@ -13,6 +13,7 @@ from collections import OrderedDict, deque
 from errno import EDQUOT, ELOOP, EMLINK, ENAMETOOLONG, ENOENT, ENOSPC, EPERM, EROFS
 from typing import Protocol
 
+from layerfs.formats.whiteout import TRUSTED_PREFIX
 from layerfs.linux.memory import return_memory
 from layerfs.union.attribute import Attributes
 from layerfs.union.copy_up import copy_inode
@@ -82,7 +83,7 @@ class UnionPart:
         self._umask: int | None = None
         self._late = WriteBack() if sync and upper is not None else None
         self._static_nlink = static_nlink
-        self._prefix = prefix or (upper.prefix if upper is not None else b"trusted.overlay.")
+        self._prefix = prefix or (upper.prefix if upper is not None else TRUSTED_PREFIX)
         self._name_max = upper.name_max if upper is not None else _NAME_MAX
         self._base = lower.limit
         #: Lower directories that were listed, each with what its listing takes, in this order; and all that together.
@@ -165,7 +166,8 @@ class UnionPart:
             # Who looks is not kept from it by an upper that is full: the file is there, by another name.
             with contextlib.suppress(OSError):
                 self._relink(node, parent, name)
-        elif not node.is_gone:
+        else:
+            # Also one that seemed gone: names that nobody had met were not counted.
             self._nodes.name(node, parent, name)
         return node
 
@@ -361,29 +363,36 @@ class UnionPart:
         """Let the other names of a file follow it into the upper, so that it stays one file."""
         if self._lower.attributes(reference).nlink < 2:
             return
-        for path in self._lower.paths(reference):
-            directory: Node | None = self._nodes[ROOT]
+        # Until all names lead to the copy it must not die: a name that is not linked would be taken for the lower file.
+        node.pins += 1
+        try:
+            for path in self._lower.paths(reference):
+                self._link_other(node, path)
+        except OSError as error:
+            if error.errno not in NO_ROOM:
+                raise
+            return  # others are linked when they are met, if there is room then
+        node.pins -= 1
+
+    def _link_other(self, node: Node, path: list[bytes]) -> None:
+        """Let one name follow, if the lower tree's still shows there."""
+        directory = self._nodes[ROOT]
+        try:
             for name in path[:-1]:
                 try:
-                    found = self._find(directory, name) if directory is not None else None
+                    found = self._find(directory, name)
                 except OSError as error:
                     if error.errno not in {EPERM, ELOOP}:
                         raise
-                    found = None  # nobody can go there
-                directory = None if found is None else found[0]
-                if directory is None or not directory.is_directory:
-                    directory = None
-                    break
-            if directory is None or directory.lower is None:
-                continue
-            below = self._lower.lookup(directory.lower, path[-1])
+                    return  # nobody can go there
+                if found is None:
+                    return
+                directory = found[0]
+            below = None if directory.lower is None else self._lower.lookup(directory.lower, path[-1])
             if below is None or self._lower.number(below) != node.ino:
-                continue
+                return
             if directory.upper and self._upper is not None and self._upper.find(directory, path[-1])[0] is not None:
-                continue
-            try:
-                self._relink(node, directory, path[-1])
-            except OSError as error:
-                if error.errno not in NO_ROOM:
-                    raise
-                return  # others are linked when they are met, if there is room then
+                return
+            self._relink(node, directory, path[-1])
+        finally:
+            self._nodes.drop(directory)

@@ -172,7 +172,7 @@ class ListingPart(UnionPart):
             if child is None:
                 child = Node(number, mode & _TYPE, reference, upper=False)
                 nodes.add(child, node, name)
-            elif not child.is_gone:
+            elif not child.upper:
                 nodes.name(child, node, name)
             child.lookups += 1
 

@@ -22,8 +22,6 @@ __all__ = [
     "ESCAPE",
     "FUSE_OVERLAYFS_OPAQUE",
     "OVERRIDE_XATTR",
-    "TRUSTED_PREFIX",
-    "USER_PREFIX",
     "descriptor_path",
     "get_xattr",
     "has_whiteout_mark",
@@ -37,8 +35,6 @@ __all__ = [
     "refuse_metacopy",
 ]
 
-TRUSTED_PREFIX = b"trusted.overlay."
-USER_PREFIX = b"user.overlay."
 #: Behind the prefix of what is a mark of an overlay inside this one.
 ESCAPE = b"overlay."
 #: How containers/storage lays layers down when it mounts through a program, and what fuse-overlayfs writes where it may
@@ -122,8 +118,13 @@ def read_xattrs(fd: int) -> dict[bytes, bytes]:
     return found
 
 
-def read_opaque(fd: int, prefix: bytes) -> bytes:
+def read_opaque(fd: int, prefix: bytes, *, foreign: bool = True) -> bytes:
     """Return the opaque mark of an open directory: ``y`` hides all below, ``x`` admits whiteouts as xattrs.
+
+    Args:
+        fd: the directory.
+        prefix: of the xattrs that are marks.
+        foreign: whether fuse-overlayfs's mark counts too, which anybody may set where the kernel has mounted.
 
     Raises:
         OSError: EPERM for a directory that is a redirect to another one: following it is switched off, as in the
@@ -134,7 +135,7 @@ def read_opaque(fd: int, prefix: bytes) -> bytes:
         return b""
     if prefix + b"redirect" in names:
         raise OSError(EPERM, "directory is a redirect")
-    for mark in (prefix + b"opaque", FUSE_OVERLAYFS_OPAQUE):
+    for mark in (prefix + b"opaque", *((FUSE_OVERLAYFS_OPAQUE,) if foreign else ())):
         if mark in names:
             return get_xattr(fd, mark) or b""
     return b""

@@ -18,6 +18,7 @@ import stat
 from collections import OrderedDict
 from collections.abc import Iterator
 
+from layerfs.formats.whiteout import format_override, usable_mode
 from layerfs.linux.mount_api import clone_tree
 from layerfs.linux.rename import EXCHANGE, rename
 from layerfs.linux.safe_path import remove_tree
@@ -63,7 +64,7 @@ class Upper:
 
     def __init__(
         self, upper: str | bytes, work: str | bytes, prefix: bytes, *, noatime: bool = False,
-        override: bytes | None = None,
+        override: bytes | None = None, foreign_marks: bool = True,
     ) -> None:  # fmt: skip
         """Open both, and clear what an earlier mount left in the work directory.
 
@@ -74,6 +75,7 @@ class Upper:
             noatime: whether reading leaves the atimes of files and directories alone.
             override: the xattr that is to keep owners and modes; None for none, unless this process may give no file
                 away.
+            foreign_marks: whether what fuse-overlayfs has marked opaque is.
 
         Raises:
             OSError: EINVAL if an overlay of the kernel with the option ``volatile`` may have lost some of what was
@@ -81,6 +83,7 @@ class Upper:
                 file systems, else what opening or clearing them answers.
         """
         self.prefix = prefix
+        self.foreign_marks = foreign_marks
         self.quiet = os.O_NOATIME if noatime else 0
         self._fds: OrderedDict[Node, int] = OrderedDict()
         #: Directories held open; climbing to others costs one open per level.
@@ -99,6 +102,7 @@ class Upper:
             self.device = os.fstat(self.root).st_dev
             if os.fstat(self._lock).st_dev != self.device:
                 raise OSError(errno.EXDEV, "upper and work directory are on different file systems", work)
+            _open_up(b"work", self._lock)
             if _exists(b"work/incompat/volatile", self._lock):
                 # As the kernel does: that the marker is still there says that nobody has looked (fs/overlayfs/super.c).
                 raise OSError(
@@ -301,8 +305,8 @@ class Upper:
             gid: group.
         """
         assert self.override is not None
-        os.chmod(path, stat.S_IMODE(mode) & 0o777 | (0o700 if stat.S_ISDIR(mode) else 0o600))
-        os.setxattr(path, self.override, b"%d:%d:%o" % (uid, gid, stat.S_IMODE(mode)))
+        os.chmod(path, usable_mode(mode))
+        os.setxattr(path, self.override, format_override(uid, gid, mode))
 
     def temporary(self) -> bytes:
         """Return a name that is free in the work directory."""
@@ -377,7 +381,7 @@ class Upper:
         """Return the opaque mark of a directory; see :func:`layerfs.union.mark.read_opaque`."""
         fd = os.open(name, _DIRECTORY, dir_fd=dir_fd)
         try:
-            return read_opaque(fd, self.prefix)
+            return read_opaque(fd, self.prefix, foreign=self.foreign_marks)
         finally:
             os.close(fd)
 
@@ -454,29 +458,45 @@ def _open_alone(upper: str | bytes, work: str | bytes) -> tuple[int, int, bool]:
     Returns:
         An O_PATH descriptor of the one, a readable one of the other, and whether that was possible.
     """
-    plain = os.open(upper, _DIRECTORY & ~os.O_NOFOLLOW), os.open(work, _READABLE)
     paths = [os.fsencode(os.path.realpath(path)) for path in (upper, work)]
     above = os.path.commonpath(paths)
-    with contextlib.ExitStack() as stack:
+    with contextlib.ExitStack() as plain, contextlib.ExitStack() as alone:
+        own = _opened(plain, os.open(upper, _DIRECTORY & ~os.O_NOFOLLOW)), _opened(plain, os.open(work, _READABLE))
         try:
-            base = _opened(stack, clone_tree(os.fsdecode(above)))
-            names = [os.path.relpath(path, above) for path in paths]
-            alone = os.open(names[0], _DIRECTORY, dir_fd=base), os.open(names[1], _READABLE, dir_fd=base)
+            base = clone_tree(os.fsdecode(above))
+            try:
+                root, lock = (
+                    _opened(alone, os.open(os.path.relpath(path, above), flags, dir_fd=base))
+                    for path, flags in zip(paths, (_DIRECTORY, _READABLE), strict=True)
+                )
+            finally:
+                os.close(base)
         except OSError:  # no privilege for it, or a mount that may not be looked behind
-            return *plain, False
-        if all(os.path.samestat(os.fstat(one), os.fstat(other)) for one, other in zip(alone, plain, strict=True)):
-            for fd in plain:
-                os.close(fd)
-            return *alone, True
+            plain.pop_all()
+            return *own, False
+        if all(os.path.samestat(os.fstat(one), os.fstat(other)) for one, other in zip((root, lock), own, strict=True)):
+            alone.pop_all()
+            return root, lock, True
         # Something is mounted between the two and what they have in common.
-        for fd in alone:
-            os.close(fd)
-        return *plain, False
+        plain.pop_all()
+        return *own, False
 
 
 def _exists(path: bytes, dir_fd: int) -> bool:
     try:
         os.stat(path, dir_fd=dir_fd, follow_symlinks=False)
-    except OSError:
+    except (FileNotFoundError, NotADirectoryError):
         return False
     return True
+
+
+def _open_up(name: bytes, dir_fd: int) -> None:
+    """Give the owner of a directory all permission: overlayfs makes its own without any."""
+    try:
+        fd = os.open(name, _DIRECTORY, dir_fd=dir_fd)
+    except (FileNotFoundError, NotADirectoryError):
+        return
+    try:
+        os.chmod(descriptor_path(fd), 0o700)
+    finally:
+        os.close(fd)

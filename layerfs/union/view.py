@@ -138,7 +138,9 @@ class ViewPart(UnionPart):
     def _is_own(self, name: bytes) -> bool:
         """Whether an xattr means something to the union, though it is not named as overlayfs's marks are."""
         # fuse-overlayfs's mark is understood, and so must not be made by those inside.
-        return name == FUSE_OVERLAYFS_OPAQUE or (self._upper is not None and name == self._upper.override)
+        if self._upper is None:
+            return name == FUSE_OVERLAYFS_OPAQUE
+        return name == self._upper.override or (name == FUSE_OVERLAYFS_OPAQUE and self._upper.foreign_marks)
 
     def _stored_name(self, shown: bytes) -> bytes:
         """Return how an xattr is stored: those that would be marks of this overlay get another name.

@@ -111,11 +111,10 @@ def _attach_by_helper(wanted: FuseSpecification) -> int:
             command, pass_fds=[helpers.fileno()], stdin=subprocess.DEVNULL, stderr=subprocess.PIPE
         ) as process:
             helpers.close()
-            _, fds, _, _ = socket.recv_fds(ours, 1, 1)
+            _, fds, _, _ = socket.recv_fds(ours, 1, 1, socket.MSG_CMSG_CLOEXEC)
             said = os.fsdecode(process.stderr.read() if process.stderr is not None else b"")
     if not fds:
         raise OSError(errno.EPERM, said.strip().removeprefix("fusermount3: ") or "fusermount3 refused the mount")
-    os.set_inheritable(fds[0], False)  # noqa: FBT003 - of the standard library
     return fds[0]
 
 

@@ -18,6 +18,7 @@ import socket
 import threading
 from collections.abc import Callable
 
+from layerfs.formats.whiteout import mark_prefix
 from layerfs.linux.mountinfo import find_upper_mount
 from layerfs.linux.probe import feature
 from layerfs.mount.fuse.attach import attach, detach_mount, find_device, raise_read_ahead
@@ -26,7 +27,6 @@ from layerfs.mount.fuse.specification import FuseSpecification
 from layerfs.store.layer import map_tree
 from layerfs.union.image import ImageLower
 from layerfs.union.lower import LowerTree
-from layerfs.union.mark import TRUSTED_PREFIX, USER_PREFIX
 from layerfs.union.owner import OwnerMap
 from layerfs.union.stack import StackLower
 from layerfs.union.union import Union
@@ -130,7 +130,7 @@ def _union(wanted: FuseSpecification, *, raw_umask: bool) -> Union:
     userxattr = wanted.userxattr
     if userxattr is None:
         userxattr = not feature("trusted-xattrs").usable
-    prefix = USER_PREFIX if userxattr else TRUSTED_PREFIX
+    prefix = mark_prefix(userxattr=userxattr)
     with contextlib.ExitStack() as stack:
         upper = None
         override = None if wanted.override is None else os.fsencode(wanted.override)
@@ -138,7 +138,8 @@ def _union(wanted: FuseSpecification, *, raw_umask: bool) -> Union:
             if find_upper_mount(wanted.upper) is not None:
                 raise OSError(errno.EBUSY, "upper directory is mounted by the kernel", wanted.upper)
             upper = Upper(
-                wanted.upper, wanted.work, prefix, noatime=wanted.noatime or wanted.read_only, override=override
+                wanted.upper, wanted.work, prefix, noatime=wanted.noatime or wanted.read_only, override=override,
+                foreign_marks=wanted.tree is None,
             )  # fmt: skip
             stack.callback(upper.close)
         lower: LowerTree

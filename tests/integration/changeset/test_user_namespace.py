@@ -44,3 +44,30 @@ def test_opaque_directories_and_owners(tmp_path: Path) -> None:
         ["drwxr-xr-x", "0/0"], ["drwxr-xr-x", "0/0"], ["-rw-r-----", "0/0"], ["-rw-r--r--", "0/0"],
     ]  # fmt: skip
     assert [line.split()[-1] for line in listing] == ["./", "d/", "mode", "touched"]
+
+
+_FOREIGN = f"""
+set -e
+layerfs() {{ {_LAYERFS} --root store --runroot run "$@"; }}
+tar -C source --owner=1000 --group=1000 --mtime=@1000000000 -cf image.tar .
+layerfs import image.tar ns:1 >/dev/null
+layerfs extract ns:1 extracted
+layerfs mount ns:1 target --name box --backend fuse >/dev/null
+stat -c "%n %u:%g %Y" target target/file extracted/file
+layerfs umount box >/dev/null
+"""
+
+
+@pytest.mark.needs_userns
+@pytest.mark.needs_fuse
+def test_owners_that_the_namespace_does_not_have(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/file").write_text("f")
+    (tmp_path / "target").mkdir()
+    done = subprocess.run(
+        ["unshare", "-Urm", "bash", "-c", _FOREIGN], cwd=tmp_path, check=False, capture_output=True, text=True
+    )
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.splitlines() == [
+        "target 65534:65534 1000000000", "target/file 65534:65534 1000000000", "extracted/file 0:0 1000000000",
+    ]  # fmt: skip

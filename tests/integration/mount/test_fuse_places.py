@@ -13,9 +13,12 @@ from pathlib import Path
 
 import pytest
 
+from layerfs.api import Store
+from layerfs.errors import LayerfsError
 from layerfs.linux.mount_api import umount
 from layerfs.linux.mountinfo import find_mount
 from layerfs.mount.fuse.specification import FuseSpecification
+from tests.image_builder import entry, layer
 from tests.integration.mount.test_fuse_program import served
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
@@ -190,6 +193,30 @@ def test_a_rename_out_of_an_opaque_directory_on_an_overlay(tmp_path: Path, disk:
                 (target / "dir/new").rename(target / "t")
             assert below(target) == ["dir", "t"]
             assert (target / "t").read_text() == "new"
+
+
+@pytest.mark.needs_overlay
+def test_layers_are_applied_to_a_container_on_an_overlay(tmp_path: Path, disk: Disk) -> None:
+    for name in ("low", "up", "wk", "mnt", "tree/dir"):
+        (tmp_path / name).mkdir(parents=True)
+    overlay = disk("overlay", f"lowerdir={tmp_path}/low,upperdir={tmp_path}/up,workdir={tmp_path}/wk")
+    for name in ("gone", "dir/inner", "dir/linked"):
+        (tmp_path / "tree" / name).write_text(name)
+    os.link(tmp_path / "tree/gone", tmp_path / "tree/stays")
+    with Store.open(overlay / "store", sync=False) as store:
+        store.import_tree(tmp_path / "tree", "i:1")
+        store.mount("i:1", tmp_path / "mnt", name="box", backend="fuse")
+        (tmp_path / "mnt/dir/inner").unlink()  # a whiteout of the union's own
+        store.umount("box")
+        store.apply("box", [layer({".wh.gone": b"", "dir/.wh.linked": b"", "new": b"new"})])
+        assert {(change.kind, change.path) for change in store.diff("box")} == {
+            ("D", b"/gone"), ("D", b"/dir/inner"), ("D", b"/dir/linked"), ("C", b"/dir"), ("A", b"/new"),
+        }  # fmt: skip
+        with pytest.raises(LayerfsError, match="which is no file of the container"):  # what a whiteout hides is no target
+            store.apply("box", [layer([entry("again", kind=b"1", link="dir/inner")])])
+        store.mount("i:1", tmp_path / "mnt", name="box", backend="fuse")
+        assert below(tmp_path / "mnt") == ["dir", "new", "stays"]
+        store.umount("box")
 
 
 def test_a_target_inside_of_what_is_written(tmp_path: Path) -> None:

@@ -124,3 +124,22 @@ def test_start_writeback_is_a_hint(tmp_path: Path) -> None:
     finally:
         os.close(reading)
         os.close(writing)
+
+
+def test_publishing_a_directory_is_one_step_without_rename_noreplace(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_arguments: object) -> int:
+        raise OSError(errno.EINVAL, "no such flag")
+
+    monkeypatch.setattr(durable, "rename", refuse)
+    for name in ("new", "old"):
+        (tmp_path / name).mkdir()
+        (tmp_path / name / "x").write_text(name)
+    with pytest.raises(FileExistsError):
+        publish(tmp_path / "new", tmp_path / "old")
+    with monkeypatch.context() as broken:
+        broken.setattr(os, "rename", refuse)
+        with pytest.raises(OSError, match="no such flag"):
+            publish(tmp_path / "new", tmp_path / "third")
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["new", "old"]

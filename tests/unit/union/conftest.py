@@ -13,11 +13,11 @@ import pytest
 from layerfs.formats.erofs.reader import Tree
 from layerfs.formats.erofs.writer import Device, write_tree
 from layerfs.formats.tree import Node, directory
+from layerfs.formats.whiteout import USER_PREFIX
 from layerfs.union.attribute import Attributes
 from layerfs.union.change import Changes
 from layerfs.union.image import ImageLower
 from layerfs.union.lower import LowerTree
-from layerfs.union.mark import USER_PREFIX
 from layerfs.union.node import ROOT
 from layerfs.union.stack import StackLower
 from layerfs.union.union import Union

@@ -12,7 +12,7 @@ from unittest.mock import Mock
 
 import pytest
 
-from layerfs.union.mark import USER_PREFIX
+from layerfs.formats.whiteout import USER_PREFIX
 from layerfs.union.stack import StackLower
 from tests.unit.union.conftest import FILES, Make, failing, make_image
 

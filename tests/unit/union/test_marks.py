@@ -11,8 +11,8 @@ from pathlib import Path
 
 import pytest
 
+from layerfs.formats.whiteout import OVERRIDE_XATTR, USER_PREFIX
 from layerfs.union.change import Changes
-from layerfs.union.mark import OVERRIDE_XATTR, USER_PREFIX
 from layerfs.union.stack import StackLower
 from layerfs.union.union import Union
 from layerfs.union.upper import Upper

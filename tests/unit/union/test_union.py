@@ -16,6 +16,7 @@ from errno import (
     ENAMETOOLONG,
     ENODATA,
     ENOENT,
+    ENOSPC,
     ENOTDIR,
     ENOTEMPTY,
     EPERM,
@@ -27,10 +28,10 @@ from pathlib import Path
 
 import pytest
 
+from layerfs.formats.whiteout import USER_PREFIX
 from layerfs.linux.rename import EXCHANGE, NOREPLACE
 from layerfs.union import write_back
 from layerfs.union.change import Changes
-from layerfs.union.mark import USER_PREFIX
 from layerfs.union.node import ROOT
 from layerfs.union.stack import StackLower
 from layerfs.union.union import Union
@@ -461,3 +462,77 @@ def test_fsync_tells_that_a_copy_could_not_be_written(work: Work, monkeypatch: p
     with failing(EIO):
         union.fsync(one, data_only=False)
     union.fsync(one, data_only=False)
+
+
+def _no_room(*_: object, **__: object) -> None:
+    raise OSError(ENOSPC, os.strerror(ENOSPC))
+
+
+def test_a_copy_whose_other_name_found_no_room_stays_that_file(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    with monkeypatch.context() as full:
+        full.setattr(os, "link", _no_room)
+        one = work.at("one")
+        work.union.write(one.ino, 0, b"NEW")
+        work.union.forget([(one.ino, 1000)])  # as the kernel does when nobody uses it
+        two = work.at("a/two")  # whoever looks is not kept from it
+        assert (work.at("one").ino, work.read("one")) == (two.ino, b"NEWked")
+        assert work.read("a/two") == b"NEWked"
+    assert work.read("a/two") == b"NEWked"
+    assert (work.upper / "a/two").samefile(work.upper / "one")  # it was linked when there was room
+
+
+def test_a_file_that_seemed_gone_has_its_other_name(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its name went without a copy, for which there was no room, while somebody had it open."""
+    union, one = work.union, work.at("one")
+    with monkeypatch.context() as full:
+        full.setattr("layerfs.union.base.copy_inode", _no_room)
+        union.unlink(ROOT, b"one")
+    two = work.at("a/two")
+    assert two.ino == one.ino
+    union.setattr(two.ino, Changes(size=0))
+    assert union.write(two.ino, 0, b"new content") == 11
+    union.forget([(one.ino, 1000)])
+    assert work.read("a/two") == (work.upper / "a/two").read_bytes() == b"new content"
+
+
+def test_directories_on_the_way_to_other_names_are_let_go(work: Work) -> None:
+    (work.upper / "a").mkdir()
+    os.mknod(work.upper / "a/two", stat.S_IFCHR, 0)  # removed in an earlier mount
+    before = work.union.living
+    one = work.at("one")
+    work.union.write(one.ino, 0, b"x")
+    work.union.forget([(one.ino, 1000)])
+    assert work.union.living <= before
+
+
+def test_the_mark_of_fuse_overlayfs_means_nothing_where_only_layerfs_writes(tmp_path: Path) -> None:
+    for name in ("lower/d", "upper/d", "work"):
+        (tmp_path / name).mkdir(parents=True)
+    (tmp_path / "lower/d/f").write_text("f")
+    os.setxattr(tmp_path / "upper/d", "user.fuseoverlayfs.opaque", b"y")
+    for foreign in (True, False):
+        upper = Upper(str(tmp_path / "upper"), str(tmp_path / "work"), USER_PREFIX, foreign_marks=foreign)
+        union = Union(StackLower([str(tmp_path / "lower")], USER_PREFIX, device=upper.device), upper)
+        found = union.lookup(ROOT, b"d")
+        assert found is not None
+        assert (union.lookup(found.ino, b"f") is None) == foreign
+        assert union.listxattr(found.ino, Caller()) == ([] if foreign else [b"user.fuseoverlayfs.opaque"])
+        union.close()
+
+
+def test_a_work_directory_without_permissions_is_looked_into(tmp_path: Path) -> None:
+    """overlayfs makes it so, and leaves in it that what was written may be lost."""
+    (tmp_path / "upper").mkdir()
+    (tmp_path / "work/work/incompat/volatile").mkdir(parents=True)
+    (tmp_path / "work/work").chmod(0)
+    with failing(EINVAL):
+        Upper(str(tmp_path / "upper"), str(tmp_path / "work"), USER_PREFIX)
+    (tmp_path / "work/work").chmod(0o700)
+
+
+def test_a_missing_work_directory_costs_no_descriptors(tmp_path: Path) -> None:
+    (tmp_path / "upper").mkdir()
+    before = len(os.listdir("/proc/self/fd"))
+    with failing(ENOENT):
+        Upper(str(tmp_path / "upper"), str(tmp_path / "work"), USER_PREFIX)
+    assert len(os.listdir("/proc/self/fd")) == before
