@@ -6,9 +6,10 @@ code  meaning                                     code  meaning
 0     done                                        6     conflict: exists, in use, ambiguous
 1     other error; ``check`` found problems       7     the store is unusable
 2     usage, bad reference                        8     mount or unmount failed, no backend
-3     not found                                   130   interrupted from the keyboard
-4     content is not what its digest promises     141   the reader of standard output went away
-5     a registry refused, or cannot be reached
+3     not found                                   129   the terminal went away (SIGHUP)
+4     content is not what its digest promises     130   interrupted from the keyboard
+5     a registry refused, or cannot be reached    141   the reader of standard output went away
+                                                  143   told to end (SIGTERM)
 ====  ==========================================  ====  ==============================================
 """
 

@@ -1,6 +1,6 @@
 """Options of the verbs that talk to registries, and the files and variables that docker and podman have for the same.
 
-Together with :mod:`layerfs_cli.settings` the only reader of the environment. What works there works here unchanged:
+Together with :mod:`layerfs_cli.settings` what reads the environment. What works there works here unchanged:
 auth files and helpers, certs.d, registries.conf, policy.json, proxies.
 
 Source: containers-auth.json(5), containers-registries.conf(5), containers-policy.json(5), containers-certs.d(5).

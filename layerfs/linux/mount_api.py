@@ -1,9 +1,9 @@
 """The kernel's mount API by file descriptor: contexts, detached mounts, and putting them in place.
 
-Every function is one system call, except that a failed step of a context also reads what the kernel wrote into the
-context's message log, because "invalid argument" alone helps nobody. Mounts made here are detached: they are visible to
-no one, and vanish when their descriptor is closed, until :func:`move_mount` attaches them. So a failure half-way leaves
-nothing behind as long as the caller closes its descriptors.
+Every function is one system call, or one for each value, except that a failed step of a context also reads what the
+kernel wrote into the context's message log, because "invalid argument" alone helps nobody. Mounts made here are
+detached: they are visible to no one, and vanish when their descriptor is closed, until :func:`move_mount` attaches
+them. So a failure half-way leaves nothing behind as long as the caller closes its descriptors.
 
 Source: fsopen(2), fsconfig(2), fsmount(2), move_mount(2), open_tree(2); linux/mount.h.
 """

@@ -1,7 +1,7 @@
 """Sparse files: punching holes, copying ranges inside the kernel, and seeing what is really allocated.
 
-Offsets and lengths are bytes. Nothing here uses or moves the file offset, except where it says so:
-:func:`data_segments` and :func:`copy_data`.
+Offsets and lengths are bytes. What looks for data moves the file offset: :func:`data_segments`, :func:`copy_data`,
+:func:`is_zero`; nothing else uses it.
 """
 
 from __future__ import annotations

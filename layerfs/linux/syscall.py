@@ -1,7 +1,8 @@
 """Calls into libc and the kernel that Python's ``os`` does not offer, declared one prototype each.
 
 Not a wrapper collection: the modules of this package declare what they need here and give it a meaning. Every declared
-call has its argument types fixed and raises :class:`OSError` from ``errno``; none returns -1.
+call has its argument types fixed and raises :class:`OSError` from ``errno``; only what :func:`bare_syscall` declares
+returns -1.
 
 Imported by ``layerfs.linux`` only.
 """

@@ -30,7 +30,7 @@ def unmount(target: str | os.PathLike[str], *, mount_id: int | None = None, lazy
         MountError: EBUSY with the processes and mounts that hold it, EINVAL if nothing is mounted there, EPERM.
 
     Blocking: overlayfs writes back what was changed: seconds after large writes.
-    Atomicity: the mount is there or not; data is on disk when the function returns, unless lazy.
+    Atomicity: the mount is there or not; what overlayfs was given is on disk when the function returns, unless lazy.
     """
     path = os.fspath(target)
     entry = find_mount(path) if mount_id is not None else None

@@ -1,1 +1,1 @@
-"""Images from elsewhere: archives and layouts as sources."""
+"""Images from elsewhere: archives, layouts and registries, as sources and targets."""

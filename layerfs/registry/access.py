@@ -34,8 +34,8 @@ class Access:
     """How registries are reached.
 
     Attributes:
-        auth_files: files with credentials, the first that has one counts; a name ending in ``.dockercfg`` is read in
-            docker's old form. Those that do not exist are passed over.
+        auth_files: files with credentials, the first that has one counts; one called ``.dockercfg`` is in docker's
+            old form. Those that do not exist are passed over.
         required_auth_file: one that has to exist, instead of all others; None for none.
         credential: for the registry that is named first, instead of what files say; its mirrors do not get it.
         anonymous: use no credentials at all.
@@ -46,7 +46,7 @@ class Access:
             says; None leaves it to registries.conf.
         registries: files of registries.conf, the main one first.
         policy: the trust policy's file, which has to exist; None accepts everything.
-        proxies: URL of the proxy by scheme, and under ``no`` the hosts that need none.
+        proxies: URL of the proxy by scheme, or under ``all``; and under ``no`` the hosts that need none.
         jobs: layers transferred at a time.
         attempts: how often a request that may succeed later is made before its error counts.
         retry_delay: seconds before the second attempt; doubled for each further one, up to a minute.

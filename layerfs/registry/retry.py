@@ -81,6 +81,7 @@ class Backoff:
 
         Raises:
             RegistryError: this error, when it is not temporary or no attempt is left.
+            RateLimited: the registry wants a longer pause than anybody waits for.
         """
         self._made += 1
         if not error.temporary or self._made >= min(self._attempts, most or self._attempts):

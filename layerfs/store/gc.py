@@ -138,7 +138,7 @@ def _free(handle: StoreHandle) -> None:
 
 
 def _remove_directory(handle: StoreHandle, diff_id: Digest) -> int:
-    """Remove the files of a layer that has no record; return the bytes of disk they took."""
+    """Remove the files of a layer that is about to have no record; return the bytes of disk they took."""
     directory = handle.layout.layer(diff_id)
     size = files_disk(os.path.join(directory, name) for name in ("layer.tar", "tree.erofs"))
     remove_tree(directory, missing_ok=True)

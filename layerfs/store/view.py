@@ -145,7 +145,6 @@ class ImageTree:
         while len(data) < wanted:
             more = os.pread(fd, wanted - len(data), start + offset + len(data))
             if not more:
-                # The last file of a tar without an end marker may end before its block does; anything else is damage.
                 raise IntegrityError(f"{self._paths[device]} is cut short at byte {start + offset + len(data)}")
             data += more
         return data

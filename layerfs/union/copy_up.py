@@ -1,8 +1,8 @@
 """Copying an inode of the lower tree up: complete in the work directory first, then in its place by one rename.
 
-Mode, owner, times, xattrs, holes and content are kept. Bytes go from file to file inside the kernel, as a reflink where
-the file systems can, so memory does not depend on size. A crash leaves the file where it was, or copied; what is half
-done lies in the work directory, which the next mount clears.
+Mode, owner, times, xattrs and content are kept, holes too but for those of small files. Bytes go from file to file
+inside the kernel, as a reflink where the file systems can, so memory does not depend on size. A crash leaves the file
+where it was, or copied; what is half done lies in the work directory, which the next mount clears.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def copy_inode(lower: LowerTree, reference: Reference, upper: Upper, *, data: bo
 
 
 def _copy_content(source: LowerFile, fd: int) -> None:
-    """Copy a file's bytes, keeping its holes."""
+    """Copy a file's bytes; holes stay such where looking for them costs less than writing them."""
     try:
         if source.size <= _SMALL:
             if source.size:

@@ -212,7 +212,7 @@ def test_layers_are_applied_to_a_container_on_an_overlay(tmp_path: Path, disk: D
         assert {(change.kind, change.path) for change in store.diff("box")} == {
             ("D", b"/gone"), ("D", b"/dir/inner"), ("D", b"/dir/linked"), ("C", b"/dir"), ("A", b"/new"),
         }  # fmt: skip
-        with pytest.raises(LayerfsError, match="which is no file of the container"):  # what a whiteout hides is no target
+        with pytest.raises(LayerfsError, match="is no file of the container"):  # hidden by a whiteout
             store.apply("box", [layer([entry("again", kind=b"1", link="dir/inner")])])
         store.mount("i:1", tmp_path / "mnt", name="box", backend="fuse")
         assert below(tmp_path / "mnt") == ["dir", "new", "stays"]
