@@ -1,7 +1,8 @@
 """Writing the files of an image into a plain directory of the host, as any user.
 
 As root everything is kept. An ordinary user gets the files as his own: names, content with its larger holes, permission
-bits (but no set-user-ID, which would be his), times, links and user xattrs; what only root can make is counted and told.
+bits (but no set-user-ID, which would be his), times, links and user xattrs; what only root can make is counted and
+told.
 
 Nothing in an image can reach outside: everything is made relative to held descriptors, under names that must be new,
 in a directory that was empty; no symlink is followed.
