@@ -24,7 +24,8 @@ class Image:
 
     Attributes:
         id: digest of its config: the image ID.
-        manifest_digest: digest of the manifest it came with.
+        manifest_digest: digest of its manifest: the one of the name or digest by which it was found, else the one that
+            it came with last.
         names: canonical references that mean it, sorted.
         chain_id: names its merged tree.
         platform: what it was built for.
@@ -33,6 +34,7 @@ class Image:
         layers: how many.
         damage: what is wrong with its config, which then tells neither platform nor time; None for a whole image.
         origins: what it was pulled as, ``repository@digest`` each, sorted.
+        name_manifests: digest of the manifest that each name was given with, in the order of ``names``.
         given: those of its names that the load or pull which returned it has set, in the order of its source.
     """
 
@@ -46,7 +48,15 @@ class Image:
     layers: int
     damage: str | None = None
     origins: tuple[str, ...] = ()
+    name_manifests: tuple[Digest, ...] = ()
     given: tuple[str, ...] = field(default=(), compare=False)
+
+    @property
+    def repo_digests(self) -> tuple[str, ...]:
+        """``repository@digest`` for each manifest that it has a name for, and for what it was pulled as, sorted."""
+        named = zip(self.names, self.name_manifests, strict=True)
+        own = {f"{name.rpartition(':')[0]}@{digest}" for name, digest in named}
+        return tuple(sorted(own.union(self.origins)))
 
     @property
     def repositories(self) -> tuple[str, ...]:

@@ -202,6 +202,7 @@ class AsyncStore:
     resolve = _awaited(Store.resolve)
     config = _awaited(Store.config)
     manifest = _awaited(Store.manifest)
+    document = _awaited(Store.document)
     layers = _awaited(Store.layers)
     history = _awaited(Store.history)
     tree = _awaited(Store.tree)

@@ -3,10 +3,12 @@
 from __future__ import annotations
 
 import errno
+import logging
 import os
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
+from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
@@ -23,6 +25,8 @@ if TYPE_CHECKING:
 __all__ = ["StorePart", "StrPath", "refuse_inside_trio"]
 
 StrPath = str | os.PathLike[str]
+
+_log = logging.getLogger(__name__)
 
 #: What an image is shown with whose config cannot be read.
 _NO_PLATFORM = Platform("unknown", "unknown")
@@ -92,7 +96,22 @@ class StorePart:
             ) from error  # fmt: skip
 
     def _record(self, image: str | Image) -> catalog.ImageRecord:
-        return catalog.find_image(self._handle, image if isinstance(image, str) else str(image.id))
+        if isinstance(image, str):
+            return catalog.find_image(self._handle, image)
+        record = catalog.find_image(self._handle, str(image.id))
+        is_there = image.manifest_digest in catalog.image_manifests(self._handle, record)
+        return replace(record, manifest=image.manifest_digest) if is_there else record
+
+    def _sent(self, image: str | Image) -> catalog.ImageRecord:
+        """Return an image that is about to go out; warn if that is not what a digest asks for."""
+        record = self._record(image)
+        asked = catalog.digest_in(image) if isinstance(image, str) else None
+        if asked not in (None, record.manifest, record.digest):
+            _log.warning(
+                "the manifest %s of image %s goes out, and not the index %s that lists it",
+                record.manifest, record.digest.short, asked,
+            )  # fmt: skip
+        return record
 
     def _image(self, record: catalog.ImageRecord) -> Image:
         from layerfs.formats.oci import ImageConfig
@@ -108,7 +127,8 @@ class StorePart:
         return Image(
             record.digest, record.manifest, tuple(catalog.image_names(self._handle, record)), record.chain_id,
             platform, created, sum(layer.tar_size for layer in layers), len(layers), damage,
-            tuple(catalog.image_origins(self._handle, record)), record.given,
+            tuple(catalog.image_origins(self._handle, record)),
+            tuple(catalog.name_manifests(self._handle, record)), record.given,
         )  # fmt: skip
 
     def _images(self, records: list[catalog.ImageRecord]) -> list[Image]:

@@ -227,7 +227,8 @@ class _Copy:
 
     def _resolved(self) -> Image:
         """Return the image of a store that is meant, which has to be for the platform, if one is asked for."""
-        image = self._open_store().resolve(self.origin.reference or "")
+        store = self._open_store()
+        image = store._image(store._sent(self.origin.reference or ""))
         if self.platform is not None and not self.platform.matches(image.platform):
             raise NotFound("platform of the image", str(self.platform), hint=f"There is: {image.platform}.")
         return image

@@ -56,6 +56,18 @@ class ImagePart(StorePart):
         with self._there(image) as record:
             return Manifest.parse(self._handle.read_blob(record.manifest), algorithm=record.manifest.algorithm)
 
+    def document(self, name: str) -> bytes:
+        """Return the document that a name means, byte for byte: a manifest, or the index that it was pulled by.
+
+        Raises:
+            NotFound, InvalidReference: as :meth:`resolve`.
+            StoreError: it is damaged.
+        """
+        with self._there(name) as record:
+            asked = catalog.digest_in(name)
+            is_index = asked is not None and asked in catalog.image_indexes(self._handle, record)
+            return self._handle.read_blob(asked if asked is not None and is_index else record.manifest)
+
     def layers(self, image: str | Image) -> list[Layer]:
         """Return an image's layers, bottom first."""
         from layerfs.store.usage import shared_bytes
@@ -191,13 +203,15 @@ class ImagePart(StorePart):
         record = self._record(image)
         try:
             with self._handle.database.transaction() as connection:
-                catalog.set_name(connection, reference, record.id)
+                catalog.set_name(connection, reference, record.id, record.manifest)
         except sqlite3.IntegrityError as error:
             raise NotFound("image", str(record.digest), hint="Somebody else has just removed it.") from error
         return reference
 
     def remove_image(self, name: str | Image, *, force: bool = False) -> RemovedImage:
-        """Remove a name of an image, and the image with its last name; an ID removes the image.
+        """Remove a name of an image, and the image with its last one; an ID removes the image.
+
+        ``NAME@DIGEST`` is a name of an image that was pulled by it, and goes with the last tag of its repository.
 
         Args:
             name: as for :meth:`resolve`, or an image, which means its ID.
@@ -214,18 +228,17 @@ class ImagePart(StorePart):
         if not isinstance(name, str):
             name = str(name.id)
         record = catalog.find_image(self._handle, name)
-        names = catalog.image_names(self._handle, record)
-        untagged = catalog.name_among(name, names)
-        rest = [] if untagged is None else [other for other in names if other != untagged]
-        if untagged is None and len(names) > 1 and not force:
+        names, origins = catalog.image_names(self._handle, record), catalog.image_origins(self._handle, record)
+        going = catalog.references_of(name, names, origins)
+        if not going and len(names) > 1 and not force:
             raise Conflict(
                 f"image {record.digest.short} has {len(names)} names: {', '.join(names)}", reason="exists",
                 hint="Remove them by name, or use --force.",
             )  # fmt: skip
-        if rest:
+        if going and {*names, *origins} - {*going}:
             with self._handle.database.transaction() as connection:
-                connection.execute("DELETE FROM name WHERE name = ? AND image = ?", (untagged, record.id))
-            return RemovedImage((untagged,) if untagged else (), ())
+                catalog.remove_references(connection, record, going)
+            return RemovedImage((going[0],), ())
         from layerfs.store.gc import collect
 
         self._refuse_used(record)
@@ -235,7 +248,7 @@ class ImagePart(StorePart):
             if not connection.execute("DELETE FROM image WHERE id = ?", (record.id,)).rowcount:
                 raise NotFound("image", str(record.digest), hint="Somebody else has just removed it.")
         collect(self._handle)
-        return RemovedImage(tuple(names), (record.digest,))
+        return RemovedImage(tuple(names or going[:1]), (record.digest,))
 
     @contextlib.contextmanager
     def _there(self, image: str | Image) -> Iterator[catalog.ImageRecord]:

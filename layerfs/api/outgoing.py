@@ -69,7 +69,7 @@ class OutgoingPart(StorePart):
             raise InvalidReference("layers of a docker archive are not compressed", hint="Use the form oci-archive.")
         wanted = []
         for image in [images] if isinstance(images, str) else images:
-            record = self._record(image)
+            record = self._sent(image)
             names = catalog.image_names(self._handle, record)
             if isinstance(image, str):
                 named = catalog.name_among(image, names)

@@ -229,7 +229,7 @@ class TransferPart(StorePart):
         return PushedImage(reference, digest)
 
     def _pushed(self, image: str | Image, destination: str | None) -> tuple[catalog.ImageRecord, Reference]:
-        record = self._record(image)
+        record = self._sent(image)
         if destination is None:
             destination = self._own_name(image, record)
         if not is_registry(destination):
@@ -240,14 +240,6 @@ class TransferPart(StorePart):
         reference = Reference.parse(registry_name(destination)).with_default_tag()
         if reference.digest is not None:
             raise InvalidReference(f"{destination} has a digest: an image is pushed to a repository and a tag")
-        asked = Reference.parse(image).digest if isinstance(image, str) and "@" in image else None
-        if asked not in (None, record.manifest, record.digest):
-            import logging
-
-            logging.getLogger(__name__).warning(
-                "image %s is in the store with the manifest %s, which goes out instead of %s",
-                record.digest.short, record.manifest, asked,
-            )  # fmt: skip
         return record, reference
 
     def _given(self, name: str | None) -> Reference | None:

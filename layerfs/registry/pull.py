@@ -254,7 +254,12 @@ class Pull:
                 raise DigestMismatch("layer", expected=str(layer.diff_id), actual=str(ready.diff_id), size=0)
             found.append(ready)
         assert plan.manifest is not None
-        return NewImage((plan.config.digest, plan.config.raw), plan.manifest, found, plan.names, origin=plan.origin)
+        received = self._remote.received
+        is_index = plan.origin is not None and plan.origin[1] == received.digest != plan.manifest[0]
+        return NewImage(
+            (plan.config.digest, plan.config.raw), plan.manifest, found, plan.names, origin=plan.origin,
+            index=(received.digest, received.raw) if is_index else None,
+        )  # fmt: skip
 
     def _lay_one(
         self, ingest: Ingest, layer: LayerPlan, download: Download, events: Iterator[LayerEvent]

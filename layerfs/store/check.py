@@ -15,7 +15,14 @@ from layerfs.linux.lock import FileLock
 from layerfs.store.derive import derive_layer_tree, is_tree_later, merge_stored, restore_record
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
-from layerfs.store.image import ImageRecord, find_record, image_layers, list_images
+from layerfs.store.image import (
+    ImageRecord,
+    find_record,
+    image_indexes,
+    image_layers,
+    image_manifests,
+    list_images,
+)
 from layerfs.store.ingest import COLLECTOR
 from layerfs.store.kept_blob import manifest_blobs, verify_blob
 from layerfs.store.layer import LayerRecord, find_layer, get_layer, is_intact
@@ -165,7 +172,7 @@ def _check_merged(handle: StoreHandle, image: ImageRecord, damaged: set[str], *,
 
 
 def _check_documents(handle: StoreHandle, image: ImageRecord) -> Iterator[Problem]:
-    for digest in (image.digest, image.manifest):
+    for digest in (image.digest, *image_manifests(handle, image), *image_indexes(handle, image)):
         try:
             handle.read_blob(digest)
         except (LayerfsError, OSError) as error:
@@ -182,7 +189,8 @@ def _check_blobs(
     check: Poll,
 ) -> Iterator[Problem]:
     """Verify the compressed blobs that are kept for an image; a damaged one is repaired by keeping none."""
-    for blob in manifest_blobs(handle, image.manifest):
+    blobs = [blob for manifest in image_manifests(handle, image) for blob in manifest_blobs(handle, manifest)]
+    for blob in blobs:
         path = handle.layout.blob(blob.digest)
         if blob.digest in seen or not os.path.exists(path):
             continue

@@ -295,8 +295,12 @@ def _remove_trees(handle: StoreHandle) -> tuple[int, int]:
 
 def _remove_blobs(handle: StoreHandle) -> tuple[int, int]:
     """Remove documents, and kept blobs, of no image."""
-    rows = handle.database.connection.execute("SELECT digest, manifest FROM image").fetchall()
-    known = {digest for row in rows for digest in row}
+    connection = handle.database.connection
+    manifests = {row[0] for row in connection.execute(
+        "SELECT manifest FROM image UNION SELECT manifest FROM name UNION SELECT manifest FROM origin"
+    )}  # fmt: skip
+    others = connection.execute("SELECT digest FROM image UNION SELECT digest FROM origin")
+    known = manifests.union(row[0] for row in others)
     kept: set[Digest] | None = None
 
     def is_known(digest: Digest) -> bool:
@@ -304,7 +308,7 @@ def _remove_blobs(handle: StoreHandle) -> tuple[int, int]:
         if str(digest) in known:
             return True
         if kept is None:  # most stores keep no blobs, and need not read their manifests
-            kept = {blob.digest for row in rows for blob in manifest_blobs(handle, Digest.parse(row[1]))}
+            kept = {blob.digest for text in manifests for blob in manifest_blobs(handle, Digest.parse(text))}
         return digest in kept
 
     return _remove_files(handle, "blobs", is_known)

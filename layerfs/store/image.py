@@ -21,17 +21,23 @@ from layerfs.store.layer import LayerRecord, chain_layers, open_tree
 __all__ = [
     "MIN_PREFIX",
     "ImageRecord",
+    "digest_in",
     "find_image",
     "find_name",
     "find_record",
+    "image_indexes",
     "image_layers",
+    "image_manifests",
     "image_names",
     "image_origins",
     "list_images",
     "merged_tree",
     "name_among",
+    "name_manifests",
     "name_to_give",
     "possible_names",
+    "references_of",
+    "remove_references",
     "set_name",
 ]
 
@@ -40,11 +46,23 @@ MIN_PREFIX = 4
 
 _COLUMNS = "id, digest, manifest, chain_id, loaded"
 
+#: The image of the manifest, index or config with the digest ``?1``, and its manifest.
+_BY_DIGEST = """
+SELECT id, digest, found.manifest, chain_id, loaded FROM image JOIN (
+    SELECT id AS image, manifest, 1 AS rank FROM image WHERE manifest = ?1
+    UNION ALL SELECT image, manifest, 1 FROM name WHERE manifest = ?1
+    UNION ALL SELECT image, manifest, 1 FROM origin WHERE manifest = ?1
+    UNION ALL SELECT image, manifest, 2 FROM origin WHERE digest = ?1
+    UNION ALL SELECT id, manifest, 3 FROM image WHERE digest = ?1
+) AS found ON found.image = id ORDER BY rank, id DESC
+"""
+
 
 @dataclass(frozen=True, slots=True)
 class ImageRecord:
     """One row of the image table; see :mod:`layerfs.store.schema`.
 
+    ``manifest`` is that of the name or digest by which the image was found; by its ID, the one it came with last.
     ``given`` are the names that it was given just now, by what brought it in.
     """
 
@@ -56,9 +74,9 @@ class ImageRecord:
     given: tuple[str, ...] = ()
 
 
-def set_name(connection: sqlite3.Connection, name: Reference, image: int) -> None:
-    """Let a name mean an image, inside the caller's transaction."""
-    connection.execute("INSERT OR REPLACE INTO name VALUES (?, ?)", (str(name), image))
+def set_name(connection: sqlite3.Connection, name: Reference, image: int, manifest: Digest) -> None:
+    """Let a name mean an image with one of its manifests, inside the caller's transaction."""
+    connection.execute("INSERT OR REPLACE INTO name VALUES (?, ?, ?)", (str(name), image, str(manifest)))
 
 
 def list_images(handle: StoreHandle) -> list[ImageRecord]:
@@ -79,6 +97,29 @@ def image_names(handle: StoreHandle, image: ImageRecord) -> list[str]:
     """Return the names of an image, sorted."""
     rows = handle.database.connection.execute("SELECT name FROM name WHERE image = ? ORDER BY name", (image.id,))
     return [row[0] for row in rows]
+
+
+def name_manifests(handle: StoreHandle, image: ImageRecord) -> list[Digest]:
+    """Return the manifest of each name of an image, in the order of :func:`image_names`."""
+    rows = handle.database.connection.execute("SELECT manifest FROM name WHERE image = ? ORDER BY name", (image.id,))
+    return [Digest.parse(row[0]) for row in rows]
+
+
+def image_manifests(handle: StoreHandle, image: ImageRecord) -> list[Digest]:
+    """Return all manifests that an image has in the store."""
+    rows = handle.database.connection.execute(
+        "SELECT manifest FROM image WHERE id = ?1 UNION SELECT manifest FROM name WHERE image = ?1"
+        " UNION SELECT manifest FROM origin WHERE image = ?1", (image.id,)
+    )  # fmt: skip
+    return [Digest.parse(row[0]) for row in rows]
+
+
+def image_indexes(handle: StoreHandle, image: ImageRecord) -> list[Digest]:
+    """Return the indexes that an image was pulled by."""
+    rows = handle.database.connection.execute(
+        "SELECT DISTINCT digest FROM origin WHERE image = ? AND digest != manifest", (image.id,)
+    )
+    return [Digest.parse(row[0]) for row in rows]
 
 
 def image_origins(handle: StoreHandle, image: ImageRecord) -> list[str]:
@@ -158,6 +199,13 @@ def possible_names(text: str) -> list[Reference]:
     return found
 
 
+def digest_in(text: str) -> Digest | None:
+    """Return the digest of a text that is ``NAME@DIGEST``, else None."""
+    with contextlib.suppress(InvalidReference):
+        return next((name.digest for name in possible_names(text) if name.digest is not None), None)
+    return None
+
+
 def name_to_give(handle: StoreHandle, text: str) -> Reference:
     """Return the canonical name that an image gets from a user: the one by which that text finds an image, if it does.
 
@@ -180,6 +228,41 @@ def name_among(text: str, names: Sequence[str]) -> str | None:
     except InvalidReference:
         return None
     return next((name for name in meant if name in names), None)
+
+
+def references_of(text: str, names: Sequence[str], origins: Sequence[str]) -> list[str]:
+    """Return which of an image's names and origins a user means by a text; none if that means the image itself.
+
+    With the last name of a repository go the digests that the image had from there, as with docker.
+
+    Args:
+        text: what the user wrote.
+        names: of the image, canonical.
+        origins: ``repository@digest`` each.
+    """
+    name = name_among(text, names)
+    if name is not None:
+        repository = name.rpartition(":")[0]
+        if any(other != name and other.rpartition(":")[0] == repository for other in names):
+            return [name]
+        return [name, *(origin for origin in origins if origin.partition("@")[0] == repository)]
+    with contextlib.suppress(InvalidReference):
+        for reference in possible_names(text):
+            if f"{reference.name}@{reference.digest}" in origins:
+                return [f"{reference.name}@{reference.digest}"]
+    return []
+
+
+def remove_references(connection: sqlite3.Connection, image: ImageRecord, references: Sequence[str]) -> None:
+    """Remove names and origins of an image, inside the caller's transaction."""
+    for reference in references:
+        repository, is_origin, digest = reference.partition("@")
+        if is_origin:
+            connection.execute(
+                "DELETE FROM origin WHERE image = ? AND repository = ? AND digest = ?", (image.id, repository, digest)
+            )
+        else:
+            connection.execute("DELETE FROM name WHERE name = ? AND image = ?", (reference, image.id))
 
 
 def find_name(handle: StoreHandle, name: Reference) -> ImageRecord | None:
@@ -216,16 +299,12 @@ def merged_tree(handle: StoreHandle, image: ImageRecord) -> Tree:
 
 
 def _by_reference(connection: sqlite3.Connection, reference: Reference) -> ImageRecord | None:
-    """Look a name up; a digest is that of the config, of the manifest, or of what the image was pulled as."""
+    """Look a name up; a digest is that of a manifest, of an index that the image was pulled by, or of the config."""
     if reference.digest is not None:
-        digest = str(reference.digest)
-        row = connection.execute(
-            f"SELECT {_COLUMNS} FROM image WHERE manifest = ? OR digest = ?"
-            " OR id IN (SELECT image FROM origin WHERE digest = ?) ORDER BY id DESC", (digest, digest, digest)
-        ).fetchone()  # fmt: skip
+        row = connection.execute(_BY_DIGEST, (str(reference.digest),)).fetchone()
     else:
         row = connection.execute(
-            "SELECT image.id, digest, manifest, chain_id, loaded FROM name JOIN image ON image.id = name.image"
+            "SELECT image.id, digest, name.manifest, chain_id, loaded FROM name JOIN image ON image.id = name.image"
             " WHERE name.name = ?",
             (str(reference.with_default_tag()),),
         ).fetchone()

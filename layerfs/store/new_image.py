@@ -41,6 +41,7 @@ class NewImage:
         tree_later: whether its merged tree is made when it is first needed: for who waits for the image, and knows that
             its layers fit together.
         origin: the repository that it was pulled from, and the digest by which that has it.
+        index: digest and bytes of the index, if that digest is one's.
     """
 
     config: tuple[Digest, bytes]
@@ -49,6 +50,7 @@ class NewImage:
     names: Sequence[Reference]
     tree_later: bool = False
     origin: tuple[str, Digest] | None = None
+    index: tuple[Digest, bytes] | None = None
 
 
 def commit_images(ingest: Ingest, images: Sequence[NewImage]) -> list[ImageRecord]:
@@ -85,6 +87,8 @@ def _write_files(ingest: Ingest, image: NewImage) -> Digest:
         write_document(path, merged, sync=handle.sync and not image.tree_later)
     handle.write_blob(*image.config)
     handle.write_blob(*image.manifest)
+    if image.index is not None:
+        handle.write_blob(*image.index)
     if ingest.blobs is not None:
         digest, raw = image.manifest
         ingest.blobs.publish(Manifest.parse(raw, algorithm=digest.algorithm).layers)
@@ -133,7 +137,10 @@ def _insert(handle: StoreHandle, connection: sqlite3.Connection, image: NewImage
         raise IntegrityError(f"{len(image.layers) - known} layers of image {record.digest.short} are not in the store")
     if image.origin is not None:
         repository, digest = image.origin
-        connection.execute("INSERT OR IGNORE INTO origin VALUES (?, ?, ?)", (record.id, repository, str(digest)))
+        connection.execute(
+            "INSERT OR IGNORE INTO origin VALUES (?, ?, ?, ?)",
+            (record.id, repository, str(digest), str(image.manifest[0])),
+        )
     for name in image.names:
         row = connection.execute(
             "SELECT digest FROM name JOIN image ON image.id = name.image WHERE name = ? AND image.id != ?",
@@ -143,7 +150,7 @@ def _insert(handle: StoreHandle, connection: sqlite3.Connection, image: NewImage
             _log.warning(
                 "%s now means image %s; until now it was %s", name, record.digest.short, Digest.parse(row[0]).short
             )
-        set_name(connection, name, record.id)
+        set_name(connection, name, record.id, image.manifest[0])
     return replace(record, given=tuple(map(str, image.names)))
 
 

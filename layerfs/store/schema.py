@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ["SCHEMA", "SCHEMA_VERSION"]
 
 #: PRAGMA user_version of this schema.
-SCHEMA_VERSION = 3
+SCHEMA_VERSION = 4
 
 SCHEMA = """
 CREATE TABLE layer (
@@ -71,9 +71,12 @@ CREATE TABLE image_layer (
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX image_layer_layer ON image_layer (layer);
 
+-- One config, and so one image, may have come with several manifests: of other compressions, say. All are kept that
+-- something here names.
 CREATE TABLE name (
-    name  TEXT    PRIMARY KEY,  -- canonical reference with a tag
-    image INTEGER NOT NULL REFERENCES image (id) ON DELETE CASCADE
+    name     TEXT    PRIMARY KEY,  -- canonical reference with a tag
+    image    INTEGER NOT NULL REFERENCES image (id) ON DELETE CASCADE,
+    manifest TEXT    NOT NULL      -- digest of the manifest that the name was given with
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX name_image ON name (image);
 
@@ -82,6 +85,7 @@ CREATE TABLE origin (
     image      INTEGER NOT NULL REFERENCES image (id) ON DELETE CASCADE,
     repository TEXT    NOT NULL,  -- canonical, without a tag
     digest     TEXT    NOT NULL,  -- of what the repository answered: its manifest, or an index that lists that
+    manifest   TEXT    NOT NULL,  -- digest of the manifest
     PRIMARY KEY (image, repository, digest)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX origin_digest ON origin (digest);

@@ -57,6 +57,7 @@ def test_images(shell: Shell, image: Built) -> None:
     assert document == {
         "Id": image.id,
         "RepoTags": ["example.org/team/app:1.0"],
+        "RepoDigests": [f"example.org/team/app@{document['Digest']}"],
         "Digest": document["Digest"],
         "Created": "2020-09-13T12:26:40.5Z",
         "Size": len(BASE) + len(TOP),

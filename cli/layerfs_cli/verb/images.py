@@ -110,6 +110,7 @@ def _fitting(image: Image, tests: Sequence[Callable[[str], bool]]) -> list[str]:
 
 def _rows(image: Image, names: Sequence[str], *, no_trunc: bool) -> list[dict[str, str]]:
     rows = []
+    digests = dict(zip(image.names, image.name_manifests, strict=True))
     for name in names:
         repository, _, tag = name.rpartition(":")
         rows.append(
@@ -117,7 +118,7 @@ def _rows(image: Image, names: Sequence[str], *, no_trunc: bool) -> list[dict[st
                 "ID": str(image.id) if no_trunc else image.id.short,
                 "Repository": repository,
                 "Tag": tag,
-                "Digest": str(image.manifest_digest),
+                "Digest": str(digests.get(name, image.manifest_digest)),
                 "CreatedAt": rfc3339(image.created) or "",
                 "CreatedSince": human_age(image.created),
                 "Size": human_size(image.size),
@@ -132,6 +133,7 @@ def _document(image: Image) -> dict[str, object]:
     return {
         "Id": str(image.id),
         "RepoTags": list(image.names),
+        "RepoDigests": list(image.repo_digests),
         "Digest": str(image.manifest_digest),
         "Created": rfc3339(image.created),
         "Size": image.size,

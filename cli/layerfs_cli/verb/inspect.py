@@ -73,7 +73,7 @@ def command(
                     return
                 documents.append(_describe_remote(remote, access(), platform, as_config=as_config))
             elif raw:
-                write((store().config(name) if as_config else store().manifest(name)).raw)
+                write(store().config(name).raw if as_config else store().document(name))
                 return
             else:
                 documents.append(_config(store(), name) if as_config else _describe(store(), name))
@@ -141,12 +141,11 @@ def _describe(store: Store, name: str) -> dict[str, object]:
 
 def _image(store: Store, image: Image) -> dict[str, object]:
     config, manifest = store.config(image), store.manifest(image)
-    digests = {f"{repository}@{image.manifest_digest}" for repository in image.repositories}
     return {
         "Id": str(image.id),
         "Digest": str(image.manifest_digest),
         "RepoTags": list(image.names),
-        "RepoDigests": sorted(digests.union(image.origins)),
+        "RepoDigests": list(image.repo_digests),
         "Created": rfc3339(image.created),
         "Author": config.author,
         "Architecture": image.platform.architecture,
