@@ -73,7 +73,7 @@ def copy(
     """Copy an image from one transport to another.
 
     Between registries, layouts, directories and OCI archives documents and blobs stay as they are, byte for byte; but
-    for the manifest of a docker image that goes into a layout or OCI archive, which hold OCI images. Into a store and
+    for the manifests of docker images that go into a layout or OCI archive, which hold OCI images. Into a store and
     out of one it is what :meth:`Store.pull`, :meth:`Store.push` and :meth:`Store.save` do. A docker archive holds
     uncompressed layers, so the image is laid down beside it in a store of its own meanwhile.
 
@@ -178,7 +178,7 @@ class _Copy:
         if target.transport == "dir":
             with _scratch(target.path) as scratch:
                 layout = os.path.join(scratch, "oci")
-                save_layout(store._handle, wanted, layout, check=self.check)
+                save_layout(store._handle, wanted, layout, in_oci_form=False, check=self.check)
                 with closing(DirectoryMembers(layout)) as members:
                     came = MemberSource(members, Selection(Platform.host(), form="oci"))
                     plan = plan_copy(came, Platform.host(), everything=False)

@@ -6,23 +6,28 @@ Source: OCI image-spec v1.1 media-types.md, "Compatibility Matrix".
 from __future__ import annotations
 
 import json
+from collections.abc import Mapping
 
+from layerfs.formats.digest import Digest
 from layerfs.formats.media_type import (
     DOCKER_CONFIG,
+    DOCKER_INDEX,
     DOCKER_LAYER,
     DOCKER_LAYER_GZIP,
     DOCKER_LAYER_ZSTD,
     DOCKER_MANIFEST,
     OCI_CONFIG,
+    OCI_INDEX,
     OCI_LAYER,
     OCI_LAYER_GZIP,
     OCI_LAYER_ZSTD,
     OCI_MANIFEST,
 )
 
-__all__ = ["as_oci"]
+__all__ = ["as_oci", "index_as_oci"]
 
 _FORMS = {
+    DOCKER_INDEX: OCI_INDEX,
     DOCKER_MANIFEST: OCI_MANIFEST,
     DOCKER_CONFIG: OCI_CONFIG,
     DOCKER_LAYER: OCI_LAYER,
@@ -45,4 +50,22 @@ def as_oci(raw: bytes) -> bytes:
     document["mediaType"] = OCI_MANIFEST
     for descriptor in (document["config"], *document["layers"]):
         descriptor["mediaType"] = _FORMS.get(descriptor["mediaType"], descriptor["mediaType"])
+    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+
+
+def index_as_oci(raw: bytes, forms: Mapping[Digest, bytes]) -> bytes:
+    """Return an index in OCI's form.
+
+    Args:
+        raw: an index of either form, well formed.
+        forms: for documents that it lists, their bytes in OCI's form; others are listed as they are.
+    """
+    document = json.loads(raw)
+    document["mediaType"] = OCI_INDEX
+    for entry in document["manifests"]:
+        entry["mediaType"] = _FORMS.get(entry["mediaType"], entry["mediaType"])
+        digest = Digest.parse(entry["digest"])
+        if digest in forms:
+            entry["digest"] = str(Digest.of(forms[digest], digest.algorithm))
+            entry["size"] = len(forms[digest])
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()

@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 import re
-import secrets
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import Protocol
@@ -17,9 +16,9 @@ from typing import Protocol
 from layerfs.errors import DigestMismatch, FormatError, IntegrityError, NotFound
 from layerfs.formats.codec import decompress, detect
 from layerfs.formats.digest import Digest, new_hash
-from layerfs.formats.document import MAX_DOCUMENT_SIZE, parse_document
+from layerfs.formats.document import MAX_DOCUMENT_SIZE
 from layerfs.formats.image_layout import IMAGE_NAME, LAYOUT, REF_NAME, blob_path, encode_index, member_header, name_of
-from layerfs.formats.media_type import DOCKER_MANIFEST, is_foreign_layer
+from layerfs.formats.media_type import DOCKER_INDEX, DOCKER_MANIFEST, is_foreign_layer
 from layerfs.formats.oci import (
     Descriptor,
     Index,
@@ -28,16 +27,17 @@ from layerfs.formats.oci import (
     check_media_type,
     parse_manifest_or_index,
 )
-from layerfs.formats.oci_form import as_oci
+from layerfs.formats.oci_form import as_oci, index_as_oci
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import Reference
 from layerfs.formats.tar.header import BLOCK
 from layerfs.formats.tar.writer import END, padding
-from layerfs.linux.durable import fsync_directory, make_directories, write_document
+from layerfs.linux.durable import make_directories, write_document
 from layerfs.registry.access import Access
 from layerfs.registry.choice import MAX_IMAGES, MAX_NESTING, choose_entry
 from layerfs.registry.download import Receiver
 from layerfs.registry.image_directory import VERSION, blob_file
+from layerfs.registry.layout_directory import LayoutDirectory, put_blob
 from layerfs.registry.members import Members, chunks
 from layerfs.registry.plan import LayerPlan, Selection, plan_images, synthesize_manifest
 from layerfs.registry.remote import Registries, find_remote, from_first, parse_received
@@ -147,14 +147,20 @@ def plan_copy(source: CopySource, platform: Platform, *, everything: bool) -> Co
 
 
 def in_oci_form(plan: CopyPlan) -> CopyPlan:
-    """Return a plan for a target that holds OCI images alone: the manifest of a docker image becomes one of OCI.
-
-    An index is left as it is, for its digests name what it lists.
-    """
-    (*others, top) = plan.documents
-    if others or not isinstance(top, Manifest) or top.media_type != DOCKER_MANIFEST:
-        return plan
-    return CopyPlan(plan.blobs, (Manifest.parse(as_oci(top.raw)),))
+    """Return a plan for a target that holds OCI images alone: manifests and lists of docker become such of OCI."""
+    forms: dict[Digest, bytes] = {}
+    documents: list[Manifest | Index] = []
+    for document in plan.documents:  # what an index lists comes before it
+        found = document
+        if isinstance(document, Index):
+            if document.media_type == DOCKER_INDEX or any(entry.digest in forms for entry in document.manifests):
+                found = Index.parse(index_as_oci(document.raw, forms), algorithm=document.digest.algorithm)
+        elif document.media_type == DOCKER_MANIFEST:
+            found = Manifest.parse(as_oci(document.raw), algorithm=document.digest.algorithm)
+        if found is not document:
+            forms[document.digest] = found.raw
+        documents.append(found)
+    return CopyPlan(plan.blobs, tuple(documents))
 
 
 def verified(pieces: Iterable[bytes], blob: Descriptor) -> Iterator[bytes]:
@@ -359,38 +365,25 @@ class LayoutTarget:
         Raises:
             FormatError: it has something else in it.
         """
-        self._directory = os.path.abspath(directory)
+        self._layout = LayoutDirectory(directory, sync=sync)
         self._name = name
-        self._sync = sync
-        # The marker comes first, so that what was interrupted can be told from what is something else.
-        present = any(os.path.exists(os.path.join(self._directory, name)) for name in ("index.json", "oci-layout"))
-        if not present and os.path.isdir(self._directory) and os.listdir(self._directory):
-            raise FormatError(f"{directory} is not empty, and no OCI layout", hint="Name another directory.")
 
     def has(self, blob: Descriptor) -> bool:
         """See :class:`CopyTarget`."""
-        return _file_size(self._path(blob.digest)) == blob.size
+        return self._layout.has(blob)
 
     def put_blob(self, blob: Descriptor, pieces: Callable[[], Iterable[bytes]]) -> None:
         """See :class:`CopyTarget`."""
-        self._begin()
-        _write_file(self._path(blob.digest), pieces(), sync=self._sync)
+        self._layout.put(blob.digest, pieces())
 
     def put_manifest(self, document: Manifest | Index, *, top: bool) -> None:
         """See :class:`CopyTarget`."""
-        self._begin()
-        _write_file(self._path(document.digest), [document.raw], sync=self._sync)
-        if not top:
-            return
-        index = os.path.join(self._directory, "index.json")
-        entries: list[object] = []
-        if os.path.exists(index):
-            with open(index, "rb") as file:
-                listed = parse_document(file.read(), "index.json").get("manifests")
-            entries = (
-                [entry for entry in listed if not self._replaces(document, entry)] if isinstance(listed, list) else []
+        self._layout.put(document.digest, [document.raw])
+        if top:
+            entry = _entry(document, self._name)
+            self._layout.change_index(
+                lambda entries: [*(other for other in entries if not self._replaces(document, other)), entry]
             )
-        write_document(index, encode_index([*entries, _entry(document, self._name)]), mode=0o644, sync=self._sync)
 
     def _replaces(self, document: Manifest | Index, entry: object) -> bool:
         """Whether an entry of the index goes: it has the same name, or is the same image, and neither has a name."""
@@ -398,16 +391,6 @@ class LayoutTarget:
         if self._name is not None or name is not None:
             return name == self._name
         return isinstance(entry, dict) and entry.get("digest") == str(document.digest)
-
-    def _begin(self) -> None:
-        """See :meth:`DirectoryTarget._begin`."""
-        marker = os.path.join(self._directory, "oci-layout")
-        if not os.path.exists(marker):
-            make_directories(self._directory, sync=self._sync)
-            write_document(marker, LAYOUT, mode=0o644, sync=self._sync)
-
-    def _path(self, digest: Digest) -> str:
-        return os.path.join(self._directory, "blobs", digest.algorithm, digest.hex)
 
 
 class DirectoryTarget:
@@ -436,7 +419,7 @@ class DirectoryTarget:
     def put_blob(self, blob: Descriptor, pieces: Callable[[], Iterable[bytes]]) -> None:
         """See :class:`CopyTarget`."""
         self._begin()
-        _write_file(blob_file(self._directory, blob.digest), pieces(), sync=self._sync)
+        put_blob(blob_file(self._directory, blob.digest), pieces(), sync=self._sync)
 
     def put_manifest(self, document: Manifest | Index, *, top: bool) -> None:
         """See :class:`CopyTarget`."""
@@ -444,7 +427,7 @@ class DirectoryTarget:
         if not top:
             path = blob_file(self._directory, document.digest, manifest=True)
             self._used.add(os.path.basename(path))
-            _write_file(path, [document.raw], sync=self._sync)
+            put_blob(path, [document.raw], sync=self._sync)
             return
         # Signatures of another manifest would be taken for those of this one: they go before it comes.
         self._remove(re.compile(r"signature-\d+"))
@@ -499,27 +482,6 @@ class ArchiveTarget:
         for piece in pieces:
             self._target.write(piece)
         self._target.write(padding(size))
-
-
-def _write_file(path: str, pieces: Iterable[bytes], *, sync: bool) -> None:
-    """Write a file that appears when it is complete."""
-    directory, name = os.path.split(path)
-    make_directories(directory, sync=sync)
-    temporary = os.path.join(directory, f".{name[:12]}.{secrets.token_hex(6)}")
-    try:
-        with open(temporary, "xb", buffering=0) as file:
-            for piece in pieces:
-                view = memoryview(piece)
-                while view:
-                    view = view[file.write(view) :]
-            if sync:
-                os.fsync(file.fileno())
-        os.rename(temporary, path)
-        fsync_directory(directory, sync=sync)
-    except BaseException:
-        if os.path.exists(temporary):
-            os.unlink(temporary)
-        raise
 
 
 def _file_size(path: str) -> int:

@@ -24,12 +24,14 @@ from layerfs.errors import DigestMismatch, FormatError, LayerfsError
 from layerfs.formats.amend import layer_type, make_manifest
 from layerfs.formats.compress import Compressor
 from layerfs.formats.digest import Digest, new_hash
-from layerfs.formats.document import parse_document
 from layerfs.formats.image_layout import IMAGE_NAME, LAYOUT, REF_NAME, blob_path, encode_index, member_header, name_of
-from layerfs.formats.media_type import layer_compression
+from layerfs.formats.media_type import DOCKER_MANIFEST, OCI_MANIFEST, layer_compression
 from layerfs.formats.oci import Descriptor, ImageConfig, Manifest
+from layerfs.formats.oci_form import as_oci
 from layerfs.formats.tar.writer import END, padding
-from layerfs.linux.durable import fsync_directory, make_directories, write_document
+from layerfs.linux.durable import make_directories
+from layerfs.linux.staging import StagedFile
+from layerfs.registry.layout_directory import LayoutDirectory
 from layerfs.registry.pipeline import prefetch
 from layerfs.registry.target import Target
 from layerfs.store.handle import StoreHandle
@@ -103,7 +105,7 @@ def save_archive(
             _put_member(target, name, raw)
 
     saved = [
-        _save_image(handle, record, names, "none" if docker else compression, put, put_document)
+        _save_image(handle, record, names, "none" if docker else compression, put, put_document, in_oci_form=not docker)
         for record, names in images
     ]
     _put_member(target, "index.json", encode_index([entry for _, entries, _ in saved for entry in entries]))
@@ -120,9 +122,18 @@ def save_layout(
     directory: str | os.PathLike[str],
     *,
     compression: str | None = None,
+    in_oci_form: bool = True,
     check: Callable[[], None] | None = None,
 ) -> list[SavedImage]:
     """Write images into the directory of an OCI layout, made if it is not there; names there move to the new images.
+
+    Args:
+        handle: the store.
+        images: what is saved.
+        directory: the layout.
+        compression: of the layers; None keeps what was kept, and compresses nothing.
+        in_oci_form: whether manifests of docker become such of OCI.
+        check: polled once per piece.
 
     Raises:
         FormatError: the directory has something else in it, or a damaged index.
@@ -130,42 +141,42 @@ def save_layout(
 
     Atomicity: ``index.json`` is replaced at the end, at once; a crash before leaves blobs that nothing names.
     """
-    place = os.path.abspath(directory)
     try:
-        return _save_layout(handle, images, place, compression, check)
+        layout = LayoutDirectory(directory, sync=handle.sync)
+        return _save_layout(handle, images, layout, compression, check, in_oci_form=in_oci_form)
     except OSError as error:
-        where = error.filename or place
+        where = error.filename or os.path.abspath(directory)
         raise LayerfsError(f"cannot write {os.fsdecode(where)}: {error.strerror}") from error
 
 
 def _save_layout(
-    handle: StoreHandle, images: Wanted, place: str, compression: str | None, check: Callable[[], None] | None
+    handle: StoreHandle,
+    images: Wanted,
+    layout: LayoutDirectory,
+    compression: str | None,
+    check: Callable[[], None] | None,
+    *,
+    in_oci_form: bool,
 ) -> list[SavedImage]:
-    index = os.path.join(place, "index.json")
-    present: list[Any] = []
-    if os.path.exists(index):
-        with open(index, "rb") as file:
-            listed = parse_document(file.read(), "index.json").get("manifests")
-        present = list(listed) if isinstance(listed, list) else []
-    elif os.path.isdir(place) and os.listdir(place):
-        raise FormatError(f"{place} is not empty, and no OCI layout", hint="Name another directory.")
-    for algorithm in ("sha256", "sha512"):
-        make_directories(os.path.join(place, "blobs", algorithm), sync=handle.sync)
+    layout.begin()
 
     def put(layer: _Layer) -> Descriptor:
-        if layer.blob is not None and _is_there(place, layer.blob):
+        if layer.blob is not None and layout.has(layer.blob):
             return layer.blob
-        return _write_blob(handle, place, layer, check)
+        return _write_blob(handle, layout, layer, check)
 
     def put_document(digest: Digest, raw: bytes) -> None:
-        write_document(os.path.join(place, blob_path(digest)), raw, mode=0o644, sync=handle.sync)
+        layout.put(digest, [raw])
 
-    saved = [_save_image(handle, record, names, compression, put, put_document) for record, names in images]
+    saved = [
+        _save_image(handle, record, names, compression, put, put_document, in_oci_form=in_oci_form)
+        for record, names in images
+    ]
     new = [entry for _, entries, _ in saved for entry in entries]
     names = {name_of(entry) for entry in new} - {None}
-    kept = [entry for entry in present if entry not in new and name_of(entry) not in names]
-    write_document(os.path.join(place, "oci-layout"), LAYOUT, mode=0o644, sync=handle.sync)
-    write_document(index, encode_index([*kept, *new]), mode=0o644, sync=handle.sync)
+    layout.change_index(
+        lambda present: [*(entry for entry in present if entry not in new and name_of(entry) not in names), *new]
+    )
     return [image for image, _, _ in saved]
 
 
@@ -176,6 +187,8 @@ def _save_image(
     compression: str | None,
     put: Callable[[_Layer], Descriptor],
     put_document: Callable[[Digest, bytes], None],
+    *,
+    in_oci_form: bool,
 ) -> tuple[SavedImage, list[dict[str, Any]], dict[str, Any]]:
     """Write one image; return it with its entries for ``index.json`` and ``manifest.json``."""
     config = ImageConfig.parse(handle.read_blob(record.digest), algorithm=record.digest.algorithm)
@@ -191,6 +204,10 @@ def _save_image(
     else:
         digest, raw = make_manifest(config, blobs, old.annotations)
         media_type = Manifest.parse(raw).media_type
+    if media_type == DOCKER_MANIFEST and in_oci_form:
+        # What reads OCI images alone knows no other.
+        raw, media_type = as_oci(raw), OCI_MANIFEST
+        digest = Digest.of(raw, digest.algorithm)
     put_document(digest, raw)
     entry: dict[str, Any] = {"mediaType": media_type, "digest": str(digest), "size": len(raw)}
     platform = {"architecture": config.platform.architecture, "os": config.platform.os}
@@ -263,36 +280,26 @@ def _put_layer(
 
 
 def _write_blob(
-    handle: StoreHandle, place: str, layer: _Layer, check: Callable[[], None] | None
-) -> Descriptor:  # fmt: skip
+    handle: StoreHandle, layout: LayoutDirectory, layer: _Layer, check: Callable[[], None] | None
+) -> Descriptor:
     """Write a layer as a file of a layout."""
     algorithm = layer.blob.digest.algorithm if layer.blob is not None else "sha256"
-    directory = os.path.join(place, "blobs", algorithm)
-    temporary = os.path.join(directory, f".{os.urandom(8).hex()}")
     hasher, size = new_hash(algorithm), 0
-    fd = os.open(temporary, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o644)
-    try:
-        try:
-            with closing(prefetch(_digested(_bytes(handle, layer, check), hasher), depth=_AHEAD)) as pieces:
-                for piece, digested in pieces:
-                    size = digested
-                    view = memoryview(piece)
-                    while view:
-                        view = view[os.write(fd, view) :]
-            if handle.sync:
-                os.fsync(fd)
-        finally:
-            os.close(fd)
+    directory = os.path.join(layout.path, "blobs", algorithm)
+    make_directories(directory, sync=layout.sync)
+    with StagedFile(directory, "blob") as staged:
+        with closing(prefetch(_digested(_bytes(handle, layer, check), hasher), depth=_AHEAD)) as pieces:
+            for piece, digested in pieces:
+                size = digested
+                view = memoryview(piece)
+                while view:
+                    view = view[staged.file.write(view) :]
         found = Digest(algorithm, hasher.hexdigest())
         blob = layer.blob or Descriptor(layer_type(layer.compression), found, size)
         if (found, size) != (blob.digest, blob.size):
             what = "kept blob" if layer.kept else "layer in the store"
             raise DigestMismatch(what, expected=str(blob.digest), actual=str(found), size=size)
-        os.rename(temporary, os.path.join(directory, found.hex))
-    except BaseException:
-        os.unlink(temporary)
-        raise
-    fsync_directory(directory, sync=handle.sync)
+        staged.publish(found.hex, sync=layout.sync)
     return blob
 
 
@@ -343,10 +350,3 @@ def _digested(pieces: Iterable[bytes], hasher: Any) -> Iterator[tuple[bytes, int
 
 def _put_member(target: Target, name: str, raw: bytes) -> None:
     target.write(member_header(name, len(raw)) + raw + padding(len(raw)))
-
-
-def _is_there(place: str, blob: Descriptor) -> bool:
-    try:
-        return os.stat(os.path.join(place, blob_path(blob.digest))).st_size == blob.size
-    except FileNotFoundError:
-        return False

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import contextlib
 import os
 import stat
 from collections.abc import Iterator
@@ -10,7 +9,7 @@ from contextlib import contextmanager
 from typing import BinaryIO, cast
 
 from layerfs.errors import LayerfsError
-from layerfs.linux.durable import fsync_directory
+from layerfs.linux.staging import StagedFile
 
 __all__ = ["Target", "open_target"]
 
@@ -73,21 +72,13 @@ def open_target(target: StrPath | BinaryIO, *, sync: bool = True) -> Iterator[Ta
             with open(path, "wb", buffering=0) as special:
                 yield Target(cast("BinaryIO", special), patchable=False)
             return
-        place = os.path.realpath(path)
-        directory, name = os.path.split(place)
-        temporary = os.path.join(directory, f".{name}.{os.urandom(6).hex()}")
-        file = open(temporary, "xb", buffering=0)  # noqa: SIM115 - closed below
+        directory, name = os.path.split(os.path.realpath(path))
+        staged = StagedFile(directory, name)
     except OSError as error:
         raise LayerfsError(f"cannot write {path}: {error.strerror}") from error
     try:
-        with file:
-            yield Target(cast("BinaryIO", file), patchable=True)
-            if sync:
-                os.fsync(file.fileno())
-        os.rename(temporary, place)
+        with staged:
+            yield Target(cast("BinaryIO", staged.file), patchable=True)
+            staged.publish(name, sync=sync)
     except OSError as error:
         raise LayerfsError(f"cannot write {path}: {error.strerror}") from error
-    finally:
-        with contextlib.suppress(FileNotFoundError):
-            os.unlink(temporary)
-    fsync_directory(directory, sync=sync)

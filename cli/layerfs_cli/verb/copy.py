@@ -61,9 +61,8 @@ def command(
       dir:DIRECTORY                          plain files, as skopeo lays them down
       store:IMAGE                            an image in the store
 
-    Between registries, layouts, directories and OCI archives all stays as it is, byte for byte, but for the manifest
-    of a single docker image that goes into a layout or OCI archive: it becomes one of OCI. Prints the digest of the
-    copy.
+    Between registries, layouts, directories and OCI archives all stays as it is, byte for byte, but for the manifests
+    of docker images that go into a layout or OCI archive: they become such of OCI. Prints the digest of the copy.
     """  # noqa: D301, D415 - \b tells click not to wrap; the first line goes on below
     from dataclasses import replace
 

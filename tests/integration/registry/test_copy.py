@@ -22,6 +22,8 @@ from layerfs.errors import (
     NotFound,
     UnsupportedFormat,
 )
+from layerfs.formats.reference import Reference
+from layerfs.registry.remote import Registries
 from tests.cli.conftest import Shell
 from tests.faulty_registry import FaultyRegistry, serving
 from tests.image_builder import INDEX_TYPE, TestImage, docker_new, docker_old, layer, noise, oci, outer, write_layout
@@ -313,3 +315,41 @@ def test_an_index_without_images(tmp_path: Path) -> None:
     registry.add_manifest(json.dumps({"schemaVersion": 2, "manifests": []}).encode(), INDEX_TYPE, "latest")
     with serving(registry), pytest.raises(FormatError, match="lists no image"):
         copy(f"docker://{registry.address}/app", f"oci:{tmp_path}/out", access=PLAIN)
+
+
+@pytest.mark.parametrize("form", ["oci", "oci-archive"])
+def test_a_docker_image_that_is_saved_is_one_of_oci(
+    store: Store, registry: Registry, layout: Path, tmp_path: Path, form: str
+) -> None:
+    name = docker_layout(layout, registry)
+    store.pull(name, access=PLAIN, keep_blobs=True)
+    store.save(name, tmp_path / "saved", form=form)
+    place = f"{form}:{tmp_path}/saved:{name}"
+    assert json.loads(skopeo("inspect", "--raw", place))["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
+    copy(f"store:{name}", f"dir:{tmp_path}/dir", store=store)
+    raw = json.loads((tmp_path / "dir/manifest.json").read_bytes())
+    assert raw["mediaType"] == "application/vnd.docker.distribution.manifest.v2+json", "a directory holds any"
+
+
+@pytest.mark.parametrize("transport", ["oci", "oci-archive"])
+def test_a_docker_list_in_a_layout_is_an_index_of_oci(registry: Registry, tmp_path: Path, transport: str) -> None:
+    entries = []
+    for architecture in ("amd64", "arm64"):
+        image = TestImage([layer({"for": architecture.encode()})], ["app"], architecture=architecture)
+        name = registry.name(f"list:{architecture}")
+        put(write_layout(tmp_path / architecture, oci(image)), name, "--format", "v2s2")
+        raw = skopeo_manifest(name)
+        entries.append({
+            "mediaType": "application/vnd.docker.distribution.manifest.v2+json", "size": len(raw),
+            "digest": f"sha256:{hashlib.sha256(raw).hexdigest()}",
+            "platform": {"os": "linux", "architecture": architecture},
+        })  # fmt: skip
+    media_type = "application/vnd.docker.distribution.manifest.list.v2+json"
+    listed = json.dumps({"schemaVersion": 2, "mediaType": media_type, "manifests": entries}).encode()
+    with Registries.open(PLAIN) as registries:
+        repository = registries.write_to(Reference.parse(registry.name("list:all")))
+        repository.put_manifest("all", listed, media_type)
+    copy(f"docker://{registry.name('list:all')}", f"{transport}:{tmp_path}/copy:all", access=PLAIN, everything=True)
+    for entry in json.loads(skopeo("inspect", "--raw", f"{transport}:{tmp_path}/copy:all"))["manifests"]:
+        assert entry["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
+    skopeo("copy", "--all", f"{transport}:{tmp_path}/copy:all", f"dir:{tmp_path}/theirs")

@@ -444,3 +444,40 @@ def test_how_deep_indexes_may_lie(tmp_path: Path, depth: int, fits: bool) -> Non
                 continue
             with pytest.raises(FormatError, match="nested more than 4 deep"):
                 work()
+
+
+@pytest.mark.parametrize("save", [False, True])
+def test_a_layout_that_several_write_to_at_a_time(store: Store, tmp_path: Path, save: bool) -> None:
+    names = [f"localhost/image:{number}" for number in range(8)]
+    for number, name in enumerate(names):
+        image = TestImage([layer({"a": noise(100, number)})], [name])
+        store.load(write_layout(tmp_path / f"layout{number}", oci(image)))
+
+    def write(number: int) -> None:
+        if save:
+            store.save(names[number], tmp_path / "layout", form="oci")
+        else:
+            copy(f"oci:{tmp_path}/layout{number}", f"oci:{tmp_path}/layout:{names[number]}")
+
+    threads = [threading.Thread(target=write, args=(number,)) for number in range(len(names))]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    listed = json.loads((tmp_path / "layout/index.json").read_bytes())["manifests"]
+    assert sorted(entry["annotations"]["org.opencontainers.image.ref.name"] for entry in listed) == names
+
+
+def test_a_layout_that_was_interrupted_is_gone_on_with(store: Store, tmp_path: Path) -> None:
+    store.load(write_layout(tmp_path / "layout", oci(TestImage([layer({"a": noise(3_000_000)})], ["a:1"]))))
+
+    def check() -> None:
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        store.save("a:1", tmp_path / "saved", form="oci", check=check)
+    (left,) = (tmp_path / "saved/blobs").iterdir()
+    (left / ".blob.0123456789ab").write_bytes(b"of a killed process")
+    store.save("a:1", tmp_path / "saved", form="oci")
+    assert not list((tmp_path / "saved").rglob(".blob.*"))
+    assert len(store.load(tmp_path / "saved")) == 1

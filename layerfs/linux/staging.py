@@ -1,0 +1,133 @@
+"""Files that get their name when they are complete, and leave nothing when whoever writes them is killed.
+
+The file under way has a name of its own beside the final one, and is locked. What such a name stands for and nobody has
+locked is of a process that was killed: the next one removes it.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+import fcntl
+import os
+import re
+from collections.abc import Iterator
+from contextlib import contextmanager
+from io import FileIO
+from types import TracebackType
+from typing import Self
+
+from layerfs.linux.durable import fsync_directory
+
+__all__ = ["StagedFile", "locked_directory"]
+
+#: What file systems answer that know no such lock.
+_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF})
+
+
+class StagedFile:
+    """A file under way; a context manager that throws it away unless it was published.
+
+    Attributes:
+        file: to write to, unbuffered.
+    """
+
+    def __init__(self, directory: str, stem: str, *, mode: int = 0o666) -> None:
+        """Make it, and remove what killed processes have left of the same directory and stem.
+
+        Args:
+            directory: of the final name.
+            stem: a part of the name until then, at most 200 bytes.
+            mode: permission bits, reduced by the umask.
+
+        Raises:
+            OSError: ENOENT, ENOSPC, EACCES, EROFS.
+        """
+        self._directory = directory
+        stem = os.fsdecode(os.fsencode(stem)[:200])
+        _sweep(directory, stem)
+        while True:
+            self._path = os.path.join(directory, f".{stem}.{os.urandom(6).hex()}")
+            flags = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+            self.file = FileIO(os.open(self._path, flags, mode), "r+")
+            if _lock(self.file.fileno()) and os.path.exists(self._path):
+                return
+            self.file.close()  # another process took it for one that was left
+
+    def __enter__(self) -> Self:
+        """Return the file itself."""
+        return self
+
+    def __exit__(
+        self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
+    ) -> None:
+        """Throw it away, if it has no name yet."""
+        with self.file:
+            if self._path:
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(self._path)
+
+    def publish(self, name: str, *, sync: bool = True) -> None:
+        """Give it its name, replacing what is there.
+
+        Args:
+            name: in the directory.
+            sync: whether file and name are durable then.
+
+        Raises:
+            OSError: EIO, ENOSPC, EISDIR.
+
+        Blocking: waits for the device: two fsyncs.
+        """
+        if sync:
+            os.fsync(self.file.fileno())
+        os.rename(self._path, os.path.join(self._directory, name))
+        self._path = ""
+        fsync_directory(self._directory, sync=sync)
+
+
+@contextmanager
+def locked_directory(path: str) -> Iterator[None]:
+    """Keep others who do the same out of a directory, for as long as something in it is read and written anew.
+
+    Raises:
+        OSError: ENOENT, ENOTDIR.
+
+    Blocking: until nobody else is in it.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+    finally:
+        os.close(fd)
+
+
+def _sweep(directory: str, stem: str) -> None:
+    """Remove what processes have left that were killed."""
+    pattern = re.compile(rf"\.{re.escape(stem)}\.[0-9a-f]{{12}}")
+    for name in filter(pattern.fullmatch, os.listdir(directory)):
+        path = os.path.join(directory, name)
+        with contextlib.suppress(OSError):
+            fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                os.unlink(path)
+            finally:
+                os.close(fd)
+
+
+def _lock(fd: int) -> bool:
+    """Lock a file that was just made; return whether nobody else has."""
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+    except BlockingIOError:
+        return False
+    except OSError as error:
+        if error.errno not in _NO_LOCKS:
+            raise
+    return True
