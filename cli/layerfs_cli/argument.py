@@ -27,6 +27,7 @@ __all__ = [
     "force_name_option",
     "image_argument",
     "images_argument",
+    "is_given",
     "keep_blobs_option",
     "no_trunc_option",
     "noheading_option",
@@ -173,15 +174,20 @@ def selected_platform(context: click.Context, platform: str | None, *, all_platf
         InvalidReference: it is none.
         click.UsageError: one platform and all of them are asked for.
     """
-    from click.core import ParameterSource
-
     from layerfs.formats.platform import Platform
 
     if all_platforms:
-        if context.get_parameter_source("platform") is ParameterSource.COMMANDLINE:
+        if is_given(context, "platform"):
             raise click.UsageError("--platform and --all-platforms exclude each other", context)
         return None
     return Platform.parse(platform) if platform else None
+
+
+def is_given(context: click.Context, parameter: str) -> bool:
+    """Whether an option stands on the command line, and not in the environment."""
+    from click.core import ParameterSource
+
+    return context.get_parameter_source(parameter) is ParameterSource.COMMANDLINE
 
 
 def split_image_path(text: str) -> tuple[str, bytes | None]:

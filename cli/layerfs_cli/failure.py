@@ -60,12 +60,13 @@ def exit_code(error: BaseException) -> int:
     return 7 if _is_database_error(error) else 1
 
 
-def report(error: BaseException, *, debug: bool) -> int:
+def report(error: BaseException, *, debug: bool, name: str | None = None) -> int:
     """Say on standard error what went wrong, and return the exit code.
 
     Args:
         error: any exception.
         debug: whether to add the traceback.
+        name: what it happened with, said before a message that does not; None where there is only one.
     """
     code = exit_code(error)
     try:
@@ -80,7 +81,7 @@ def report(error: BaseException, *, debug: bool) -> int:
 
         traceback.print_exception(error)
     if message:
-        _say(f"layerfs: error: {message}")
+        _say(f"layerfs: error: {f'{name}: ' if name and name not in message else ''}{message}")
     if hint:
         _say(f"layerfs: hint: {hint}")
     return code

@@ -24,6 +24,7 @@ if TYPE_CHECKING:
 __all__ = [
     "access_of",
     "ask_password",
+    "auth_files",
     "credential_helpers",
     "login_file",
     "narrowed",
@@ -119,11 +120,12 @@ def access_of(options: dict[str, Any]) -> Access:
         credential = parse_credential(given["creds"])
     policy = policy_file(given.get("policy"), insecure=given.get("insecure_policy", False))
     return Access(
-        auth_files=_auth_files(),
+        auth_files=auth_files(),
         required_auth_file=given["authfile"] or None,
         credential=credential,
         anonymous=given["no_creds"],
         token=given["registry_token"],
+        authorities=tuple(filter(None, os.environ.get("SSL_CERT_DIR", "").split(":"))),
         certificate_roots=_certificate_roots(),
         certificates=given["cert_dir"],
         verify_tls=given["tls_verify"],
@@ -219,7 +221,7 @@ def credential_helpers() -> tuple[str, ...]:
     return Access(registries=_registries()).read_registries().credential_helpers
 
 
-def _auth_files() -> tuple[str, ...]:
+def auth_files() -> tuple[str, ...]:
     """Return the files with credentials in their order; $DOCKER_CONFIG hides all the others."""
     docker = os.environ.get("DOCKER_CONFIG")
     if docker:

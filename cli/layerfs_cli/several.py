@@ -29,8 +29,9 @@ def each(
         click.exceptions.Exit: with the first exit code, when some block failed.
     """
     attempts = []
-    for name in names:
-        attempt = Attempt(name, ignored, debug=settings_of(context).debug)
+    todo = list(names)
+    for name in todo:
+        attempt = Attempt(name, ignored, debug=settings_of(context).debug, naming=len(todo) > 1)
         attempts.append(attempt)
         yield attempt
     codes = [attempt.code for attempt in attempts if attempt.code]
@@ -41,12 +42,13 @@ def each(
 class Attempt(AbstractContextManager[str]):
     """One name; its block may fail, and ``code`` is the exit code of that."""
 
-    def __init__(self, name: str, ignored: type[LayerfsError] | None, *, debug: bool) -> None:
-        """Take the name; see :func:`each`."""
+    def __init__(self, name: str, ignored: type[LayerfsError] | None, *, debug: bool, naming: bool) -> None:
+        """Take the name, which an error is told with if there are others; see :func:`each`."""
         self.code = 0
         self._name = name
         self._ignored = ignored
         self._debug = debug
+        self._naming = naming
 
     def __enter__(self) -> str:
         """Return the name."""
@@ -60,5 +62,5 @@ class Attempt(AbstractContextManager[str]):
         if not isinstance(error, LayerfsError | OSError) or isinstance(error, BrokenPipeError):
             return False
         if self._ignored is None or not isinstance(error, self._ignored):
-            self.code = report(error, debug=self._debug)
+            self.code = report(error, debug=self._debug, name=self._name if self._naming else None)
         return True

@@ -29,9 +29,10 @@ from layerfs.formats.reference import DEFAULT_TAG, Reference
 from layerfs.formats.transport import is_registry
 from layerfs.registry.access import Access
 from layerfs.registry.loader import Progress
-from layerfs.registry.pull import Pull
+from layerfs.registry.pull import LayerVanished, Pull
 from layerfs.registry.push import Push
 from layerfs.registry.remote import Registries
+from layerfs.store.image import ImageRecord
 from layerfs.values import Image, PushedImage
 
 __all__ = ["AsyncStore"]
@@ -256,19 +257,27 @@ class AsyncStore:
             return await _cancellable(
                 lambda polled: load(keep_blobs=keep_blobs, access=access, progress=progress, check=polled), check
             )
-        with callbacks() as own, store._explaining("pull"), Registries.open(access, own.check(check)) as registries:
+        with callbacks() as own, store._explaining("pull"):
             progress, check = own.progress(progress), own.check(check)
-            remote = await in_thread(
-                lambda: store._plan(registries, source, platform, all_platforms=all_platforms, name=name),
-                registries.http.abort,
-            )
-            async with contextlib.AsyncExitStack() as stack:
-                pull = await in_thread(
-                    lambda: Pull(store._handle, remote, access, keep_blobs=keep_blobs, progress=progress, check=check),
-                    registries.http.abort,
-                )
-                stack.push_async_exit(functools.partial(_leave, pull))
-                records = await pull_layers(pull, registries.http, access.jobs)
+
+            async def attempt() -> list[ImageRecord]:
+                async with contextlib.AsyncExitStack() as stack:
+                    registries = stack.enter_context(Registries.open(access, check))
+
+                    def begun() -> Pull:
+                        remote = store._plan(registries, source, platform, all_platforms=all_platforms, name=name)
+                        return Pull(
+                            store._handle, remote, access, keep_blobs=keep_blobs, progress=progress, check=check
+                        )
+
+                    pull = await in_thread(begun, registries.http.abort)
+                    stack.push_async_exit(functools.partial(_leave, pull))
+                    return await pull_layers(pull, registries.http, access.jobs)
+
+            try:
+                records = await attempt()
+            except LayerVanished:  # it is received now
+                records = await attempt()
         return await trio.to_thread.run_sync(store._images, records)
 
     async def push(

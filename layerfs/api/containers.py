@@ -21,7 +21,8 @@ if TYPE_CHECKING:
 
 __all__ = ["ContainerPart"]
 
-_ON_READ_ONLY = "Mount an image alone, with --read-only; --runroot names a place for what is mounted."
+_WITH_RUNROOT = "--runroot names a place for what is mounted."
+_ON_READ_ONLY = f"Mount an image alone, with --read-only; {_WITH_RUNROOT}"
 
 
 class ContainerPart(StorePart):
@@ -103,7 +104,7 @@ class ContainerPart(StorePart):
         if target is not None and not os.path.isdir(target):
             problem = "is not a directory" if os.path.lexists(target) else "does not exist"
             raise MountError(f"target {os.fspath(target)} {problem}", hint="Make it first with: mkdir -p")
-        with callbacks() as own_functions, self._writing("mount", hint=_ON_READ_ONLY):
+        with callbacks() as own_functions, self._writing("mount", hint=_WITH_RUNROOT if read_only else _ON_READ_ONLY):
             check = own_functions.check(check)
             if snapshot is None and not read_only:
                 snapshot, made = create_snapshot(self._handle, record, name), True

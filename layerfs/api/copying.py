@@ -218,7 +218,7 @@ class _Copy:
             plan = plan_copy(came, self.platform or Platform.host(), everything=self.everything)
             if self.target.transport in ("oci", "oci-archive"):
                 plan = in_oci_form(plan)
-            where = stack.enter_context(self._opened_target(into, moving.poll))
+            where = stack.enter_context(self._opened_target(into, plan, moving.poll))
             return moving.run(came, plan, where, self.access.jobs)
 
     def _open_store(self) -> Store:
@@ -237,15 +237,18 @@ class _Copy:
         return _Moving(connections, self.destination, self.progress, self.check)
 
     @contextmanager
-    def _opened_target(self, registries: Registries, poll: Callable[[], None]) -> Iterator[CopyTarget]:
+    def _opened_target(self, registries: Registries, plan: CopyPlan, poll: Callable[[], None]) -> Iterator[CopyTarget]:
         target = self.target
         if target.transport == "docker":
             # As for a push: where something goes is not looked for.
             reference = Reference.parse(registry_name(self.destination)).with_default_tag()
-            if reference.digest is not None:
-                raise InvalidReference(f"{self.destination} has a digest: an image is copied to a repository and a tag")
+            if reference.digest not in (None, plan.documents[-1].digest):
+                raise InvalidReference(
+                    f"{self.destination} has the digest of something else: {plan.documents[-1].digest} is copied"
+                )
             access = self.destination_access or self.access
-            yield RegistryTarget(registries.write_to(reference), reference.tag or DEFAULT_TAG, access, poll)
+            tag = reference.digest or reference.tag or DEFAULT_TAG
+            yield RegistryTarget(registries.write_to(reference), tag, access, poll)
         elif target.transport in ("oci", "dir"):
             is_layout = target.transport == "oci"
             with _writing(self.destination):

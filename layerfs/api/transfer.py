@@ -162,17 +162,25 @@ class TransferPart(StorePart):
                     keep_blobs=keep_blobs, progress=progress, check=check,
                 )  # fmt: skip
             refuse_inside_trio()
-            from layerfs.registry.pull import Pull
+            from layerfs.registry.pull import LayerVanished, Pull
             from layerfs.registry.remote import Registries
 
-            with Registries.open(access, check) as registries:
-                remote = self._plan(registries, source, platform, all_platforms=all_platforms, name=name)
-                with Pull(self._handle, remote, access, keep_blobs=keep_blobs, progress=progress, check=check) as pull:
-                    if not pull.wanted:
-                        return self._images(pull.lay_down())
-                    from layerfs.api.together import pull_layers
+            def attempt() -> list[catalog.ImageRecord]:
+                with Registries.open(access, check) as registries:
+                    remote = self._plan(registries, source, platform, all_platforms=all_platforms, name=name)
+                    with Pull(
+                        self._handle, remote, access, keep_blobs=keep_blobs, progress=progress, check=check
+                    ) as pull:
+                        if not pull.wanted:
+                            return pull.lay_down()
+                        from layerfs.api.together import pull_layers
 
-                    return self._images(pull_layers(pull, registries.http, access.jobs, check))
+                        return pull_layers(pull, registries.http, access.jobs, check)
+
+            try:
+                return self._images(attempt())
+            except LayerVanished:  # it is received now
+                return self._images(attempt())
 
     def push(
         self,
@@ -248,16 +256,15 @@ class TransferPart(StorePart):
 
     def _own_name(self, image: str | Image, record: catalog.ImageRecord) -> str:
         """Return what an image was called that is to be pushed under its own name."""
-        try:
-            found = catalog.find_name(self._handle, Reference.parse(str(image)).with_default_tag())
-        except InvalidReference:
-            found = None
-        if isinstance(image, str) and found is not None and found.id == record.id:
-            return image
-        # Its ID would be taken for the name of a repository on docker.io.
         names = catalog.image_names(self._handle, record)
+        found = catalog.name_among(image, names) if isinstance(image, str) else None
+        if isinstance(image, str) and catalog.digest_in(image) is not None:
+            return image  # refused for that
+        if isinstance(image, str) and found == str(Reference.parse(image).with_default_tag()):
+            return image
+        # An ID would be taken for the name of a repository on docker.io, and so would what stands below localhost/.
         raise InvalidReference(
-            f"{record.digest.short} is no name to push to",
+            f"{found or record.digest.short} is no name to push to",
             hint=f"Push it as {' or '.join(names[:3])}, or name a destination." if names else "Name a destination.",
         )
 

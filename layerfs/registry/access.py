@@ -40,6 +40,7 @@ class Access:
         credential: for the registry that is named first, instead of what files say; its mirrors do not get it.
         anonymous: use no credentials at all.
         token: a bearer token to send as it is, to the registry that is named first.
+        authorities: directories with certificate authorities, all of whose files are trusted besides the machine's.
         certificate_roots: directories with one directory of certificates per registry, all that exist count.
         certificates: one directory of certificates for every registry, instead of those.
         verify_tls: False allows bad certificates and plain HTTP everywhere; True nowhere, whatever registries.conf
@@ -58,6 +59,7 @@ class Access:
     credential: Credential | None = None
     anonymous: bool = False
     token: str | None = field(default=None, repr=False)
+    authorities: tuple[str, ...] = ()
     certificate_roots: tuple[str, ...] = ()
     certificates: str | None = None
     verify_tls: bool | None = None

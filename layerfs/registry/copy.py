@@ -331,11 +331,11 @@ class MemberSource:
 
 
 class RegistryTarget:
-    """A repository on a registry, and a tag in it."""
+    """A repository on a registry, and a tag in it, or the digest of what is copied."""
 
     parallel = True
 
-    def __init__(self, repository: Repository, tag: str, access: Access, check: Callable[[], None]) -> None:
+    def __init__(self, repository: Repository, tag: str | Digest, access: Access, check: Callable[[], None]) -> None:
         """Prepare; nothing is sent."""
         self._to = repository
         self._tag = tag

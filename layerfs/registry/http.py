@@ -235,6 +235,7 @@ class HttpClient:
         """Return what a connection trusts, with the certificates that the user has put down for the registry."""
         if verify:
             context = ssl.create_default_context()
+            _add_authorities(context, self._access.authorities)
         else:
             # Without the machine's authorities: reading them takes longer than a small request.
             context = ssl.SSLContext(ssl.PROTOCOL_TLS_CLIENT)
@@ -397,6 +398,15 @@ def _tracked(watch: Watch, base: type[HTTPConnection]) -> type[HTTPConnection]:
     return Tracked
 
 
+def _add_authorities(context: ssl.SSLContext, directories: Iterable[str]) -> None:
+    """Trust what directories have, whatever its name; OpenSSL itself only looks for names that are hashes."""
+    for directory in directories:
+        with suppress(OSError), os.scandir(directory) as entries:
+            for entry in entries:
+                with suppress(OSError):  # no certificate, as Go passes it over
+                    context.load_verify_locations(entry.path)
+
+
 def _add_certificates(context: ssl.SSLContext, directory: str, *, required: bool) -> None:
     try:
         names = sort_certificates(os.listdir(directory), directory)
@@ -448,6 +458,10 @@ def _explain(what: str, error: BaseException) -> RegistryError:
         return Unreachable(f"{what}: {cause.strerror}", temporary=cause.errno == -3, hint=hint)
     if isinstance(cause, OSError) and cause.strerror:
         return Unreachable(f"{what}: {cause.strerror}", temporary=True)
+    if isinstance(cause, OSError) and "Tunnel connection failed: 407" in str(cause):
+        return Unreachable(
+            f"{what}: the proxy wants credentials", hint="Name them with it: http://USER:PASSWORD@HOST:PORT"
+        )
     if isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError):
         return Unreachable(f"{what}: no answer in time", temporary=True)
     if isinstance(error, urllib3.exceptions.ProtocolError | http.client.IncompleteRead):

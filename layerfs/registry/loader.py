@@ -8,11 +8,11 @@ from dataclasses import dataclass
 from io import BytesIO
 from typing import Protocol
 
-from layerfs.errors import DigestMismatch, FormatError, IntegrityError, LayerfsError, NotFound, StoreError, UnsafePath
+from layerfs.errors import DigestMismatch, IntegrityError, LayerfsError, NotFound, StoreError, UnsafePath
 from layerfs.formats.digest import Digest, new_hash
 from layerfs.formats.oci import Descriptor
 from layerfs.registry.members import Members
-from layerfs.registry.pipeline import Chunk, LayerBegin, LayerEnd, LayerFailed, read_blob
+from layerfs.registry.pipeline import Chunk, LayerBegin, LayerEnd, LayerFailed, name_layer, read_blob
 from layerfs.registry.plan import ImagePlan, LayerPlan, synthesize_manifest
 from layerfs.registry.stream import ArchiveDocument, ArchiveLink, KnownLayer, StreamEvent
 from layerfs.store.derive import aligned
@@ -190,7 +190,7 @@ class Loader:
                     self._end(ingest, reading, event)
                     self._tell(reading.key, "Load complete", reading.size, reading.size)
         except LayerfsError as error:
-            _name_layer(error, reading.key)
+            name_layer(error, reading.key)
             if reading.pending is not None:
                 ingest.abandon(reading.pending)
                 reading.pending = None
@@ -324,12 +324,6 @@ class Loader:
     def _tell(self, key: str, state: str, done: int, total: int | None) -> None:
         if self._progress is not None:
             self._progress.update(key, state, done, total)
-
-
-def _name_layer(error: LayerfsError, key: str) -> None:
-    """Let an error that says what is wrong inside a layer say in which one."""
-    if isinstance(error, FormatError) and not str(error).startswith("layer "):
-        error.args = (f"layer {key}: {error}",)
 
 
 def _check_blob(plan: LayerPlan, digest: Digest, size: int) -> None:

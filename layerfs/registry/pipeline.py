@@ -25,7 +25,17 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-__all__ = ["Chunk", "DigestBacklog", "LayerBegin", "LayerEnd", "LayerEvent", "LayerFailed", "prefetch", "read_blob"]
+__all__ = [
+    "Chunk",
+    "DigestBacklog",
+    "LayerBegin",
+    "LayerEnd",
+    "LayerEvent",
+    "LayerFailed",
+    "name_layer",
+    "prefetch",
+    "read_blob",
+]
 
 #: Pieces in the queue, 16 MiB together: enough for one half to go on while the other writes a tree.
 _DEPTH = (16 << 20) // PIECE
@@ -276,3 +286,9 @@ def prefetch(
         stop.set()
         # It ends within milliseconds, unless it waits in a read on a silent pipe: that must not hold an interrupt up.
         thread.join(timeout=_PATIENCE)
+
+
+def name_layer(error: LayerfsError, key: str) -> None:
+    """Let an error that says what is wrong inside a layer say in which one."""
+    if isinstance(error, FormatError) and not str(error).startswith("layer "):
+        error.args = (f"layer {key}: {error}",)

@@ -13,6 +13,8 @@ from __future__ import annotations
 
 import contextlib
 import logging
+import math
+import os
 import queue
 import threading
 import time
@@ -21,14 +23,23 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Self
 
-from layerfs.errors import DigestMismatch, FormatError, IntegrityError, LayerfsError
+from layerfs.errors import Conflict, DigestMismatch, FormatError, IntegrityError, LayerfsError
 from layerfs.formats.codec import PIECE
 from layerfs.formats.digest import Digest
 from layerfs.formats.tar.header import BLOCK
 from layerfs.registry.access import Access
 from layerfs.registry.download import Download
 from layerfs.registry.loader import Progress
-from layerfs.registry.pipeline import Chunk, DigestBacklog, LayerEnd, LayerEvent, LayerFailed, prefetch, read_blob
+from layerfs.registry.pipeline import (
+    Chunk,
+    DigestBacklog,
+    LayerEnd,
+    LayerEvent,
+    LayerFailed,
+    name_layer,
+    prefetch,
+    read_blob,
+)
 from layerfs.registry.plan import ImagePlan, LayerPlan
 from layerfs.registry.remote import RemoteImages
 from layerfs.registry.watch import Stopped
@@ -41,9 +52,12 @@ from layerfs.store.layer import find_layer, is_whole
 from layerfs.store.new_image import NewImage, commit_images
 from layerfs.store.part import Part, discard_part
 
-__all__ = ["Pull"]
+__all__ = ["LayerVanished", "Pull"]
 
 _log = logging.getLogger(__name__)
+
+#: Layers rarely take more than so many times their compressed size.
+_EXPANSION = 4
 
 #: Seconds between two reports about one layer.
 _TELL_EVERY = 0.1
@@ -51,8 +65,15 @@ _TELL_EVERY = 0.1
 #: Seconds before a layer that another pull is at is looked for again.
 _LOOK_AGAIN = 0.05
 
+#: Seconds that a pull waits for another one before it says so.
+_SILENCE = 3.0
+
 #: Seconds between two polls of the laying thread while nothing has been claimed.
 _POLL = 0.2
+
+
+class LayerVanished(Conflict):
+    """Another process removed a layer that the store had when a pull began; the next try receives it."""
 
 
 class Pull:
@@ -134,6 +155,7 @@ class Pull:
             RegistryError, NotFound, IntegrityError: as :meth:`Download.run`.
             OSError: ENOSPC, EIO.
         """
+        told = time.monotonic() + _SILENCE
         while True:
             try:
                 layer = self._todo.popleft()
@@ -144,6 +166,10 @@ class Pull:
             if isinstance(claim, Download):
                 self._receive(layer, claim)
             elif not claim:
+                assert layer.blob is not None
+                if time.monotonic() > told:
+                    told = math.inf
+                    _log.warning("another process is receiving layer %s; waiting for it", layer.blob.digest.short)
                 self._todo.append(layer)
                 time.sleep(_LOOK_AGAIN)
 
@@ -247,9 +273,10 @@ class Pull:
         for layer in plan.layers:
             ready = layers.get(layer.member) or ingest.find_layer(layer.diff_id)
             if ready is None:
-                raise IntegrityError(
-                    f"layer {layer.diff_id} was removed from the store while it was being used", hint="Pull again."
-                )
+                raise LayerVanished(
+                    f"layer {layer.diff_id} was removed from the store while it was being used", reason="in-use",
+                    hint="Pull again.",
+                )  # fmt: skip
             if ready.diff_id != layer.diff_id:  # one blob under two diffIDs
                 raise DigestMismatch("layer", expected=str(layer.diff_id), actual=str(ready.diff_id), size=0)
             found.append(ready)
@@ -267,8 +294,10 @@ class Pull:
         try:
             laid = self._lay(ingest, layer, events)
         except (IntegrityError, FormatError) as error:
+            _name(error, layer)
             if not download.resumed:
                 self._bad.add(layer.member)
+                self._refuse_blob(layer, events)
                 raise
             _exhaust(events)
             # What an earlier connection left may be what is wrong: once more, all in one go.
@@ -277,10 +306,35 @@ class Pull:
                 with contextlib.closing(prefetch(_events(layer, download.again(), backlog), backlog.work)) as again:
                     return self._lay(ingest, layer, again)
             except (IntegrityError, FormatError) as second:
+                _name(second, layer)
                 self._bad.add(layer.member)
                 raise second from error
         _exhaust(events)
+        self._make_room(download)
         return laid
+
+    def _refuse_blob(self, layer: LayerPlan, events: Iterator[LayerEvent]) -> None:
+        """Read a layer whose tar is damaged to its end, and raise if the blob is not even the one that was asked for.
+
+        Raises:
+            DigestMismatch: so it is.
+        """
+        assert layer.blob is not None
+        for event in events:
+            self.check()
+            if isinstance(event, LayerEnd | LayerFailed):
+                _check(layer.blob.digest, layer.blob.size, event)
+
+    def _make_room(self, download: Download) -> None:
+        """Throw away what was received of a layer that is laid down, if the disk may not have room for both.
+
+        Otherwise it stays until the image is there: this pull may be killed before.
+        """
+        root = self._handle.layout.root
+        found = os.statvfs(root)
+        needed = _EXPANSION * sum(layer.blob.size for layer in self.wanted if layer.blob is not None)
+        if not self._keep and found.f_bavail * found.f_frsize < needed:
+            download.part.clear()
 
     def _lay(self, ingest: Ingest, layer: LayerPlan, events: Iterator[LayerEvent]) -> IngestedLayer:
         assert layer.blob is not None
@@ -298,6 +352,8 @@ class Pull:
                         pending.writer.write(event.data)
                         self._tell(layer, "Extracting", event.done, blob.size)
                     case LayerFailed():
+                        # That the blob is another one says more than what is wrong inside.
+                        _check(blob.digest, blob.size, event)
                         raise event.error
                     case LayerEnd():
                         _check(blob.digest, blob.size, event)
@@ -388,7 +444,12 @@ def _events(layer: LayerPlan, read: Callable[[int], bytes], backlog: DigestBackl
     )  # fmt: skip
 
 
-def _check(digest: Digest, size: int, event: LayerEnd) -> None:
+def _name(error: LayerfsError, layer: LayerPlan) -> None:
+    assert layer.blob is not None
+    name_layer(error, str(layer.blob.digest))
+
+
+def _check(digest: Digest, size: int, event: LayerEnd | LayerFailed) -> None:
     if event.size != size:
         raise IntegrityError(f"layer {digest}: {event.size} bytes, expected {size}")
     if event.blob != digest:

@@ -126,6 +126,7 @@ def _fetch(access: Access, name: str, platform: Platform) -> tuple[Reference, Di
         digest = document.digest
         for _ in range(MAX_NESTING + 2):
             if isinstance(document, Manifest):
+                document.check_image()
                 return reference, digest, document, described(document.config)
             assert isinstance(document, Index)
             entry = choose_entry(document.images, platform, described)

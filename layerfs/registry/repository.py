@@ -166,7 +166,9 @@ class Repository:
         """Return the size of a blob, -1 if the registry does not say it, None if it has no such blob."""
         scopes = self._push if push else self._pull
         try:
-            answer = self.server.send("HEAD", self.target(f"blobs/{digest}"), what=f"blob {digest}", scopes=scopes)
+            answer = self.server.send(
+                "HEAD", self.target(f"blobs/{digest}"), what=f"blob {digest} of {self.path}", scopes=scopes
+            )
         except NotFound:
             return None
         with answer:
@@ -176,7 +178,7 @@ class Repository:
         """Return whether the repository has a manifest."""
         try:
             self.server.send(
-                "HEAD", self.target(f"manifests/{digest}"), what=f"manifest {digest}", scopes=self._pull,
+                "HEAD", self.target(f"manifests/{digest}"), what=f"manifest {digest} of {self.path}", scopes=self._pull,
                 headers={"Accept": _ACCEPT},
             ).close()  # fmt: skip
         except NotFound:

@@ -59,8 +59,8 @@ class Uploader:
         scopes = (*self._to.push_scopes, f"repository:{source}:pull")
         try:
             answer = self._to.server.send(
-                "POST", self._to.target(f"blobs/uploads/?{query}"), what=f"mounting blob {digest}", scopes=scopes,
-                headers={"Content-Length": "0"}, expect=(201, 202),
+                "POST", self._to.target(f"blobs/uploads/?{query}"), what=f"mounting blob {digest} in {self._to.path}",
+                scopes=scopes, headers={"Content-Length": "0"}, expect=(201, 202),
             )  # fmt: skip
         except (RegistryError, NotFound):
             # Whatever it does not like, such as a repository that we may not read: the bytes can be sent instead.
@@ -87,7 +87,7 @@ class Uploader:
             IntegrityError: the registry has something else.
         """
         tries = Backoff(self._access.attempts, self._access.retry_delay, self._check)
-        what = f"uploading blob {digest}"
+        what = f"uploading blob {digest} to {self._to.path}"
         broken: list[Exception] = []
 
         def body() -> Iterator[bytes]:
@@ -157,7 +157,7 @@ class Uploader:
             tell(size)
         digest = Digest(algorithm, hasher.hexdigest())
         joint = "&" if "?" in place else "?"
-        what = f"uploading blob {digest}"
+        what = f"uploading blob {digest} to {self._to.path}"
         with self._to.server.send(
             "PUT", f"{place}{joint}{urlencode({'digest': str(digest)})}", what=what, scopes=self._to.push_scopes,
             headers={"Content-Length": "0", "Content-Type": _OCTETS}, body=b"", expect=(201, 204), missing="upload",

@@ -139,11 +139,12 @@ def find_image(handle: StoreHandle, text: str) -> ImageRecord:
     """Return the image that a user means by a name, an ID, or the unique beginning of an ID.
 
     A name wins over the beginning of an ID, as with docker: who names an image ``cafe`` means it. A whole ID means that
-    image whatever names there are, for an archive may name its images as it likes.
+    image whatever names there are, for an archive may name its images as it likes. What is neither may be the end of a
+    name: ``app:1`` finds ``registry.example/team/app:1``, as with podman.
 
     Raises:
         NotFound: nothing matches.
-        Conflict: several IDs begin so; the message lists them.
+        Conflict: several IDs begin so, or several images have names that end so; the message lists them.
         InvalidReference: the text is neither a name nor an ID.
     """
     connection = handle.database.connection
@@ -176,7 +177,26 @@ def find_image(handle: StoreHandle, text: str) -> ImageRecord:
             raise Conflict(f"{text} is the beginning of {len(rows)} image IDs: {listed}", reason="ambiguous")
     elif error is not None:
         raise error
+    names = _ending(wanted, [row[0] for row in connection.execute("SELECT name FROM name ORDER BY name")])
+    found = {record.id: record for name in names if (record := find_name(handle, Reference.parse(name))) is not None}
+    if len(found) == 1:
+        return next(iter(found.values()))
+    if found:
+        raise Conflict(f"{text} may mean {', '.join(names)}", reason="ambiguous", hint="Write the name in full.")
     raise NotFound("image", text, hint="List what there is with: layerfs images")
+
+
+def _ending(text: str, names: Sequence[str]) -> list[str]:
+    """Return the names whose end is this text, which has no registry; a digest matches none."""
+    try:
+        wanted = Reference.parse(text).with_default_tag()
+    except InvalidReference:
+        return []
+    first = text.partition("/")[0]
+    if wanted.digest is not None or ("/" in text and ("." in first or ":" in first or first == "localhost")):
+        return []
+    end = f"/{text}" if text.endswith(f":{wanted.tag}") else f"/{text}:{wanted.tag}"
+    return [name for name in names if name.endswith(end)]
 
 
 def possible_names(text: str) -> list[Reference]:
@@ -222,12 +242,13 @@ def name_to_give(handle: StoreHandle, text: str) -> Reference:
 
 
 def name_among(text: str, names: Sequence[str]) -> str | None:
-    """Return the one of these canonical names that a user means by a text, or None."""
+    """Return the one of an image's canonical names that a user means by a text, or None."""
     try:
         meant = [str(name.with_default_tag()) for name in possible_names(text)]
     except InvalidReference:
         return None
-    return next((name for name in meant if name in names), None)
+    ending = _ending(text, names)
+    return next((name for name in [*meant, *(ending if len(ending) == 1 else ())] if name in names), None)
 
 
 def references_of(text: str, names: Sequence[str], origins: Sequence[str]) -> list[str]:

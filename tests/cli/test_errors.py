@@ -356,3 +356,56 @@ def test_the_file_that_is_named_for_registries(shell: Shell, tmp_path: Path) -> 
     drop_ins.mkdir(parents=True)
     (drop_ins / "own.conf").write_text('[[registry]]\nlocation = "blocked.invalid"\nblocked = true\n')
     assert "is blocked" in shell.fails(5, "tags", "blocked.invalid/a")
+
+
+def test_what_has_several_names_says_which_one_failed(shell: Shell) -> None:
+    result = shell.try_("rmi", "one", "two:1")
+    assert result.exit_code == 3
+    assert result.stderr.count("layerfs: error: no such image: ") == 2
+    result = shell.try_("umount", "/nowhere", "/neither")
+    assert all(name in result.stderr for name in ("/nowhere", "/neither"))
+
+
+@pytest.mark.parametrize("name", ["oci:/x", "oci-archive:/x", "docker-archive:/x", "dir:/x"])
+def test_inspecting_an_archive(shell: Shell, name: str) -> None:
+    assert "only that and registries can be looked into" in shell.fails(2, "inspect", name)
+
+
+def test_all_and_a_platform(shell: Shell) -> None:
+    assert "exclude each other" in shell.fails(2, "copy", "--all", "--platform", "linux/arm64", "dir:/a", "dir:/b")
+
+
+def test_pushing_what_is_below_localhost(shell: Shell, tmp_path: Path) -> None:
+    shell("load", "-q", "-i", str(Built(name="localhost/mine:1").docker_archive(tmp_path / "a.tar")))
+    assert "localhost/mine:1 is no name to push to" in shell.fails(2, "push", "mine:1")
+
+
+def test_a_login_without_standard_input(shell: Shell) -> None:
+    process = subprocess.run(
+        ["bash", "-c", 'exec "$0" -c "from layerfs_cli.main import main; main()" "$@" <&-', sys.executable, "login",
+         "-u", "me", "--password-stdin", "localhost:1"],
+        env={**os.environ, **shell.env}, check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert process.returncode == 2
+    assert "standard input is closed" in process.stderr
+
+
+def test_one_damaged_config_ends_no_list(shell: Shell, image: Built) -> None:
+    name = image.id[7:]
+    path = shell.directory / "store/blobs/sha256" / name
+    path.chmod(0o600)
+    path.write_bytes(b"{}")
+    for words in (("df",), ("df", "-v"), ("images", "--filter", "label=x"), ("images",)):
+        assert shell.try_(*words).exit_code == 0, words
+
+
+def test_a_credential_in_another_file(shell: Shell, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    monkeypatch.setenv("XDG_RUNTIME_DIR", str(tmp_path))
+    for name in ("DOCKER_CONFIG", "REGISTRY_AUTH_FILE", "XDG_CONFIG_HOME", "CONTAINERS_REGISTRIES_CONF"):
+        monkeypatch.delenv(name, raising=False)
+    path = tmp_path / ".docker/config.json"
+    path.parent.mkdir()
+    path.write_text('{"auths": {"r.example": {"auth": "dTpw"}}}')
+    assert f"--authfile {path} r.example" in shell.fails(3, "logout", "r.example")
+    assert shell("logout", "--authfile", str(path), "r.example") == "Removed login credentials for r.example\n"

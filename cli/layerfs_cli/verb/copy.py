@@ -7,6 +7,7 @@ from typing import Any
 
 import click
 
+from layerfs_cli.argument import is_given
 from layerfs_cli.digest_file import digestfile_option, write_digest
 from layerfs_cli.output import as_json, write
 from layerfs_cli.program import verb
@@ -69,6 +70,8 @@ def command(
     from layerfs.api.copying import copy
     from layerfs.formats.platform import Platform
 
+    if everything and is_given(context, "platform"):
+        raise click.UsageError("--platform and --all exclude each other", context)
     settings = settings_of(context)
     access = access_of(options)
     from_there = narrowed(access, "src", source, src_creds, verify_tls=src_tls_verify)

@@ -70,7 +70,9 @@ def command(
     with settings.open_store() as store:
         tests = [_filter(context, store, text) for text in filters if not text.startswith(_REFERENCE)]
         names = [_fits(text.removeprefix(_REFERENCE)) for text in filters if text.startswith(_REFERENCE)]
-        if name is not None:
+        if name is not None and "@" in name:
+            tests.append(_of_digest(store, name))
+        elif name is not None:
             names.append(_named(name))
         shown = {
             image: fitting
@@ -95,6 +97,17 @@ def command(
         rows.sort(key=lambda row: row[sort.capitalize()])
     columns = [column for column in _COLUMNS if digests or column.field != "Digest"]
     print_listing(form, columns, rows, [_document(image) for image in found], heading=not noheading)
+
+
+def _of_digest(store: Store, name: str) -> Callable[[Image], bool]:
+    """Return a test for the image that ``NAME@DIGEST`` means."""
+    from layerfs.errors import NotFound
+
+    try:
+        wanted = store.resolve(name).id
+    except NotFound:
+        return lambda _image: False
+    return lambda image: image.id == wanted
 
 
 def _fitting(image: Image, tests: Sequence[Callable[[str], bool]]) -> list[str]:

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any, Final
 
 import click
 
-from layerfs_cli.argument import images_argument
+from layerfs_cli.argument import images_argument, is_given
 from layerfs_cli.output import Format, FormatType, as_json, print_document, write
 from layerfs_cli.program import verb
 from layerfs_cli.registry_option import access_of, registry_options
@@ -34,7 +34,7 @@ _REGISTRY: Final = "docker://"
     help="json, jsonl, or a Go template such as '{{.Config.Env}}'.",
 )  # fmt: skip
 @click.option(
-    "--platform", metavar="OS[/ARCH[/VARIANT]]",
+    "--platform", metavar="OS[/ARCH[/VARIANT]]", envvar="DOCKER_DEFAULT_PLATFORM", show_envvar=True,
     help="With docker://, which image of an index for several platforms.  [default: this machine's]",
 )  # fmt: skip
 @registry_options
@@ -58,7 +58,12 @@ def command(
     """
     if raw and len(names) > 1:
         raise click.UsageError("--raw prints one document, so it takes one name", context)
-    if platform is not None and not all(name.startswith(_REGISTRY) for name in names):
+    for name in names:
+        if name.startswith(("oci:", "oci-archive:", "docker-archive:", "dir:")):
+            raise click.UsageError(
+                f"{name} is not in the store, and only that and registries can be looked into", context
+            )
+    if is_given(context, "platform") and not all(name.startswith(_REGISTRY) for name in names):
         raise click.UsageError("--platform is for names with docker:// before them", context)
     documents: list[object] = []
     with ExitStack() as stack:

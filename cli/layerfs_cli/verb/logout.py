@@ -6,7 +6,7 @@ import click
 
 from layerfs_cli.output import write
 from layerfs_cli.program import verb
-from layerfs_cli.registry_option import credential_helpers, login_file
+from layerfs_cli.registry_option import auth_files, credential_helpers, login_file
 
 __all__ = ["command"]
 
@@ -20,8 +20,20 @@ __all__ = ["command"]
 @click.option("-a", "--all", "everything", is_flag=True, help="Log out of all registries.")
 def command(registry: str, authfile: str | None, *, everything: bool) -> None:
     """Forget the credential for a registry, docker.io by default."""
+    from layerfs.errors import NotFound
+    from layerfs.registry.credential import read_auth_file
     from layerfs.registry.query import log_out, registry_domain
 
-    wanted = None if everything else registry_domain(registry)
-    for key in log_out(wanted, login_file(authfile), credential_helpers()):
+    wanted, place = None if everything else registry_domain(registry), login_file(authfile)
+    try:
+        forgotten = log_out(wanted, place, credential_helpers())
+    except NotFound as error:
+        # A pull looks into more files than a login writes.
+        for path in auth_files():
+            file = read_auth_file(path) if path != place else None
+            if wanted is not None and file is not None and wanted in file.credentials:
+                hint = f"It is in another file: layerfs logout --authfile {path} {wanted}"
+                raise NotFound(error.kind, error.name, hint=hint) from None
+        raise
+    for key in forgotten:
         write(f"Removed login credentials for {key}\n")

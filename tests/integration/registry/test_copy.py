@@ -353,3 +353,12 @@ def test_a_docker_list_in_a_layout_is_an_index_of_oci(registry: Registry, tmp_pa
     for entry in json.loads(skopeo("inspect", "--raw", f"{transport}:{tmp_path}/copy:all"))["manifests"]:
         assert entry["mediaType"] == "application/vnd.oci.image.manifest.v1+json"
     skopeo("copy", "--all", f"{transport}:{tmp_path}/copy:all", f"dir:{tmp_path}/theirs")
+
+
+def test_a_place_by_digest(registry: Registry, layout: Path) -> None:
+    put(layout, registry.name("one:1"))
+    source = f"docker://{registry.name('one:1')}"
+    assert str(copy(source, f"docker://{registry.name('two')}@{DIGEST}", access=PLAIN)) == DIGEST
+    assert skopeo_manifest(f"{registry.name('two')}@{DIGEST}") == IMAGE.manifest
+    with pytest.raises(InvalidReference, match="the digest of something else"):
+        copy(source, f"docker://{registry.name('two')}@sha256:{'0' * 64}", access=PLAIN)

@@ -98,6 +98,10 @@ def test_tls_with_an_authority_of_its_own(
             store.pull(name, access=elsewhere)
         assert store.pull(name, access=Access(certificates=str(trusted)))
         assert store.pull(name, access=Access(verify_tls=False))
+        (tmp_path / "authorities").mkdir()
+        (tmp_path / "authorities/readme").write_text("no certificate")
+        shutil.copy(certificates.authority, tmp_path / "authorities/any name")
+        assert store.pull(name, access=Access(authorities=("/nowhere", str(tmp_path / "authorities"))))
         pushed = store.push(name, registry.name("copy:1"), access=Access(certificates=str(trusted)))
         assert pushed.manifest_digest == store.resolve(name).manifest_digest
 

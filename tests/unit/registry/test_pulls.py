@@ -4,12 +4,14 @@ from __future__ import annotations
 
 import gzip
 import json
+import os
 import socket
 import time
 from collections.abc import Callable
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import Mock
 
 import pytest
 import trio
@@ -17,13 +19,17 @@ import trio
 from layerfs.api import Store
 from layerfs.api.async_store import AsyncStore
 from layerfs.errors import (
+    Conflict,
+    DigestMismatch,
     FormatError,
     LayerfsError,
     NotFound,
     RegistryError,
     Unreachable,
 )
+from layerfs.registry.pull import Pull
 from layerfs.registry.query import fetch_image
+from layerfs.store.part import Part
 from tests.faulty_registry import FaultyRegistry, Handler, serving
 from tests.image_builder import INDEX_TYPE, MANIFEST_TYPE, TestImage, digest, layer, noise
 from tests.store_audit import assert_whole, read_file
@@ -145,7 +151,7 @@ def test_the_error_of_laying_down_counts(store: Store, tasks: bool) -> None:
             await same.pull(name, access=access)
 
     # Others are being received, and are given up: that is not what went wrong.
-    with serving(registry), pytest.raises(FormatError, match="not a tar archive") as caught:
+    with serving(registry), pytest.raises(DigestMismatch, match=bad) as caught:
         name = f"{registry.address}/team/app"
         if tasks:
             trio.run(run, name)
@@ -397,3 +403,80 @@ def test_a_host_that_nobody_knows_is_told_with_what_to_do(store: Store, monkeypa
     with pytest.raises(Unreachable, match=r"r\.example: Name or service not known") as caught:
         store.pull("docker://r.example/app", access=QUICK)
     assert "Check the name" in str(caught.value.hint)
+
+
+@pytest.mark.parametrize("codec", ["none", "gzip", "zstd"])
+@pytest.mark.parametrize("position", [5, 150, 600, 10_000])
+def test_a_damaged_layer_is_another_one_whatever_is_wrong_inside(store: Store, codec: str, position: int) -> None:
+    image = TestImage([layer({"a": noise(50_000)})], codec=codec)
+    made = FaultyRegistry()
+    made.add(image)
+    (blob,) = image.blobs
+    made.blobs[digest(blob)] = blob[:position] + bytes([blob[position] ^ 0xFF]) + blob[position + 1 :]
+    with serving(made), pytest.raises(DigestMismatch, match=digest(blob)) as caught:
+        pull(store, made)
+    assert caught.value.exit_code == 4
+    assert_whole(store)
+
+
+def test_a_layer_that_is_no_tar_is_named(store: Store) -> None:
+    image = TestImage([b"x" * 2000], codec="none")
+    made = FaultyRegistry()
+    made.add(image)
+    with serving(made), pytest.raises(FormatError, match=f"layer {digest(image.blobs[0])}: .*not a tar archive"):
+        pull(store, made)
+
+
+def test_where_room_is_short_what_was_received_goes_when_it_is_laid_down(
+    store: Store, registry: FaultyRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    clear = Part.clear
+    cleared = Mock()
+
+    def noted(self: Part) -> None:
+        cleared()
+        clear(self)
+
+    monkeypatch.setattr(Part, "clear", noted)
+    pull(store, registry, name="team/app:other")
+    assert cleared.call_count == 0
+    found = os.statvfs(store.info().root)
+    short = Mock(f_bavail=SIZE // found.f_frsize, f_frsize=found.f_frsize)
+    monkeypatch.setattr("layerfs.registry.pull.os.statvfs", lambda _path: short)
+    pull(store, registry)
+    assert cleared.call_count == 3
+    assert_whole(store)
+
+
+def test_a_layer_that_is_removed_meanwhile_is_received(
+    store: Store, registry: FaultyRegistry, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    both = TestImage([*IMAGE.layers, layer({"more": b"more"})], codec="gzip")
+    registry.add(both, "both")
+    pull(store, registry)
+    begin = Pull.__init__
+
+    def removed(self: Pull, *arguments: Any, **options: Any) -> None:
+        begin(self, *arguments, **options)
+        if len(self.wanted) == 1:
+            store.remove_image(f"{registry.address}/team/app")
+
+    monkeypatch.setattr(Pull, "__init__", removed)
+    pull(store, registry, name="team/app:both")
+    assert read_file(store, f"{registry.address}/team/app:both", b"/more") == b"more"
+    assert_whole(store)
+
+
+def test_short_names_find_what_was_pulled_by_long_ones(store: Store, registry: FaultyRegistry) -> None:
+    pull(store, registry)
+    image = store.resolve(f"{registry.address}/team/app")
+    for name in ("app", "app:latest", "team/app"):
+        assert store.resolve(name) == image
+    for name in ("pp", "eam/app", "app:other", "localhost/app", "x.example/team/app"):
+        with pytest.raises(NotFound):
+            store.resolve(name)
+    pull(store, registry, name="team/app:other")
+    store.tag(f"{registry.address}/team/app:other", "r.example/x/app:latest")
+    with pytest.raises(Conflict, match="may mean"):
+        store.resolve("app")
+    assert store.remove_image("team/app").untagged == (f"{registry.address}/team/app:latest",)
