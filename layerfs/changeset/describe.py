@@ -7,7 +7,7 @@ import os
 import re
 import stat
 from collections.abc import Iterator
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any
 
 from layerfs.changeset.change import Step
@@ -16,7 +16,7 @@ from layerfs.changeset.entry import ContentTree, Entry, TreeEntry, same_content
 __all__ = ["DirectoryStat", "metadata", "metadata_changes", "summarize", "text_diff", "total"]
 
 #: Files of more bytes or lines are named, not compared: the time of that grows with the square of their lines.
-MAX_TEXT = 1 << 20
+_MAX_TEXT = 1 << 20
 _MAX_LINES = 20_000
 
 #: What git quotes in paths: control characters, quotes and backslashes.
@@ -59,20 +59,12 @@ class DirectoryStat:
             self.bytes_out += _bytes_of(step.old) if step.new is None or not _is_directory(step.new) else 0
 
 
-@dataclass(slots=True)
-class _Rows:
-    rows: dict[bytes, DirectoryStat] = field(default_factory=dict)
-
-    def at(self, path: bytes) -> DirectoryStat:
-        return self.rows.setdefault(path, DirectoryStat(path))
-
-
 def summarize(steps: Iterator[Step]) -> list[DirectoryStat]:
     """Return what changed per directory, in order of paths.
 
     A directory that changed only in what it holds, and so in its time, counts nowhere itself.
     """
-    found = _Rows()
+    found: dict[bytes, DirectoryStat] = {}
     for step in steps:
         if step.kind is None:
             continue
@@ -80,8 +72,9 @@ def summarize(steps: Iterator[Step]) -> list[DirectoryStat]:
             differing = {row[0] for row in metadata_changes(step)}
             if differing <= {"mtime"}:
                 continue  # only on the way to a change
-        found.at(step.path.rpartition(b"/")[0] or b"/").count(step)
-    return sorted(found.rows.values(), key=lambda row: row.path.split(b"/"))
+        directory = step.path.rpartition(b"/")[0] or b"/"
+        found.setdefault(directory, DirectoryStat(directory)).count(step)
+    return sorted(found.values(), key=lambda row: row.path.split(b"/"))
 
 
 def total(rows: list[DirectoryStat]) -> DirectoryStat:
@@ -152,7 +145,7 @@ def _file_diff(path: bytes, old: Entry | None, new: Entry | None) -> Iterator[by
     if old is not None and new is not None and old.size == new.size and same_content(old, new):
         yield b"Files " + both + b" are equal\n"
         return
-    if max(side.size for side in (old, new) if side is not None) > MAX_TEXT:
+    if max(side.size for side in (old, new) if side is not None) > _MAX_TEXT:
         yield b"Large files " + both + b" differ\n"
         return
     sides = [_text_of(side) for side in (old, new)]

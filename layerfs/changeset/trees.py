@@ -103,11 +103,10 @@ def _through_symlink(view: ImageTree, path: tuple[bytes, ...]) -> Iterator[tuple
         yield tuple(trail)
 
 
-def walk_tree(tree: ImageTree, nid: int | None = None) -> Iterator[Step]:
-    """Yield everything in a tree, or below one of its directories, as added; the directory itself is the root."""
-    top = tree.root if nid is None else nid
-    yield Step(None, b"", None, TreeEntry(tree, top))
-    for path, child, _ in _sorted_walk(tree, top):
+def walk_tree(tree: ImageTree) -> Iterator[Step]:
+    """Yield everything in a tree as added."""
+    yield Step(None, b"", None, TreeEntry(tree, tree.root))
+    for path, child, _ in _sorted_walk(tree, tree.root):
         yield Step("A", path, None, TreeEntry(tree, child))
 
 

@@ -105,11 +105,8 @@ def walk_upper(
         os.close(fd)
 
 
-@dataclass(slots=True)
-class _Upper:
-    """What the upper has of one name; a whiteout has no status."""
-
-    status: os.stat_result | None
+#: What the upper has of each name; a whiteout has no status.
+_Statuses = dict[bytes, os.stat_result | None]
 
 
 @dataclass(slots=True)
@@ -123,7 +120,7 @@ class _Frame:
 
     path: bytes
     names: Iterator[bytes]
-    entries: dict[bytes, _Upper]
+    entries: _Statuses
     base: int | None
     origin: int | None
     in_upper: bool
@@ -270,13 +267,11 @@ class _Comparison:
 
     def _new_state(self, frame: _Frame, name: bytes) -> _State | None:
         """Return what the container shows under a name, or None if nothing."""
-        entry = frame.entries.get(name)
         through = _child(self._lower, frame.origin, name)
-        if entry is None:
+        if name not in frame.entries:
             return None if through is None else _State(name, None, through)
-        if entry.status is None:
-            return None
-        return _State(name, entry.status, through)
+        status = frame.entries[name]
+        return None if status is None else _State(name, status, through)
 
     def _entry(self, frame: _Frame, state: _State) -> Entry:
         """Return the new state of what is no directory."""
@@ -316,10 +311,10 @@ class _Comparison:
             start = _child(self._lower, start, part) if part else start
         return start
 
-    def _read_upper(self) -> dict[bytes, _Upper]:
+    def _read_upper(self) -> _Statuses:
         """Read the current directory of the stack."""
         fd = self._stack.fd
-        entries: dict[bytes, _Upper] = {}
+        entries: _Statuses = {}
         marked: bool | None = None
         with os.scandir(fd) as listing:
             names = [os.fsencode(entry.name) for entry in listing]
@@ -334,7 +329,7 @@ class _Comparison:
                 if marked is None:
                     marked = read_xattrs(fd).get(self._prefix + b"opaque") == b"x"
                 hidden = marked and self._prefix + b"whiteout" in read_xattrs(b"/proc/self/fd/%d/%b" % (fd, name))
-            entries[name] = _Upper(None if hidden else status)
+            entries[name] = None if hidden else status
         return entries
 
     def _tree_entry(self, nid: int) -> TreeEntry:

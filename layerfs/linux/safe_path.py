@@ -60,7 +60,7 @@ def open_in_root(root_fd: int, path: bytes, flags: int = os.O_RDONLY, *, cross_m
     Blocking: opening a fifo blocks unless ``flags`` has O_NONBLOCK.
     """
     resolve = _RESOLVE_IN_ROOT | _RESOLVE_NO_MAGICLINKS | (0 if cross_mounts else _RESOLVE_NO_XDEV)
-    return _open(root_fd, path, flags, 0, resolve)
+    return _open(root_fd, path, flags, resolve)
 
 
 def make_private(path: str) -> None:
@@ -121,9 +121,9 @@ def remove_tree(
     os.rmdir(path, dir_fd=dir_fd)
 
 
-def _open(directory_fd: int, path: bytes, flags: int, mode: int, resolve: int) -> int:
+def _open(directory_fd: int, path: bytes, flags: int, resolve: int) -> int:
     """Call openat2, again when the tree changed under it."""
-    how = _OpenHow(flags | os.O_CLOEXEC, mode, resolve)
+    how = _OpenHow(flags | os.O_CLOEXEC, 0, resolve)
     for attempt in range(_RACE_RETRIES):
         try:
             return _openat2(directory_fd, path, ctypes.byref(how), ctypes.sizeof(how))

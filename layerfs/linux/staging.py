@@ -67,6 +67,16 @@ class StagedFile:
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(self._path)
 
+    def write(self, data: bytes) -> None:
+        """Write all of it at the end.
+
+        Raises:
+            OSError: ENOSPC, EDQUOT, EIO.
+        """
+        view = memoryview(data)
+        while view:
+            view = view[self.file.write(view) :]
+
     def publish(self, name: str, *, sync: bool = True) -> None:
         """Give it its name, replacing what is there.
 

@@ -94,7 +94,5 @@ def put_blob(path: str, pieces: Iterable[bytes], *, sync: bool) -> None:
     make_directories(directory, sync=sync)
     with StagedFile(directory, "blob") as staged:
         for piece in pieces:
-            view = memoryview(piece)
-            while view:
-                view = view[staged.file.write(view) :]
+            staged.write(piece)
         staged.publish(name, sync=sync)

@@ -8,17 +8,17 @@ docs/containers-transports.5.md for how references select.
 
 from __future__ import annotations
 
-import json
 import re
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Literal
 
 from layerfs.errors import DigestMismatch, FormatError, InvalidReference, NotFound
+from layerfs.formats.amend import make_manifest
 from layerfs.formats.digest import Digest
 from layerfs.formats.docker import ArchiveImage, parse_archive_manifest
 from layerfs.formats.image_layout import blob_path
-from layerfs.formats.media_type import OCI_CONFIG, OCI_LAYER, OCI_MANIFEST
+from layerfs.formats.media_type import OCI_LAYER
 from layerfs.formats.oci import (
     Descriptor,
     ImageConfig,
@@ -154,18 +154,8 @@ def synthesize_manifest(config: ImageConfig, sizes: Iterable[int]) -> tuple[Dige
         config: the image's config.
         sizes: of the uncompressed layers, bottom first.
     """
-    layers = [
-        {"mediaType": OCI_LAYER, "digest": str(diff_id), "size": size}
-        for diff_id, size in zip(config.diff_ids, sizes, strict=True)
-    ]
-    document = {
-        "schemaVersion": 2,
-        "mediaType": OCI_MANIFEST,
-        "config": {"mediaType": OCI_CONFIG, "digest": str(config.digest), "size": len(config.raw)},
-        "layers": layers,
-    }
-    raw = json.dumps(document, separators=(",", ":")).encode()
-    return Digest.of(raw), raw
+    pairs = zip(config.diff_ids, sizes, strict=True)
+    return make_manifest(config, [Descriptor(OCI_LAYER, diff_id, size) for diff_id, size in pairs])
 
 
 class _Layout:

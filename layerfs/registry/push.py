@@ -16,6 +16,7 @@ from dataclasses import dataclass
 from functools import partial
 
 from layerfs.errors import NotFound, RegistryError, StoreError, UnsupportedFormat
+from layerfs.formats.amend import layer_type
 from layerfs.formats.codec import detect
 from layerfs.formats.compress import check_level, compress
 from layerfs.formats.digest import Digest
@@ -24,9 +25,6 @@ from layerfs.formats.media_type import (
     DOCKER_LAYER_GZIP,
     DOCKER_LAYER_ZSTD,
     DOCKER_MANIFEST,
-    OCI_LAYER,
-    OCI_LAYER_GZIP,
-    OCI_LAYER_ZSTD,
     OCI_MANIFEST,
     Compression,
     layer_compression,
@@ -55,7 +53,6 @@ _MAX_SOURCES = 3
 
 _READ = 1 << 20
 
-_OCI_TYPES: dict[Compression, str] = {"none": OCI_LAYER, "gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD}
 _DOCKER_TYPES: dict[Compression, str] = {
     "none": DOCKER_LAYER, "gzip": DOCKER_LAYER_GZIP, "zstd": DOCKER_LAYER_ZSTD,
 }  # fmt: skip
@@ -159,7 +156,7 @@ class Push:
                 self._tell(layer, "Pushed", blob.size, blob.size)
                 return blob
         compression: Compression = wanted or ("gzip" if announced == "none" else announced)
-        media_type = (_DOCKER_TYPES if self._docker else _OCI_TYPES)[compression]
+        media_type = _DOCKER_TYPES[compression] if self._docker else layer_type(compression)
         known = self._known_blob(layer, compression) if self._level is None else None
         if known is not None:
             return Descriptor(media_type, *known)
@@ -272,7 +269,7 @@ class Push:
                 yield piece
 
         packed = compress(counted(), compression, self._level)
-        digest, size = self._uploader.put_stream(packed, lambda _: None)
+        digest, size = self._uploader.put_stream(packed)
         # So that the next push finds it there; one from a store that takes nothing does without.
         with contextlib.suppress(StoreError), self._handle.database.transaction() as connection:
             connection.execute(

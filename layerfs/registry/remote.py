@@ -207,8 +207,6 @@ def plan_remote(
     planner = _Planner(handle, reference, places, selection)
     document = parse_received(received)
     images = tuple(planner.expand(document, received.digest, 0))
-    if not images:
-        raise FormatError(f"index {received.digest} lists no image")
     return RemoteImages(reference, tuple(places), images, received)
 
 

@@ -291,9 +291,7 @@ def _write_blob(
         with closing(prefetch(_digested(_bytes(handle, layer, check), hasher), depth=_AHEAD)) as pieces:
             for piece, digested in pieces:
                 size = digested
-                view = memoryview(piece)
-                while view:
-                    view = view[staged.file.write(view) :]
+                staged.write(piece)
         found = Digest(algorithm, hasher.hexdigest())
         blob = layer.blob or Descriptor(layer_type(layer.compression), found, size)
         if (found, size) != (blob.digest, blob.size):

@@ -122,21 +122,18 @@ class Uploader:
                 tries.wait(RegistryError(f"{self._to.server.domain}: the upload is gone", temporary=True))
         self._verify(digest, size)
 
-    def put_stream(
-        self, pieces: Iterable[bytes], tell: Callable[[int], None], algorithm: str = "sha256"
-    ) -> tuple[Digest, int]:
-        """Upload a blob of which only the bytes are known, in chunks; return its digest and size.
+    def put_stream(self, pieces: Iterable[bytes]) -> tuple[Digest, int]:
+        """Upload a blob of which only the bytes are known, in chunks; return its digest, a SHA-256, and size.
 
         Args:
             pieces: yields the blob, once.
-            tell: told how many bytes the registry has.
-            algorithm: of the digest.
 
         Raises:
+            NotFound: there is no such repository.
             RegistryError: it was refused, or broke off too often.
             IntegrityError: the registry has something else.
         """
-        hasher, size = new_hash(algorithm), 0
+        hasher, size = new_hash("sha256"), 0
         place, least = self._begin()
         buffer: list[bytes] = []
         waiting = 0
@@ -150,12 +147,10 @@ class Uploader:
                 place = self._chunk(place, size, b"".join(buffer))
                 size += waiting
                 buffer, waiting = [], 0
-                tell(size)
         if waiting:
             place = self._chunk(place, size, b"".join(buffer))
             size += waiting
-            tell(size)
-        digest = Digest(algorithm, hasher.hexdigest())
+        digest = Digest("sha256", hasher.hexdigest())
         joint = "&" if "?" in place else "?"
         what = f"uploading blob {digest} to {self._to.path}"
         with self._to.server.send(

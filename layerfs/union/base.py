@@ -341,7 +341,8 @@ class UnionPart:
             return
         node.lower = None
         status = os.fstat(fd) if fd >= 0 else upper.status(node)
-        self._born[status.st_ino] = node.ino
+        if node.parent is not None:  # nobody finds it by a name otherwise, and its place on disk is used again
+            self._born[status.st_ino] = node.ino
         if self._late is not None and fd >= 0 and status.st_size and node.parent is not None:
             self._late.add(node.ino, fd)
         node.close_content()

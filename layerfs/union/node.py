@@ -194,11 +194,6 @@ class NodeTable:
         parent.pins -= 1
         self.drop(parent)
 
-    def names(self, node: Node) -> list[tuple[Node, bytes]]:
-        """Return the known names of a node."""
-        first = [] if node.parent is None else [(node.parent, node.name)]
-        return first + list(node.extra or ())
-
     def forget(self, ino: int, count: int) -> None:
         """Take back ``count`` lookups of the kernel."""
         node = self._nodes.get(ino)

@@ -220,7 +220,7 @@ def test_a_registry_that_takes_a_part_of_a_chunk(registry: FaultyRegistry) -> No
     registry.fault = fault
     with Registries.open(QUICK) as registries:
         uploader = Uploader(repository(registries, registry), QUICK, lambda: None)
-        assert uploader.put_stream([BLOB], lambda _: None) == (DIGEST, len(BLOB))
+        assert uploader.put_stream([BLOB]) == (DIGEST, len(BLOB))
 
 
 def test_a_stream_whose_upload_is_gone_at_its_end(registry: FaultyRegistry) -> None:
@@ -236,4 +236,4 @@ def test_a_stream_whose_upload_is_gone_at_its_end(registry: FaultyRegistry) -> N
 
     registry.fault = fault
     with Registries.open(QUICK) as registries, pytest.raises(NotFound, match="no such upload"):
-        Uploader(repository(registries, registry), QUICK, lambda: None).put_stream([BLOB], lambda _: None)
+        Uploader(repository(registries, registry), QUICK, lambda: None).put_stream([BLOB])
