@@ -8,7 +8,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from ipaddress import ip_address, ip_network
 
-__all__ = ["find_proxy"]
+__all__ = ["find_proxy", "is_loopback"]
 
 
 def find_proxy(proxies: Mapping[str, str], scheme: str, host: str, port: int) -> str | None:
@@ -28,6 +28,12 @@ def find_proxy(proxies: Mapping[str, str], scheme: str, host: str, port: int) ->
     if any(_fits(word, host, port) for word in exempt if word):
         return None
     return url if "://" in url else f"http://{url}"
+
+
+def is_loopback(domain: str) -> bool:
+    """Whether a host with an optional port is this machine by its name."""
+    host = domain[1:].partition("]")[0] if domain.startswith("[") else domain.partition(":")[0]
+    return _is_local(host.lower())
 
 
 def _is_local(host: str) -> bool:

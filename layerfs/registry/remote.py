@@ -35,6 +35,7 @@ from layerfs.registry.choice import MAX_IMAGES, MAX_NESTING, choose_entry
 from layerfs.registry.credential import Credentials
 from layerfs.registry.http import HttpClient
 from layerfs.registry.plan import ImagePlan, LayerPlan, Selection
+from layerfs.registry.proxy import is_loopback
 from layerfs.registry.repository import ReceivedManifest, Repository
 from layerfs.registry.server import Server
 from layerfs.store.handle import StoreHandle
@@ -115,11 +116,14 @@ class Registries:
     def _server(self, domain: str, path: str, *, insecure: bool) -> Server:
         verify = self.access.verify_tls
         allowed = insecure if verify is None else not verify
+        # As docker does: what this machine's own registries say leaves it for nobody to read.
+        plain = verify is None and is_loopback(domain)
         key = (domain, path, allowed)
         if key not in self._servers:
             self._servers[key] = Server(
                 self.http, self.access, domain, self._credentials,
-                path=path, insecure=allowed, named=domain == self._named, check=self._check,
+                path=path, insecure=allowed, plain=plain,
+                named=domain == self._named, check=self._check,
             )  # fmt: skip
         return self._servers[key]
 

@@ -62,6 +62,7 @@ class Server:
         *,
         path: str = "",
         insecure: bool = False,
+        plain: bool = False,
         named: bool = True,
         check: Callable[[], None] | None = None,
     ) -> None:
@@ -74,6 +75,7 @@ class Server:
             credentials: where to look for one.
             path: of the repository, to choose a credential by.
             insecure: whether bad certificates and plain HTTP are allowed.
+            plain: whether plain HTTP is.
             named: whether the user named it, so that it may have what came with the command.
             check: polled while waiting to try again.
         """
@@ -84,7 +86,7 @@ class Server:
         self._insecure = insecure
         self._check = check
         self._answered = False
-        self._base: str | None = None if insecure else f"https://{self._host}"
+        self._base: str | None = None if insecure or plain else f"https://{self._host}"
         self._find = partial(credentials.find, domain, path, named=named)
         self._token = access.token if named else None
 
@@ -236,9 +238,12 @@ class Server:
         base = f"https://{self._host}"
         failure: Unreachable | None = None
         try:
-            self._http.request("GET", f"{base}/v2/", headers={}, registry=self.domain, verify=False).close()
+            verify = not self._insecure
+            self._http.request("GET", f"{base}/v2/", headers={}, registry=self.domain, verify=verify).close()
         except Unreachable as error:
             # Not only what says that it is no TLS: some servers reset what they do not understand.
+            if verify and not isinstance(error, NotTls):
+                raise
             failure = error
         if failure is not None:
             base = f"http://{self._host}"

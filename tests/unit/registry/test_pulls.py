@@ -27,6 +27,7 @@ from layerfs.errors import (
     RegistryError,
     Unreachable,
 )
+from layerfs.registry.proxy import is_loopback
 from layerfs.registry.pull import Pull
 from layerfs.registry.query import fetch_image
 from layerfs.store.part import Part
@@ -480,3 +481,20 @@ def test_short_names_find_what_was_pulled_by_long_ones(store: Store, registry: F
     with pytest.raises(Conflict, match="may mean"):
         store.resolve("app")
     assert store.remove_image("team/app").untagged == (f"{registry.address}/team/app:latest",)
+
+
+def test_registries_of_this_machine_need_no_tls(store: Store, registry: FaultyRegistry) -> None:
+    pull(store, registry, access=replace(QUICK, verify_tls=None))
+    with pytest.raises(Unreachable, match="speaks plain HTTP"):
+        pull(store, registry, access=replace(QUICK, verify_tls=True))
+
+
+@pytest.mark.parametrize(
+    ("domain", "loopback"),
+    [
+        ("localhost", True), ("LOCALHOST:5000", True), ("127.1.2.3:80", True), ("[::1]:5000", True), ("[::1]", True),
+        ("localhost.example", False), ("example.org:5000", False), ("10.0.0.1", False), ("[2001:db8::1]:5000", False),
+    ],
+)  # fmt: skip
+def test_what_is_this_machine(domain: str, loopback: bool) -> None:
+    assert is_loopback(domain) == loopback
