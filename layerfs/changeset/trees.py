@@ -16,6 +16,7 @@ from errno import ELOOP, ENOENT, ENOTDIR
 from layerfs.changeset.change import ChangeKind, Step
 from layerfs.changeset.entry import TreeEntry, attributes_of, same_content
 from layerfs.formats.erofs.reader import DIRECTORY_TYPE, Tree
+from layerfs.formats.tree import MAX_SYMLINKS
 from layerfs.formats.whiteout import IMPLICIT_XATTR, OPAQUE_XATTR, is_whiteout_device
 from layerfs.store.view import ImageTree
 
@@ -86,7 +87,7 @@ def _through_symlink(view: ImageTree, path: tuple[bytes, ...]) -> Iterator[tuple
                 return
             if stat.S_ISLNK(view.inode(child).mode):
                 links += 1
-                if links > 40:
+                if links > MAX_SYMLINKS:
                     return
                 target = view.readlink(child)
                 if target.startswith(b"/"):

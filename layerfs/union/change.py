@@ -18,7 +18,7 @@ from layerfs.union.attribute import Attributes
 from layerfs.union.base import Caller
 from layerfs.union.file import FilePart
 from layerfs.union.flags import FlagPart
-from layerfs.union.mark import descriptor_path, get_xattr, list_xattrs
+from layerfs.union.mark import SET_ID, descriptor_path, get_xattr, list_xattrs
 from layerfs.union.node import Content, Node
 from layerfs.union.upper import Upper
 from layerfs.union.view import ViewPart
@@ -26,7 +26,6 @@ from layerfs.union.view import ViewPart
 __all__ = ["ChangePart", "Changes"]
 
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_PRIVILEGE_BITS = stat.S_ISUID | stat.S_ISGID
 _DEFAULT_ACL = b"system.posix_acl_default"
 #: Makes an inode of a name in a directory.
 _Make = Callable[[bytes, int], None]
@@ -110,7 +109,7 @@ class ChangePart(ViewPart, FilePart, FlagPart):
             above = upper.attributes(directory)
             if above.mode & stat.S_ISGID:
                 gid = above.gid
-            upper.dress_open(fd, os.fstat(fd).st_mode | mode & _PRIVILEGE_BITS, uid, gid)
+            upper.dress_open(fd, os.fstat(fd).st_mode | mode & SET_ID, uid, gid)
             status = os.fstat(fd)
             node = Node(self._number(status), stat.S_IFREG, None, upper=True)
             node.fd = os.open(descriptor_path(fd), os.O_PATH | os.O_CLOEXEC)

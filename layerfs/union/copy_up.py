@@ -14,13 +14,12 @@ import stat
 from layerfs.linux.sparse import copy_data
 from layerfs.union.attribute import Attributes
 from layerfs.union.lower import LowerFile, LowerTree, Reference
-from layerfs.union.mark import descriptor_path, open_inode
+from layerfs.union.mark import SET_ID, descriptor_path, open_inode
 from layerfs.union.upper import Upper
 
 __all__ = ["copy_inode"]
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
-_SET_ID = stat.S_ISUID | stat.S_ISGID
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 #: Files up to this size are copied by one read and one write; looking for holes costs more calls than it saves.
 _SMALL = 64 << 10
@@ -49,7 +48,7 @@ def copy_inode(lower: LowerTree, reference: Reference, upper: Upper, *, data: bo
     kind = stat.S_IFMT(attributes.mode)
     name, work = upper.temporary(), upper.work
     # What nobody else can reach is made with its mode: that saves a chmod. Set-ID bits would not outlive what follows.
-    first = 0o600 if upper.override and kind == stat.S_IFREG else mode & ~_SET_ID
+    first = 0o600 if upper.override and kind == stat.S_IFREG else mode & ~SET_ID
     if kind == stat.S_IFREG:
         fd = os.open(name, _NEW | upper.quiet, first, dir_fd=work)
         try:
@@ -116,7 +115,7 @@ def _dress(
                 os.fchown(fd, attributes.uid, attributes.gid)
             else:
                 os.chown(name, attributes.uid, attributes.gid, dir_fd=upper.work, follow_symlinks=False)
-        if mode & _SET_ID and not stat.S_ISLNK(mode):
+        if mode & SET_ID and not stat.S_ISLNK(mode):
             os.chmod(path, stat.S_IMODE(mode))
     for key, value in xattrs.items():
         try:

@@ -13,7 +13,7 @@ from errno import EACCES, EINVAL, EIO, ENXIO, EOPNOTSUPP, EPERM, EROFS
 
 from layerfs.linux.sparse import allocate
 from layerfs.union.base import UnionPart
-from layerfs.union.mark import refuse_metacopy
+from layerfs.union.mark import descriptor_path, refuse_metacopy
 from layerfs.union.node import Content, Node
 
 __all__ = ["FilePart"]
@@ -197,7 +197,7 @@ class FilePart(UnionPart):
         """Open a regular file of the upper."""
         upper = self._writable()
         if node.fd >= 0:
-            return upper.open(b"/proc/self/fd/%d" % node.fd, flags | (_OPENING & ~os.O_NOFOLLOW))
+            return upper.open(descriptor_path(node.fd), flags | (_OPENING & ~os.O_NOFOLLOW))
         fd, name = upper.place(node)
         return upper.open(name, flags | _OPENING, fd)
 

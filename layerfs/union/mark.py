@@ -22,6 +22,7 @@ __all__ = [
     "ESCAPE",
     "FUSE_OVERLAYFS_OPAQUE",
     "OVERRIDE_XATTR",
+    "SET_ID",
     "descriptor_path",
     "get_xattr",
     "has_whiteout_mark",
@@ -35,6 +36,8 @@ __all__ = [
     "refuse_metacopy",
 ]
 
+#: Mode bits that give who runs a file the rights of its owner or group.
+SET_ID = stat.S_ISUID | stat.S_ISGID
 #: Behind the prefix of what is a mark of an overlay inside this one.
 ESCAPE = b"overlay."
 #: How containers/storage lays layers down when it mounts through a program, and what fuse-overlayfs writes where it may

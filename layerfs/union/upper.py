@@ -26,6 +26,7 @@ from layerfs.union.attribute import Attributes, from_status, overridden
 from layerfs.union.limit import descriptor_share
 from layerfs.union.mark import (
     OVERRIDE_XATTR,
+    SET_ID,
     descriptor_path,
     get_xattr,
     has_whiteout_mark,
@@ -42,7 +43,6 @@ __all__ = ["Upper"]
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READABLE = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
 _NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
-_PRIVILEGE_BITS = stat.S_ISUID | stat.S_ISGID
 
 
 class Upper:
@@ -235,7 +235,7 @@ class Upper:
         """
         if not self.override:
             os.chown(name, uid, gid, dir_fd=dir_fd, follow_symlinks=False)
-            if mode & _PRIVILEGE_BITS and not stat.S_ISLNK(mode):
+            if mode & SET_ID and not stat.S_ISLNK(mode):
                 self.chmod(name, dir_fd, mode)
             return
         if stat.S_IFMT(mode) in {stat.S_IFREG, stat.S_IFDIR}:
@@ -251,7 +251,7 @@ class Upper:
             self.keep_owner(fd, mode, uid, gid)
             return
         os.fchown(fd, uid, gid)
-        if mode & _PRIVILEGE_BITS:
+        if mode & SET_ID:
             os.fchmod(fd, stat.S_IMODE(mode))
 
     def chmod(self, name: bytes, dir_fd: int, mode: int) -> None:
@@ -273,7 +273,7 @@ class Upper:
             old = self.attributes(node)
             bits = old.mode if mode is None else mode
             if mode is None and node.kind == stat.S_IFREG:
-                bits &= ~_PRIVILEGE_BITS
+                bits &= ~SET_ID
             with self.inode(node) as fd:
                 self.keep_owner(
                     descriptor_path(fd), node.kind | stat.S_IMODE(bits),
