@@ -97,6 +97,8 @@ class UnionPart:
         self._kept = descriptor_share()
         #: Numbers of files of the upper that are known by another one: those that were copied up.
         self._born: dict[int, int] = {}
+        #: And of files of the lower tree whose own one is that of a copy that is gone.
+        self._parted: dict[int, int] = {}
         root = Node(ROOT, stat.S_IFDIR, lower.root, upper=upper is not None)
         self._nodes = NodeTable(root, upper.release if upper is not None else lambda _node: None)
         if upper is not None:
@@ -157,8 +159,13 @@ class UnionPart:
 
     def _lower_node(self, parent: Node, name: bytes, reference: Reference) -> Node:
         """Return the node of a name that only the lower tree has."""
-        number = self._lower.number(reference)
+        below = self._lower.number(reference)
+        number = self._parted.get(below, below)
         node = self._nodes.get(number)
+        if node is not None and node.upper and node.is_gone and not node.is_directory:
+            # The copy went before this name found room to be linked to it: as in the kernel they are two files now.
+            number = self._parted[below] = self._nodes.spare_number()
+            node = None
         if node is None:
             node = Node(number, self._lower.kind(reference), reference, upper=False)
             self._nodes.add(node, parent, name)
@@ -207,6 +214,10 @@ class UnionPart:
                 # A file that is gone still has this number: its place on disk was used again.
                 number = self._born[status.st_ino] = self._nodes.spare_number()
                 node = None
+        elif node is not None and not node.upper and below is None:
+            # A copy that was forgotten, and meanwhile another name, which is not linked to it, was met.
+            number = self._born[status.st_ino] = self._nodes.spare_number()
+            node = None
         if node is None:
             node = Node(number, kind, below, upper=True)
             node.marked = mark == b"x"
@@ -238,8 +249,8 @@ class UnionPart:
                 found = found._replace(nlink=0 if node.is_gone else 1)
         else:
             found = self._lower.attributes(node.lower)
-            if node.ino == ROOT:
-                found = found._replace(ino=ROOT)
+            if found.ino != node.ino:
+                found = found._replace(ino=node.ino)
             if node.is_gone:
                 found = found._replace(nlink=0)
             elif node.is_directory and self._lower.is_merged(node.lower):
@@ -361,22 +372,23 @@ class UnionPart:
                 self._open.popitem(last=False)[0].close_content()
 
     def _link_others(self, node: Node, reference: Reference) -> None:
-        """Let the other names of a file follow it into the upper, so that it stays one file."""
+        """Let the other names of a file follow it into the upper, so that it stays one file.
+
+        Those that find no room are tried again when they are met, and before the file loses a name.
+        """
+        node.others = None
         if self._lower.attributes(reference).nlink < 2:
             return
-        # Until all names lead to the copy it must not die: a name that is not linked would be taken for the lower file.
-        node.pins += 1
         try:
             for path in self._lower.paths(reference):
-                self._link_other(node, path)
+                self._link_other(node, self._lower.number(reference), path)
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            return  # others are linked when they are met, if there is room then
-        node.pins -= 1
+            node.others = reference
 
-    def _link_other(self, node: Node, path: list[bytes]) -> None:
-        """Let one name follow, if the lower tree's still shows there."""
+    def _link_other(self, node: Node, number: int, path: list[bytes]) -> None:
+        """Let one name follow, if it still shows the lower tree's file of this number."""
         directory = self._nodes[ROOT]
         try:
             for name in path[:-1]:
@@ -389,8 +401,10 @@ class UnionPart:
                 if found is None:
                     return
                 directory = found[0]
+                if not directory.is_directory:
+                    return
             below = None if directory.lower is None else self._lower.lookup(directory.lower, path[-1])
-            if below is None or self._lower.number(below) != node.ino:
+            if below is None or self._lower.number(below) != number:
                 return
             if directory.upper and self._upper is not None and self._upper.find(directory, path[-1])[0] is not None:
                 return

@@ -147,7 +147,7 @@ class ListingPart(UnionPart):
 
         Nothing can lie above them, so neither the upper nor a node of it is asked. A cold walk spends its time here.
         """
-        nodes, lower = self._nodes, self._lower
+        nodes, lower, parted = self._nodes, self._lower, self._parted
         get, attributes_of, is_merged = nodes.get, lower.attributes, lower.is_merged
         for index in range(start, len(rows)):
             name, reference = rows[index]
@@ -158,8 +158,8 @@ class ListingPart(UnionPart):
             attributes = attributes_of(reference)
             number, mode = attributes.ino, attributes.mode
             child = get(number)
-            if child is not None and child.upper:
-                # Another name of a file that was copied up; this one is linked to it now.
+            if (child is not None and child.upper) or number in parted:
+                # Another name of a file that was copied up; this one is linked to it now, if it can be.
                 found = self._find(node, name)
                 if found is None:
                     continue
@@ -168,6 +168,8 @@ class ListingPart(UnionPart):
             elif mode & _TYPE == stat.S_IFDIR and is_merged(reference):
                 attributes = attributes._replace(nlink=1)
             if not emit(name, attributes, index + _FIRST):
+                if child is not None:
+                    nodes.drop(child)
                 return
             if child is None:
                 child = Node(number, mode & _TYPE, reference, upper=False)

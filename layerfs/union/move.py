@@ -254,6 +254,8 @@ class MovePart(ChangePart, ListingPart):
 
     def _hold(self, upper: Upper, node: Node) -> None:
         """Keep an inode of the upper reachable that is about to lose the last name that is known of it."""
+        if node.others is not None:
+            self._link_others(node, node.others)  # there may be room by now
         if not node.upper or node.fd >= 0 or node.extra or not node.lookups:
             return
         try:

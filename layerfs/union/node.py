@@ -70,11 +70,12 @@ class Node:
         listing: what a directory shows, once it was listed.
         marked: whether whiteouts may be xattrs in its upper directory.
         bare: whether it is known to have no xattrs.
+        others: the file of the lower tree of which it is a copy, if some names of that could not be linked to it yet.
     """
 
     __slots__ = (
-        "bare", "content", "extra", "fd", "ino", "kind", "listing", "lookups", "lower", "marked", "name", "parent",
-        "pins", "upper",
+        "bare", "content", "extra", "fd", "ino", "kind", "listing", "lookups", "lower", "marked", "name", "others",
+        "parent", "pins", "upper",
     )  # fmt: skip
 
     def __init__(self, ino: int, kind: int, lower: Reference | None, *, upper: bool) -> None:
@@ -93,6 +94,7 @@ class Node:
         self.listing: Any = None
         self.marked = False
         self.bare = False
+        self.others: Reference | None = None
 
     def close_content(self) -> None:
         """Let its bytes be looked for anew."""

@@ -55,7 +55,7 @@ class WriteBack:
         """Take note of a copy.
 
         Args:
-            key: what the file is called here, as long as it has a name.
+            key: what the file is called here, as long as it has a name; another one may be called so later.
             fd: the file, open for writing; the caller may close it.
 
         Blocking: waits for the device where no more can be kept.
@@ -70,8 +70,12 @@ class WriteBack:
             self._await(key, fd)
             return
         with self._changing:
+            before = self._waiting.get(key, -1)
             self._waiting[key] = own
             count = len(self._waiting)
+        if before >= 0:  # of another file that was called so
+            self._await(key, before)
+            _close(before)
         if count == 1:
             self._some.set()
         elif 2 * count >= self._most:

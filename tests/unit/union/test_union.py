@@ -468,17 +468,80 @@ def _no_room(*_: object, **__: object) -> None:
     raise OSError(ENOSPC, os.strerror(ENOSPC))
 
 
-def test_a_copy_whose_other_name_found_no_room_stays_that_file(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_a_copy_whose_other_name_found_no_room(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    one = work.at("one")
     with monkeypatch.context() as full:
         full.setattr(os, "link", _no_room)
-        one = work.at("one")
         work.union.write(one.ino, 0, b"NEW")
-        work.union.forget([(one.ino, 1000)])  # as the kernel does when nobody uses it
         two = work.at("a/two")  # whoever looks is not kept from it
-        assert (work.at("one").ino, work.read("one")) == (two.ino, b"NEWked")
-        assert work.read("a/two") == b"NEWked"
+        assert (two.ino, work.read("a/two")) == (one.ino, b"NEWked")
     assert work.read("a/two") == b"NEWked"
     assert (work.upper / "a/two").samefile(work.upper / "one")  # it was linked when there was room
+
+
+@pytest.mark.parametrize("listed", [False, True])
+def test_a_copy_that_was_forgotten_before_its_other_name_found_room(
+    work: Work, monkeypatch: pytest.MonkeyPatch, listed: bool
+) -> None:
+    """They are two files then, as they would be in another mount; none of them shows the other one's bytes."""
+    one = work.at("one")
+    with monkeypatch.context() as full:
+        full.setattr(os, "link", _no_room)
+        work.union.write(one.ino, 0, b"NEW")
+        work.union.forget([(one.ino, 1000)])
+        if listed:
+            work.entries("a")
+        two = work.at("a/two")
+        again = work.at("one")
+        assert two.ino != again.ino
+        assert (work.read("one"), work.read("a/two")) == (b"NEWked", b"linked")
+    work.union.write(two.ino, 0, b"two")
+    assert (work.read("one"), work.read("a/two")) == (b"NEWked", b"twoked")
+    assert work.at("one").ino == again.ino
+    before = work.union.living
+    for name in ("one", "a/two"):
+        directory, _, leaf = name.rpartition("/")
+        work.union.unlink(work.at(directory or "/").ino, leaf.encode())
+    work.union.forget([(ino, 1000) for ino in (one.ino, two.ino, again.ino)])
+    assert work.union.living < before
+
+
+@pytest.mark.parametrize("room", [False, True])
+def test_a_copy_that_is_removed_before_its_other_name_found_room(
+    work: Work, monkeypatch: pytest.MonkeyPatch, room: bool
+) -> None:
+    union, one = work.union, work.at("one")
+    with monkeypatch.context() as full:
+        full.setattr(os, "link", _no_room)
+        union.write(one.ino, 0, b"NEW")
+        if not room:
+            union.unlink(ROOT, b"one")
+    if room:
+        union.unlink(ROOT, b"one")
+    two = work.at("a/two")
+    assert (two.ino == one.ino) == room
+    assert work.read("a/two") == (b"NEWked" if room else b"linked")
+    assert union.write(two.ino, 0, b"more") == 4
+    for _ in range(2):
+        assert work.at("a/two").ino == dict(work.entries("a"))["two"].ino == two.ino
+    assert union.read(one.ino, 0, 9) == (b"moreed" if room else b"NEWked")  # it is still open
+    union.forget([(one.ino, 1000)])
+    if not room:
+        assert work.at("a/two").ino == two.ino
+    union.forget([(two.ino, 1000)])
+    assert work.read("a/two") == (work.upper / "a/two").read_bytes() == b"moreed"
+
+
+def test_a_name_whose_way_leads_through_what_is_no_directory_any_more(work: Work) -> None:
+    """The lower tree's other name lies below a directory that another layer, or the upper, has a file for."""
+    (work.upper / "a").write_text("a file")
+    (work.upper / "b").mkdir()
+    one = work.at("one")
+    assert work.union.write(one.ino, 0, b"NEW") == 3
+    work.create("b", "new")
+    assert work.read("one") == b"NEWked"
+    assert work.read("a") == b"a file"
+    assert sorted(os.listdir(work.upper)) == ["a", "b", "one"]
 
 
 def test_a_file_that_seemed_gone_has_its_other_name(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
@@ -487,6 +550,7 @@ def test_a_file_that_seemed_gone_has_its_other_name(work: Work, monkeypatch: pyt
     with monkeypatch.context() as full:
         full.setattr("layerfs.union.base.copy_inode", _no_room)
         union.unlink(ROOT, b"one")
+    assert dict(work.entries("a"))["two"].ino == one.ino
     two = work.at("a/two")
     assert two.ino == one.ino
     union.setattr(two.ino, Changes(size=0))

@@ -283,3 +283,16 @@ def test_the_thread_takes_no_signals(device: Device, copies: list[int]) -> None:
     assert signal.SIGTERM not in signal.pthread_sigmask(signal.SIG_BLOCK, ())
     late.close()
     assert device.sent
+
+
+def test_two_files_of_one_key_are_both_written(tmp_path: Path) -> None:
+    late = WriteBack(delay=60)
+    before = len(os.listdir("/proc/self/fd"))
+    for name in ("one", "two"):
+        fd = os.open(tmp_path / name, os.O_RDWR | os.O_CREAT)
+        os.write(fd, b"x" * 5000)
+        late.add(1, fd)
+        os.close(fd)
+    assert len(os.listdir("/proc/self/fd")) == before + 1
+    late.close()
+    assert len(os.listdir("/proc/self/fd")) == before
