@@ -12,6 +12,7 @@ Source: OCI image-spec v1.1 layer.md, "Applying Changesets"; Linux Documentation
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
@@ -69,7 +70,8 @@ def apply_tar(
 
     Raises:
         FormatError: no tar, or it leaves its root: nothing was changed; or it does not fit the container.
-        UnsupportedFormat: the container has directories that were renamed without being copied.
+        UnsupportedFormat: the container has directories that were renamed without being copied, or the layer owners
+            that this user namespace lacks.
         StoreError: ENOSPC and the like.
     """
     try:
@@ -107,6 +109,7 @@ class _Applying:
         """Hide what the layer hides, make what it has, give directories their times."""
         operations = list(self._flat(root))
         self._check_links(operations)
+        self._check_owners(operations)
         try:
             for path, node in operations:
                 self._poll()
@@ -146,6 +149,21 @@ class _Applying:
             if mode is None or stat.S_ISDIR(mode) or gone:
                 name = quoted(b"/".join(path))
                 raise FormatError(f"{name} is a hard link to {quoted(text)}, which is no file of the container")
+
+    def _check_owners(self, operations: Sequence[tuple[Parts, Node]]) -> None:
+        """Refuse owners that this user namespace does not have, before anything is changed.
+
+        Raises:
+            UnsupportedFormat: there is one.
+        """
+        if not self._gives:
+            return
+        owners = {(node.uid, node.gid): path for path, node in operations if not node.is_whiteout}
+        for (uid, gid), path in owners.items():
+            if not may_give_away(uid, gid):
+                raise UnsupportedFormat(
+                    f"{quoted(b'/'.join(path))} belongs to {uid}:{gid}, whom this user namespace does not have"
+                )
 
     def _poll(self) -> None:
         if self._check is not None:
@@ -256,13 +274,18 @@ class _Applying:
     def _make_whiteout(self, name: bytes, fd: int) -> None:
         try:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=fd)
-        except PermissionError:
+        except OSError as error:
+            if error.errno not in {errno.EPERM, errno.EACCES, errno.EOPNOTSUPP}:
+                raise
             # The store lies on an overlay, which takes no such device. Marks of a directory: it is not opaque, or
             # nothing below it would have to be hidden.
             os.setxattr(fd, self._prefix + b"opaque", b"x")
             file = os.open(name, _NEW_FILE, 0o600, dir_fd=fd)
             try:
                 os.setxattr(file, self._prefix + b"whiteout", b"y")
+            except BaseException:
+                os.unlink(name, dir_fd=fd)
+                raise
             finally:
                 os.close(file)
 
@@ -326,7 +349,10 @@ class _Applying:
         with self._directory(path) as fd:
             for name in os.listdir(fd):
                 remove_tree(name, dir_fd=fd)
-            if nid is not None:
+            if not path:  # the mark means nothing at the root
+                for hidden, _, _ in self._lower.tree.scan(self._lower.root):
+                    self._make_whiteout(hidden, fd)
+            elif nid is not None:
                 os.setxattr(fd, self._prefix + b"opaque", b"y")
 
     def _make_directory(self, path: Parts, node: Node) -> None:

@@ -8,7 +8,6 @@ where it stood, that is until the next step is taken from it.
 from __future__ import annotations
 
 import errno
-import functools
 import os
 import stat
 from collections.abc import Iterator
@@ -17,7 +16,6 @@ from typing import Protocol, cast
 from layerfs.changeset.base_tree import BaseTree
 from layerfs.errors import Conflict
 from layerfs.formats.whiteout import OVERRIDE_XATTR, USER_PREFIX, parse_override
-from layerfs.linux.process import may_give_away
 
 __all__ = [
     "IGNORED_XATTRS",
@@ -124,7 +122,16 @@ class UpperEntry:
         "rdev", "size", "uid",
     )  # fmt: skip
 
-    def __init__(self, fd: int, name: bytes, status: os.stat_result, prefix: bytes, through: Entry | None) -> None:
+    def __init__(
+        self,
+        fd: int,
+        name: bytes,
+        status: os.stat_result,
+        prefix: bytes,
+        through: Entry | None,
+        *,
+        overridden: bool = False,
+    ) -> None:
         """Describe an entry.
 
         Args:
@@ -133,20 +140,22 @@ class UpperEntry:
             status: not followed.
             prefix: of the xattrs that are overlayfs's marks.
             through: what a file with ``metacopy`` takes its bytes from.
+            overridden: whether owners and modes may be kept in xattrs. Where that is not so, anybody in the container
+                may have set these.
         """
         self._fd, self._name, self._prefix, self._through = fd, name, prefix, through
         self._xattrs: dict[bytes, bytes] | None = None
         self.mode, self.uid, self.gid = status.st_mode, status.st_uid, status.st_gid
         if prefix == USER_PREFIX:
-            self._take_meant_owner()
+            self._take_meant_owner(overridden=overridden)
         self.mtime, self.mtime_ns = divmod(status.st_mtime_ns, 1_000_000_000)
         self.size, self.links = status.st_size, status.st_nlink
         self.rdev = status.st_rdev if stat.S_ISCHR(status.st_mode) or stat.S_ISBLK(status.st_mode) else 0
         self.identity: object = (status.st_dev, status.st_ino)
 
-    def _take_meant_owner(self) -> None:
+    def _take_meant_owner(self, *, overridden: bool) -> None:
         """Take owner and mode as the FUSE union keeps them for who may not give files away: its user is root inside."""
-        if (stat.S_ISREG(self.mode) or stat.S_ISDIR(self.mode)) and not _gives_away():
+        if overridden and (stat.S_ISREG(self.mode) or stat.S_ISDIR(self.mode)):
             meant = parse_override(self.marks().get(OVERRIDE_XATTR, b""))
             if meant is not None:
                 self.uid, self.gid, bits = meant
@@ -189,12 +198,6 @@ class UpperEntry:
                 yield piece
         finally:
             os.close(fd)
-
-
-@functools.cache
-def _gives_away() -> bool:
-    """Whether the union of this process gives files to their owners: then anybody in a container may set the xattr."""
-    return may_give_away()
 
 
 def attributes_of(entry: Entry, *, time: bool = False) -> tuple[int, ...]:

@@ -1,8 +1,8 @@
 """Writing the files of an image into a plain directory of the host, as any user.
 
-As root everything is kept. An ordinary user gets the files as his own: names, content with its larger holes, permission
-bits (but no set-user-ID, which would be his), times, links and user xattrs; what only root can make is counted and
-told.
+As root everything is kept, but for owners that a user namespace lacks. An ordinary user gets the files as his own:
+names, content with its larger holes, permission bits (but no set-user-ID, which would be his), times, links and user
+xattrs; what only root can make is counted and told.
 
 Nothing in an image can reach outside: everything is made relative to held descriptors, under names that must be new,
 in a directory that was empty; no symlink is followed.
@@ -191,32 +191,36 @@ class _Extraction:
 
     def _dress(self, fd: int, inode: Inode, path: bytes) -> None:
         """Set the attributes of an open file or directory."""
-        self._own(inode, lambda uid, gid: os.fchown(fd, uid, gid))
+        owned = self._own(inode, lambda uid, gid: os.fchown(fd, uid, gid))
         for name, value in self._xattrs(inode.nid):
             self._set(fd, name, value, path)
-        os.fchmod(fd, self._permissions(inode, path))
+        os.fchmod(fd, self._permissions(inode, path, owned=owned))
         os.utime(fd, ns=_times(inode))
 
     def _dress_special(self, name: bytes, inode: Inode, path: bytes) -> None:
         here = self._stack.fd
-        self._own(inode, lambda uid, gid: os.chown(name, uid, gid, dir_fd=here, follow_symlinks=False))
+        owned = self._own(inode, lambda uid, gid: os.chown(name, uid, gid, dir_fd=here, follow_symlinks=False))
         place = b"/proc/self/fd/%d/%b" % (here, name)
         for key, value in self._xattrs(inode.nid):
             self._set(place, key, value, path)
         if not stat.S_ISLNK(inode.mode):
-            os.chmod(name, self._permissions(inode, path), dir_fd=here)
+            os.chmod(name, self._permissions(inode, path, owned=owned), dir_fd=here)
         os.utime(name, ns=_times(inode), dir_fd=here, follow_symlinks=False)
 
-    def _own(self, inode: Inode, chown: Callable[[int, int], None]) -> None:
+    def _own(self, inode: Inode, chown: Callable[[int, int], None]) -> bool:
+        """Give a file its owner; return whether it is owned by the one that the image means."""
         if self._root:
             try:
                 chown(inode.uid, inode.gid)
             except OSError as error:
                 if error.errno != errno.EINVAL:
-                    raise
-                self._skipped.owners += 1  # one that this user namespace does not have
-        elif (inode.uid, inode.gid) != (os.geteuid(), os.getegid()):
-            self._skipped.owners += 1
+                    raise  # else one that this user namespace does not have
+            else:
+                return True
+        elif (inode.uid, inode.gid) == (os.geteuid(), os.getegid()):
+            return True
+        self._skipped.owners += 1
+        return False
 
     def _set(self, where: int | bytes, name: bytes, value: bytes, path: bytes) -> None:
         try:
@@ -231,9 +235,9 @@ class _Extraction:
     def _xattrs(self, nid: int) -> Iterator[tuple[bytes, bytes]]:
         return ((name, value) for name, value in self._tree.xattrs(nid).items() if not is_private_xattr(name))
 
-    def _permissions(self, inode: Inode, path: bytes) -> int:
+    def _permissions(self, inode: Inode, path: bytes, *, owned: bool) -> int:
         mode = stat.S_IMODE(inode.mode)
-        if self._root:
+        if self._root and owned:
             return mode
         if mode & 0o6000 and not stat.S_ISDIR(inode.mode):
             self._skipped.set_ids += 1

@@ -36,8 +36,9 @@ from dataclasses import dataclass
 from layerfs.changeset.base_tree import BaseTree
 from layerfs.changeset.change import Change, ChangeKind, Step
 from layerfs.changeset.entry import Entry, TreeEntry, UpperEntry, attributes_of, read_xattrs, same_content
-from layerfs.formats.whiteout import mark_prefix
+from layerfs.formats.whiteout import OVERRIDE_XATTR, mark_prefix
 from layerfs.linux.directory_stack import DirectoryStack
+from layerfs.linux.process import may_give_away
 
 __all__ = ["compare_upper", "walk_upper"]
 
@@ -100,7 +101,11 @@ def walk_upper(
     try:
         with DirectoryStack(fd) as stack:
             prefix = mark_prefix(userxattr=userxattr)
-            yield from _Comparison(lower, stack, prefix, before, exact=exact, whole=whole, dressed=dressed).run()
+            # The root has the xattr where the union that was mounted kept owners so.
+            overridden = userxattr and (OVERRIDE_XATTR in read_xattrs(fd) or not may_give_away())
+            yield from _Comparison(
+                lower, stack, prefix, before, exact=exact, whole=whole, dressed=dressed, overridden=overridden
+            ).run()
     finally:
         os.close(fd)
 
@@ -149,6 +154,7 @@ class _Comparison:
         exact: bool,
         whole: bool,
         dressed: bool,
+        overridden: bool,
     ) -> None:
         self._lower = lower
         self._before = lower if before is None else before
@@ -158,6 +164,7 @@ class _Comparison:
         self._exact = exact
         self._whole = whole
         self._dressed = dressed
+        self._overridden = overridden
         self._frames: list[_Frame] = []
 
     def run(self) -> Iterator[Step]:
@@ -278,16 +285,19 @@ class _Comparison:
         if state.status is None:
             assert state.lower is not None
             return self._tree_entry(state.lower)
-        entry = UpperEntry(self._stack.fd, state.name, state.status, self._prefix, None)
+        entry = self._upper_entry(state.name, state.status, None)
         if stat.S_ISREG(entry.mode) and (self._exact or self._whole) and self._prefix + b"metacopy" in entry.marks():
             place = self._redirected(frame, entry.marks(), state.lower)
             through = None if place is None else self._tree_entry(place)
-            return UpperEntry(self._stack.fd, state.name, state.status, self._prefix, through)
+            return self._upper_entry(state.name, state.status, through)
         return entry
+
+    def _upper_entry(self, name: bytes, status: os.stat_result, through: Entry | None) -> UpperEntry:
+        return UpperEntry(self._stack.fd, name, status, self._prefix, through, overridden=self._overridden)
 
     def _current(self, status: os.stat_result) -> UpperEntry:
         """Return the current directory of the stack; its xattrs are read now, for it may be told of much later."""
-        entry = UpperEntry(self._stack.fd, b".", status, self._prefix, None)
+        entry = self._upper_entry(b".", status, None)
         entry.marks()
         return entry
 

@@ -123,15 +123,20 @@ def acl_of_owner(value: bytes, mode: int) -> bytes:
     )
 
 
-def mapped_acl(value: bytes, user: Callable[[int], int], group: Callable[[int], int]) -> bytes:
-    """Return an ACL with the users and groups that it names as two functions map them; what is no ACL stays."""
+def mapped_acl(value: bytes, user: Callable[[int], int | None], group: Callable[[int], int | None]) -> bytes:
+    """Return an ACL with the users and groups that it names as two functions map them; what is no ACL stays.
+
+    An entry for whom a function returns None is left out.
+    """
     if not _is_acl(value):
         return value
     maps = {_USER: user, _GROUP: group}
-    return value[:4] + b"".join(
-        _ACL_ENTRY.pack(tag, permissions, maps[tag](identity) if tag in maps else identity)
-        for tag, permissions, identity in _ACL_ENTRY.iter_unpack(value[4:])
-    )
+    found = []
+    for tag, permissions, identity in _ACL_ENTRY.iter_unpack(value[4:]):
+        mapped = maps[tag](identity) if tag in maps else identity
+        if mapped is not None:
+            found.append(_ACL_ENTRY.pack(tag, permissions, mapped))
+    return value[:4] + b"".join(found)
 
 
 def _is_acl(value: bytes) -> bool:

@@ -52,13 +52,16 @@ def fsync_directory(directory: StrPath, *, sync: bool = True) -> None:
         sync: False does nothing.
 
     Raises:
-        OSError: EIO or ENOSPC if the device failed, ENOTDIR, ENOENT.
+        OSError: EIO or ENOSPC if the device failed, ENOTDIR, ENOENT. A directory that may not be read is passed over.
 
     Blocking: waits for the device.
     """
     if not sync:
         return
-    fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except PermissionError:
+        return  # one that may be written to and not read
     try:
         os.fsync(fd)
     finally:
@@ -77,11 +80,13 @@ def make_directories(directory: StrPath, *, sync: bool = True) -> None:
 
     Blocking: waits for the device, once per directory that it makes.
     """
-    path = os.path.abspath(directory)
+    path = os.path.realpath(directory)
     missing = []
     while not os.path.isdir(path):
         missing.append(path)
         path = os.path.dirname(path)
+        if os.path.exists(path) and not os.path.isdir(path):
+            raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), path)
     for made in reversed(missing):
         try:
             os.mkdir(made)
@@ -119,8 +124,9 @@ def publish(source: StrPath, destination: StrPath, *, replace: bool = False, syn
         sync: False skips every fsync.
 
     Raises:
-        OSError: EEXIST if the destination exists and ``replace`` is False, EXDEV on another file system, EIO or
-            ENOSPC if the device failed.
+        OSError: EEXIST if the destination exists and ``replace`` is False (an empty directory may be replaced all the
+            same, on a file system that knows no better), EXDEV on another file system, EIO or ENOSPC if the device
+            failed.
 
     Blocking: waits for the device: one fsync per file, one per directory concerned.
     Atomicity: after a crash the destination is absent (or the old one) or complete, never partial. When the function

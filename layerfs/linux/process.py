@@ -19,11 +19,11 @@ def groups_of(pid: int) -> set[int]:
     return set(map(int, line.partition(b":")[2].split()))
 
 
-def may_give_away() -> bool:
-    """Return whether this process may give files to other owners, tried on a file in memory."""
+def may_give_away(uid: int = 1, gid: int = 1) -> bool:
+    """Return whether this process may give files to other owners, or to a certain one, tried on a file in memory."""
     fd = os.memfd_create("owner")
     try:
-        os.fchown(fd, 1, 1)
+        os.fchown(fd, uid, gid)
     except OSError as error:
         if error.errno in (EPERM, EINVAL):  # no privilege; no such owner in this user namespace
             return False

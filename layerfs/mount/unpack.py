@@ -223,7 +223,11 @@ def apply_attributes(fd: int, tree: Tree, nid: int, *, override: bytes | None = 
     inode = tree.inode(nid)
     # The owner first: changing it clears set-user-ID bits and file capabilities.
     if override is None:
-        os.fchown(fd, inode.uid, inode.gid)
+        try:
+            os.fchown(fd, inode.uid, inode.gid)
+        except OSError as error:
+            if error.errno != errno.EINVAL:
+                raise  # else one that this user namespace does not have: it stays with who mounts
     for name, value in _kept_xattrs(tree, nid):
         try:
             os.setxattr(fd, name, value)

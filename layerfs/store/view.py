@@ -73,7 +73,8 @@ class ImageTree:
 
     def __del__(self) -> None:
         """Close it, if nobody has."""
-        self.close()
+        if hasattr(self, "_files"):  # not one that was never made
+            self.close()
 
     @property
     def root(self) -> int:

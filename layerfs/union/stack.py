@@ -37,8 +37,9 @@ __all__ = ["StackLower"]
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _FILE = os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC
-#: Names of merged directories that are kept, about 100 bytes each.
+#: Names of merged directories that are kept, about 100 bytes each; and directories, however many names they have.
 _LISTED = 50_000
+_LEAST = 8
 #: Bits below the number of the device in an inode number, when the layers lie on several.
 _DEVICE_SHIFT = 48
 
@@ -313,7 +314,7 @@ class StackLower:
             hidden.update(whiteouts)  # only now: a whiteout hides what lies in lower layers, not beside it
         self._listings[directory] = found
         self._listed += len(found) + 1
-        while self._listed > _LISTED and len(self._listings) > 1:
+        while self._listed > _LISTED and len(self._listings) > _LEAST:
             _, oldest = self._listings.popitem(last=False)
             self._listed -= len(oldest) + 1
         return found

@@ -102,7 +102,8 @@ class Upper:
             self.device = os.fstat(self.root).st_dev
             if os.fstat(self._lock).st_dev != self.device:
                 raise OSError(errno.EXDEV, "upper and work directory are on different file systems", work)
-            _open_up(b"work", self._lock)
+            for part in (b"work", b"work/incompat"):
+                _open_up(part, self._lock)
             if _exists(b"work/incompat/volatile", self._lock):
                 # As the kernel does: that the marker is still there says that nobody has looked (fs/overlayfs/super.c).
                 raise OSError(

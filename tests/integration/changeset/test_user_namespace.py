@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import time
 from pathlib import Path
 
 import pytest
@@ -71,3 +73,44 @@ def test_owners_that_the_namespace_does_not_have(tmp_path: Path) -> None:
     assert done.stdout.splitlines() == [
         "target 65534:65534 1000000000", "target/file 65534:65534 1000000000", "extracted/file 0:0 1000000000",
     ]  # fmt: skip
+
+
+_RANGE = f"""
+set -e
+layerfs() {{ {_LAYERFS} --root store --runroot run "$@"; }}
+tar -C source --owner=5000 --group=5000 --mode=6755 --mtime=@1000000000 -cf image.tar .
+layerfs import image.tar far:1 >/dev/null
+layerfs extract far:1 extracted
+stat -c "%n %u:%g %a" extracted/file
+layerfs mount far:1 target --name box --backend fuse >/dev/null
+stat -c "%n %Y" target
+layerfs umount box >/dev/null
+! layerfs apply box image.tar 2>error
+cat error
+layerfs diff box
+"""
+
+
+@pytest.mark.needs_root
+@pytest.mark.needs_userns
+@pytest.mark.needs_fuse
+def test_owners_that_a_namespace_with_several_does_not_have(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/file").write_text("f")
+    (tmp_path / "target").mkdir()
+    with subprocess.Popen(
+        ["unshare", "-Um", "bash", "-c", f"read mapped\n{_RANGE}"], cwd=tmp_path, text=True, stdin=subprocess.PIPE,
+        stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+    ) as process:  # fmt: skip
+        before = os.readlink("/proc/self/ns/user")
+        while os.readlink(f"/proc/{process.pid}/ns/user") == before:
+            time.sleep(0.01)
+        for kind in ("uid", "gid"):
+            Path(f"/proc/{process.pid}/{kind}_map").write_text("0 0 100")
+        out, said = process.communicate("yes\n")
+    assert process.returncode == 0, said
+    # No bit that would give the rights of whoever extracts.
+    assert out.splitlines()[:2] == ["extracted/file 0:0 755", "target 1000000000"]
+    assert "belongs to 5000:5000, whom this user namespace does not have" in out
+    # Nothing was changed, but for the root, which could not be given away either.
+    assert [line for line in out.splitlines() if line[:2] in {"A ", "C ", "D "}] == ["C /"]

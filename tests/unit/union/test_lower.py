@@ -109,7 +109,7 @@ def test_whiteouts_as_containers_storage_lays_them_down(tmp_path: Path) -> None:
     lower.close()
 
 
-@pytest.mark.parametrize(("room", "readings"), [(50_000, 1), (20, 2)])
+@pytest.mark.parametrize(("room", "readings"), [(50_000, 1), (100, 2)])
 def test_merged_directories_are_read_once_while_there_is_room(
     tmp_path: Path, monkeypatch: pytest.MonkeyPatch, room: int, readings: int
 ) -> None:
