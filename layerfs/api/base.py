@@ -124,11 +124,12 @@ class StorePart:
             platform, created = config.platform, config.created
         except StoreError as error:
             damage = str(error)
+        named = catalog.name_manifests(self._handle, record)
         return Image(
-            record.digest, record.manifest, tuple(catalog.image_names(self._handle, record)), record.chain_id,
+            record.digest, record.manifest, tuple(named), record.chain_id,
             platform, created, sum(layer.tar_size for layer in layers), len(layers), damage,
             tuple(catalog.image_origins(self._handle, record)),
-            tuple(catalog.name_manifests(self._handle, record)), record.given,
+            tuple(named.values()), record.given,
         )  # fmt: skip
 
     def _images(self, records: list[catalog.ImageRecord]) -> list[Image]:

@@ -48,6 +48,7 @@ from layerfs.registry.remote import Registries
 from layerfs.registry.save import save_archive, save_layout
 from layerfs.registry.target import open_target
 from layerfs.registry.watch import Stopped
+from layerfs.store import image as catalog
 from layerfs.values import Image
 
 __all__ = ["copy"]
@@ -171,8 +172,11 @@ class _Copy:
                 image, registry_name(self.destination), access=self.destination_access or self.access,
                 progress=self.progress, check=self.check,
             ).manifest_digest  # fmt: skip
-        names = [target.reference] if target.reference else list(image.names[:1])
-        wanted = [(store._record(image), names)]
+        record = store._record(image)
+        named = catalog.names_of_manifest(store._handle, record)
+        own = catalog.name_among(self.origin.reference or "", named)
+        names = [target.reference] if target.reference else [own] if own is not None else named[:1]
+        wanted = [(record, names)]
         if target.transport == "oci":
             return save_layout(store._handle, wanted, target.path, check=self.check)[0].manifest
         if target.transport == "dir":
@@ -242,6 +246,8 @@ class _Copy:
         if target.transport == "docker":
             # As for a push: where something goes is not looked for.
             reference = Reference.parse(registry_name(self.destination)).with_default_tag()
+            if reference.digest is not None and reference.tag is not None:
+                raise InvalidReference(f"{self.destination} has a tag and a digest", hint="Write one of them.")
             if reference.digest not in (None, plan.documents[-1].digest):
                 raise InvalidReference(
                     f"{self.destination} has the digest of something else: {plan.documents[-1].digest} is copied"

@@ -203,6 +203,8 @@ class ImagePart(StorePart):
         record = self._record(image)
         try:
             with self._handle.database.transaction() as connection:
+                if record.manifest not in catalog.image_manifests(self._handle, record):
+                    record = self._record(str(record.digest))  # the name that had it has just been removed
                 catalog.set_name(connection, reference, record.id, record.manifest)
         except sqlite3.IntegrityError as error:
             raise NotFound("image", str(record.digest), hint="Somebody else has just removed it.") from error
@@ -211,7 +213,7 @@ class ImagePart(StorePart):
     def remove_image(self, name: str | Image, *, force: bool = False) -> RemovedImage:
         """Remove a name of an image, and the image with its last one; an ID removes the image.
 
-        ``NAME@DIGEST`` is a name of an image that was pulled by it, and goes with the last tag of its repository.
+        ``NAME@DIGEST`` is a name of an image that was pulled by it.
 
         Args:
             name: as for :meth:`resolve`, or an image, which means its ID.
@@ -228,23 +230,24 @@ class ImagePart(StorePart):
         if not isinstance(name, str):
             name = str(name.id)
         record = catalog.find_image(self._handle, name)
-        names, origins = catalog.image_names(self._handle, record), catalog.image_origins(self._handle, record)
-        going = catalog.references_of(name, names, origins)
+        with self._handle.database.transaction():
+            going, gone = catalog.remove_references(self._handle, record, name)
+        if gone:
+            return RemovedImage((going[0],), ())
+        names = catalog.image_names(self._handle, record)
         if not going and len(names) > 1 and not force:
             raise Conflict(
                 f"image {record.digest.short} has {len(names)} names: {', '.join(names)}", reason="exists",
                 hint="Remove them by name, or use --force.",
             )  # fmt: skip
-        if going and {*names, *origins} - {*going}:
-            with self._handle.database.transaction() as connection:
-                catalog.remove_references(connection, record, going)
-            return RemovedImage((going[0],), ())
         from layerfs.store.gc import collect
 
         self._refuse_used(record)
         with self._handle.database.transaction() as connection:
             if connection.execute("SELECT 1 FROM snapshot WHERE image = ?", (record.id,)).fetchone():
                 raise Conflict(f"image {record.digest.short} was just taken into use", reason="in-use")
+            if going and catalog.remove_references(self._handle, record, name)[1]:
+                return RemovedImage((going[0],), ())  # somebody has just given it another name
             if not connection.execute("DELETE FROM image WHERE id = ?", (record.id,)).rowcount:
                 raise NotFound("image", str(record.digest), hint="Somebody else has just removed it.")
         collect(self._handle)

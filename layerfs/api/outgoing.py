@@ -70,7 +70,7 @@ class OutgoingPart(StorePart):
         wanted = []
         for image in [images] if isinstance(images, str) else images:
             record = self._sent(image)
-            names = catalog.image_names(self._handle, record)
+            names = catalog.names_of_manifest(self._handle, record)
             if isinstance(image, str):
                 named = catalog.name_among(image, names)
                 names = [named] if named is not None else []

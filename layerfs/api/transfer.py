@@ -260,7 +260,7 @@ class TransferPart(StorePart):
         found = catalog.name_among(image, names) if isinstance(image, str) else None
         if isinstance(image, str) and catalog.digest_in(image) is not None:
             return image  # refused for that
-        if isinstance(image, str) and found == str(Reference.parse(image).with_default_tag()):
+        if isinstance(image, str) and found is not None and found == str(Reference.parse(image).with_default_tag()):
             return image
         # An ID would be taken for the name of a repository on docker.io, and so would what stands below localhost/.
         raise InvalidReference(

@@ -12,6 +12,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterable, Sequence
+from dataclasses import replace
 from itertools import chain
 
 from layerfs.changeset.build import (
@@ -88,7 +89,7 @@ def commit_container(
         UnsafePath: a file has the name of a whiteout.
     """
     reference = name_to_give(handle, name) if name is not None else None
-    image = find_image(handle, str(snapshot.image))
+    image = replace(find_image(handle, str(snapshot.image)), manifest=snapshot.manifest)
     base = _config(handle, image)
     with_layers(base, base.diff_ids, [], changes=changes)  # a wrong instruction is told before any work
     with building(handle, check=check) as ingest:

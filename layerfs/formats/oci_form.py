@@ -26,6 +26,9 @@ from layerfs.formats.media_type import (
 
 __all__ = ["as_oci", "index_as_oci"]
 
+#: The annotation by which builders say of which manifest an attestation is.
+_ATTESTED = "vnd.docker.reference.digest"
+
 _FORMS = {
     DOCKER_INDEX: OCI_INDEX,
     DOCKER_MANIFEST: OCI_MANIFEST,
@@ -62,10 +65,15 @@ def index_as_oci(raw: bytes, forms: Mapping[Digest, bytes]) -> bytes:
     """
     document = json.loads(raw)
     document["mediaType"] = OCI_INDEX
+    digests = {str(digest): str(Digest.of(form, digest.algorithm)) for digest, form in forms.items()}
     for entry in document["manifests"]:
         entry["mediaType"] = _FORMS.get(entry["mediaType"], entry["mediaType"])
         digest = Digest.parse(entry["digest"])
         if digest in forms:
-            entry["digest"] = str(Digest.of(forms[digest], digest.algorithm))
+            entry["digest"] = digests[str(digest)]
             entry["size"] = len(forms[digest])
+            entry.pop("data", None)  # of the old one
+        annotations = entry.get("annotations")
+        if isinstance(annotations, dict) and annotations.get(_ATTESTED) in digests:
+            annotations[_ATTESTED] = digests[annotations[_ATTESTED]]
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()

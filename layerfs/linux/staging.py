@@ -11,15 +11,13 @@ import errno
 import fcntl
 import os
 import re
-from collections.abc import Iterator
-from contextlib import contextmanager
 from io import FileIO
 from types import TracebackType
 from typing import Self
 
 from layerfs.linux.durable import fsync_directory
 
-__all__ = ["StagedFile", "locked_directory"]
+__all__ = ["StagedFile"]
 
 #: What file systems answer that know no such lock.
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF})
@@ -96,31 +94,14 @@ class StagedFile:
         fsync_directory(self._directory, sync=sync)
 
 
-@contextmanager
-def locked_directory(path: str) -> Iterator[None]:
-    """Keep others who do the same out of a directory, for as long as something in it is read and written anew.
-
-    Raises:
-        OSError: ENOENT, ENOTDIR.
-
-    Blocking: until nobody else is in it.
-    """
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        try:
-            fcntl.flock(fd, fcntl.LOCK_EX)
-        except OSError as error:
-            if error.errno not in _NO_LOCKS:
-                raise
-        yield
-    finally:
-        os.close(fd)
-
-
 def _sweep(directory: str, stem: str) -> None:
     """Remove what processes have left that were killed."""
     pattern = re.compile(rf"\.{re.escape(stem)}\.[0-9a-f]{{12}}")
-    for name in filter(pattern.fullmatch, os.listdir(directory)):
+    try:
+        names = os.listdir(directory)
+    except OSError:
+        return  # one that may be written to and not read
+    for name in filter(pattern.fullmatch, names):
         path = os.path.join(directory, name)
         with contextlib.suppress(OSError):
             fd = os.open(path, os.O_RDWR | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)

@@ -37,7 +37,7 @@ from layerfs.registry.access import Access
 from layerfs.registry.choice import MAX_IMAGES, MAX_NESTING, choose_entry
 from layerfs.registry.download import Receiver
 from layerfs.registry.image_directory import VERSION, blob_file
-from layerfs.registry.layout_directory import LayoutDirectory, put_blob
+from layerfs.registry.layout_directory import LayoutDirectory, has_others, put_blob
 from layerfs.registry.members import Members, chunks
 from layerfs.registry.plan import LayerPlan, Selection, plan_images, synthesize_manifest
 from layerfs.registry.remote import Registries, find_remote, from_first, parse_received
@@ -407,8 +407,8 @@ class DirectoryTarget:
         self._directory = os.path.abspath(directory)
         self._sync = sync
         self._used: set[str] = set()
-        present = os.path.exists(os.path.join(self._directory, "version"))
-        if not present and os.path.isdir(self._directory) and os.listdir(self._directory):
+        # The marker is looked for last: another process may be making the directory.
+        if has_others(self._directory) and not os.path.exists(os.path.join(self._directory, "version")):
             raise FormatError(f"{directory} is not empty, and no image directory", hint="Name another directory.")
 
     def has(self, blob: Descriptor) -> bool:

@@ -13,10 +13,12 @@ from __future__ import annotations
 import errno
 import re
 import threading
+import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 
 from layerfs.errors import IntegrityError, NotFound, RegistryError, Unreachable
+from layerfs.formats.digest import Digest, new_hash
 from layerfs.formats.oci import Descriptor
 from layerfs.registry.access import Access
 from layerfs.registry.http import PIECE, HttpResponse
@@ -31,6 +33,9 @@ _PROGRESS = 1 << 20
 
 #: Bytes that wait in memory where there is no part.
 _MAX_SPILL = 4 << 20
+
+#: Seconds that nothing has to come for a blob to be given up whose content is known to be damaged.
+_PATIENCE = 2.0
 
 #: Seconds between two polls of a thread that waits for the other.
 _POLL = 0.2
@@ -242,6 +247,32 @@ class Download:
                 self._check()
                 self._changed.wait(_POLL)
         return self.read(size)
+
+    def digest(self) -> Digest | None:
+        """Return the digest of all that was received, when it is the whole blob; None if that cannot be had.
+
+        Blocking: until the blob is there, or does not get on for two seconds; nothing of it is decompressed.
+        """
+        hasher, done = new_hash(self.blob.digest.algorithm), 0
+        patience = time.monotonic() + _PATIENCE
+        while done < self.blob.size:
+            self._check()
+            data = self.part.read(done, min(PIECE, self.part.size - done)) if done < self.part.size else b""
+            if data:
+                hasher.update(data)
+                done += len(data)
+                patience = time.monotonic() + _PATIENCE
+                continue
+            with self._changed:
+                if (
+                    time.monotonic() > patience
+                    or self._error is not None
+                    or self._ended
+                    or self._received != self.part.size
+                ):
+                    return None
+                self._changed.wait(_POLL)
+        return Digest(self.blob.digest.algorithm, hasher.hexdigest())
 
     def again(self) -> Callable[[int], bytes]:
         """Forget all that was received, and return a function that reads the blob anew, as :meth:`read` does.

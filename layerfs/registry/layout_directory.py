@@ -9,6 +9,7 @@ Source: OCI image-spec v1.1 image-layout.md.
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterable
 
 from layerfs.errors import FormatError
@@ -17,9 +18,26 @@ from layerfs.formats.document import parse_document
 from layerfs.formats.image_layout import LAYOUT, blob_path, encode_index
 from layerfs.formats.oci import Descriptor
 from layerfs.linux.durable import make_directories, write_document
-from layerfs.linux.staging import StagedFile, locked_directory
+from layerfs.linux.lock import FileLock
+from layerfs.linux.staging import StagedFile
 
-__all__ = ["LayoutDirectory", "put_blob"]
+__all__ = ["LayoutDirectory", "has_others", "put_blob"]
+
+
+#: Locked while ``index.json`` is read and written.
+_LOCK = ".layerfs.lock"
+
+#: What is there for a moment before a marker or document has its name, and stays if a process is killed then.
+_UNDER_WAY = re.compile(r"\.(oci-layout|index\.json|version|manifest\.json)\.[0-9a-f]{12}")
+
+
+def has_others(path: str) -> bool:
+    """Whether a directory is there and has anything in it but what we are about to put there."""
+    try:
+        names = os.listdir(path)
+    except (FileNotFoundError, NotADirectoryError):
+        return False
+    return any(name != _LOCK and not _UNDER_WAY.fullmatch(name) for name in names)
 
 
 class LayoutDirectory:
@@ -41,8 +59,8 @@ class LayoutDirectory:
         self.sync = sync
         self._index = os.path.join(self.path, "index.json")
         self._marker = os.path.join(self.path, "oci-layout")
-        # The marker is looked for last: another process may be making the layout, with files of dotted names before it.
-        other = os.path.isdir(self.path) and any(not name.startswith(".") for name in os.listdir(self.path))
+        # The marker is looked for last: another process may be making the layout.
+        other = has_others(self.path)
         if other and not os.path.exists(self._index) and not os.path.exists(self._marker):
             raise FormatError(f"{os.fspath(path)} is not empty, and no OCI layout", hint="Name another directory.")
         self._entries()
@@ -76,8 +94,10 @@ class LayoutDirectory:
             change: gets the entries that are there, any JSON, and returns those that are to be.
         """
         self.begin()
-        with locked_directory(self.path):
+        # A lock of its own, and not of the directory, which others may have locked around all this.
+        with FileLock(os.path.join(self.path, _LOCK)) as lock:
             write_document(self._index, encode_index(change(self._entries())), mode=0o644, sync=self.sync)
+            lock.release(remove=True)
 
     def _entries(self) -> list[object]:
         try:
@@ -93,6 +113,7 @@ def put_blob(path: str, pieces: Iterable[bytes], *, sync: bool) -> None:
     directory, name = os.path.split(path)
     make_directories(directory, sync=sync)
     with StagedFile(directory, "blob") as staged:
+        os.fchmod(staged.file.fileno(), 0o644)  # as the documents
         for piece in pieces:
             staged.write(piece)
         staged.publish(name, sync=sync)

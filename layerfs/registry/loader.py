@@ -18,7 +18,7 @@ from layerfs.registry.stream import ArchiveDocument, ArchiveLink, KnownLayer, St
 from layerfs.store.derive import aligned
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
-from layerfs.store.image import ImageRecord, find_record
+from layerfs.store.image import ImageRecord, find_name, find_record
 from layerfs.store.ingest import Ingest, IngestedLayer, Pending
 from layerfs.store.kept_blob import has_blob
 from layerfs.store.layer import find_layer, read_layer
@@ -227,6 +227,8 @@ class Loader:
         known = find_record(self._handle, plan.config.digest)
         if known is None:
             return None
+        named = (find_name(self._handle, name) for name in plan.names)
+        known = next((record for record in named if record is not None and record.id == known.id), known)
         try:
             return known.manifest, self._handle.read_blob(known.manifest)
         except StoreError:

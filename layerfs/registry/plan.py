@@ -72,14 +72,15 @@ class ImagePlan:
         manifest: digest and bytes; None for docker archives, which have none.
         layers: bottom first.
         names: what it is to be called.
-        origin: the repository that it is from, and the digest by which that has it; None for archives.
+        origin: the repository that it is from, the digest by which that has it, and whether that was asked for and is
+            all that names it; None for archives.
     """
 
     config: ImageConfig
     manifest: tuple[Digest, bytes] | None
     layers: tuple[LayerPlan, ...]
     names: tuple[Reference, ...]
-    origin: tuple[str, Digest] | None = None
+    origin: tuple[str, Digest, bool] | None = None
 
 
 @dataclass(frozen=True, slots=True)

@@ -119,6 +119,7 @@ class Pull:
         self._plans = plans
         self.wanted = [layer for layer in plans.values() if not self._has(layer)]
         self._todo = deque(self.wanted)
+        self._waiting_since, self._said_waiting = math.inf, False
         lacking = {layer.member for layer in self.wanted}
         for layer in plans.values():
             self._tell(layer, "Waiting" if layer.member in lacking else "Already exists", 0, None)
@@ -155,7 +156,6 @@ class Pull:
             RegistryError, NotFound, IntegrityError: as :meth:`Download.run`.
             OSError: ENOSPC, EIO.
         """
-        told = time.monotonic() + _SILENCE
         while True:
             try:
                 layer = self._todo.popleft()
@@ -163,15 +163,26 @@ class Pull:
                 return
             self.check()
             claim = self._claim(layer)
+            if claim:
+                self._waiting_since = math.inf
             if isinstance(claim, Download):
                 self._receive(layer, claim)
+                self._waiting_since = math.inf
             elif not claim:
-                assert layer.blob is not None
-                if time.monotonic() > told:
-                    told = math.inf
-                    _log.warning("another process is receiving layer %s; waiting for it", layer.blob.digest.short)
+                self._tell_waiting(layer)
                 self._todo.append(layer)
                 time.sleep(_LOOK_AGAIN)
+
+    def _tell_waiting(self, layer: LayerPlan) -> None:
+        """Say once that nothing is left to do but to wait for another pull."""
+        assert layer.blob is not None
+        now = time.monotonic()
+        with self._tell_lock:
+            self._waiting_since = min(self._waiting_since, now)
+            if now - self._waiting_since < _SILENCE or self._said_waiting:
+                return
+            self._said_waiting = True
+        _log.warning("another process is receiving layer %s; waiting for it", layer.blob.digest.short)
 
     def _claim(self, layer: LayerPlan) -> Download | bool:
         """Try to take a layer on.
@@ -297,7 +308,7 @@ class Pull:
             _name(error, layer)
             if not download.resumed:
                 self._bad.add(layer.member)
-                self._refuse_blob(layer, events)
+                self._refuse_blob(layer, download)
                 raise
             _exhaust(events)
             # What an earlier connection left may be what is wrong: once more, all in one go.
@@ -313,17 +324,16 @@ class Pull:
         self._make_room(download)
         return laid
 
-    def _refuse_blob(self, layer: LayerPlan, events: Iterator[LayerEvent]) -> None:
-        """Read a layer whose tar is damaged to its end, and raise if the blob is not even the one that was asked for.
+    def _refuse_blob(self, layer: LayerPlan, download: Download) -> None:
+        """Raise, of a layer whose tar is damaged, if the blob is not even the one that was asked for.
 
         Raises:
             DigestMismatch: so it is.
         """
         assert layer.blob is not None
-        for event in events:
-            self.check()
-            if isinstance(event, LayerEnd | LayerFailed):
-                _check(layer.blob.digest, layer.blob.size, event)
+        actual = download.digest()
+        if actual not in (None, layer.blob.digest):
+            raise DigestMismatch("layer", expected=str(layer.blob.digest), actual=str(actual), size=layer.blob.size)
 
     def _make_room(self, download: Download) -> None:
         """Throw away what was received of a layer that is laid down, if the disk may not have room for both.

@@ -296,7 +296,8 @@ class _Planner:
         # A name by digest gives no tag: it must not take one away from another image.
         name = self._selection.name or (self._reference if self._reference.digest is None else None)
         names = (name,) if asked is not None and name is not None else ()
-        origin = (self._reference.name, asked or manifest.digest)
+        by_digest = self._reference.digest is not None and self._selection.name is None
+        origin = (self._reference.name, asked or manifest.digest, by_digest)
         return ImagePlan(config, (manifest.digest, manifest.raw), layers, names, origin)
 
     def _document(self, descriptor: Descriptor) -> bytes:

@@ -94,9 +94,9 @@ def check_store(
     chains = set()
     blobs: set[Digest] = set()
     for image in list_images(handle):
-        found = [*_check_documents(handle, image), *_check_blobs(handle, image, blobs, repair=repair, check=poll)]
+        found = [*_check_documents(handle, image, poll), *_check_blobs(handle, image, blobs, repair=repair, check=poll)]
         if image.chain_id not in chains:
-            found += _check_merged(handle, image, damaged, repair=repair)
+            found += _check_merged(handle, image, damaged, repair=repair, check=poll)
             chains.add(image.chain_id)
         if found and find_record(handle, image.digest) is not None:
             yield from found
@@ -124,6 +124,7 @@ def _check_layer(handle: StoreHandle, layer: LayerRecord, *, repair: bool, check
         with open(handle.layout.layer_tree(layer.diff_id), "rb") as file:
             message = None if file.read() == image else "tree.erofs differs from what the layer's tar describes"
     except OSError as error:
+        check.pass_on(error)
         message = f"tree.erofs: {error.strerror}"
     if message is None and not is_intact(handle, layer):
         message = "files were touched since the layer was stored; their content is right"
@@ -140,7 +141,9 @@ def _check_layer(handle: StoreHandle, layer: LayerRecord, *, repair: bool, check
     yield Problem("tree", name, message, repaired=repair, hint=hint)
 
 
-def _check_merged(handle: StoreHandle, image: ImageRecord, damaged: set[str], *, repair: bool) -> list[Problem]:
+def _check_merged(
+    handle: StoreHandle, image: ImageRecord, damaged: set[str], *, repair: bool, check: Poll
+) -> list[Problem]:
     path = handle.layout.merged_tree(image.chain_id)
     name = str(image.chain_id)
     with handle.trees_kept():
@@ -154,11 +157,13 @@ def _check_merged(handle: StoreHandle, image: ImageRecord, damaged: set[str], *,
         try:
             expected = merge_stored(handle, layers)
         except (LayerfsError, OSError) as error:
+            check.pass_on(error)
             return [Problem("image", str(image.digest), f"its layers do not merge: {error}", repaired=False)]
         try:
             with open(path, "rb") as file:
                 message = None if file.read() == expected else "merged tree differs from what its layers describe"
         except OSError as error:
+            check.pass_on(error)
             message = f"merged tree: {error.strerror}"
         if message is None:
             return []
@@ -171,11 +176,12 @@ def _check_merged(handle: StoreHandle, image: ImageRecord, damaged: set[str], *,
         return [Problem("tree", name, message, repaired=repair, hint=hint)]
 
 
-def _check_documents(handle: StoreHandle, image: ImageRecord) -> Iterator[Problem]:
+def _check_documents(handle: StoreHandle, image: ImageRecord, check: Poll) -> Iterator[Problem]:
     for digest in (image.digest, *image_manifests(handle, image), *image_indexes(handle, image)):
         try:
             handle.read_blob(digest)
         except (LayerfsError, OSError) as error:
+            check.pass_on(error)
             hint = f"Load the image {image.digest.short} again."
             yield Problem("document", str(digest), str(error), repaired=False, hint=hint)
 

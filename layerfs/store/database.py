@@ -306,8 +306,9 @@ def _explain(path: str, error: sqlite3.Error) -> StoreError:
         )  # fmt: skip
     if isinstance(error, sqlite3.ProgrammingError) and "closed" in text:
         return StoreError("the store is closed", root=root)
-    if "readonly" in text and os.statvfs(root).f_flag & os.ST_RDONLY:
-        return StoreReadOnly(f"cannot write the store at {root}: {os.strerror(errno.EROFS)}", root=root)
+    with contextlib.suppress(OSError):
+        if "readonly" in text and os.statvfs(root).f_flag & os.ST_RDONLY:
+            return StoreReadOnly(f"cannot write the store at {root}: {os.strerror(errno.EROFS)}", root=root)
     if "readonly" in text or "unable to open" in text:
         return StoreReadOnly(f"cannot write the store at {root}: {text}", root=root, hint="Check its permissions.")
     return StoreError(f"store database at {root}: {text}", root=root)

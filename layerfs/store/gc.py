@@ -298,6 +298,7 @@ def _remove_blobs(handle: StoreHandle) -> tuple[int, int]:
     connection = handle.database.connection
     manifests = {row[0] for row in connection.execute(
         "SELECT manifest FROM image UNION SELECT manifest FROM name UNION SELECT manifest FROM origin"
+        " UNION SELECT manifest FROM snapshot"
     )}  # fmt: skip
     others = connection.execute("SELECT digest FROM image UNION SELECT digest FROM origin")
     known = manifests.union(row[0] for row in others)

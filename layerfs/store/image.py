@@ -35,6 +35,7 @@ __all__ = [
     "name_among",
     "name_manifests",
     "name_to_give",
+    "names_of_manifest",
     "possible_names",
     "references_of",
     "remove_references",
@@ -99,17 +100,25 @@ def image_names(handle: StoreHandle, image: ImageRecord) -> list[str]:
     return [row[0] for row in rows]
 
 
-def name_manifests(handle: StoreHandle, image: ImageRecord) -> list[Digest]:
-    """Return the manifest of each name of an image, in the order of :func:`image_names`."""
-    rows = handle.database.connection.execute("SELECT manifest FROM name WHERE image = ? ORDER BY name", (image.id,))
-    return [Digest.parse(row[0]) for row in rows]
+def name_manifests(handle: StoreHandle, image: ImageRecord) -> dict[str, Digest]:
+    """Return the manifest of each name of an image, sorted by name."""
+    rows = handle.database.connection.execute(
+        "SELECT name, manifest FROM name WHERE image = ? ORDER BY name", (image.id,)
+    )
+    return {row[0]: Digest.parse(row[1]) for row in rows.fetchall()}
+
+
+def names_of_manifest(handle: StoreHandle, image: ImageRecord) -> list[str]:
+    """Return the names of an image that mean the manifest of this record, sorted."""
+    return [name for name, manifest in name_manifests(handle, image).items() if manifest == image.manifest]
 
 
 def image_manifests(handle: StoreHandle, image: ImageRecord) -> list[Digest]:
     """Return all manifests that an image has in the store."""
     rows = handle.database.connection.execute(
         "SELECT manifest FROM image WHERE id = ?1 UNION SELECT manifest FROM name WHERE image = ?1"
-        " UNION SELECT manifest FROM origin WHERE image = ?1", (image.id,)
+        " UNION SELECT manifest FROM origin WHERE image = ?1"
+        " UNION SELECT manifest FROM snapshot WHERE image = ?1", (image.id,)
     )  # fmt: skip
     return [Digest.parse(row[0]) for row in rows]
 
@@ -163,13 +172,13 @@ def find_image(handle: StoreHandle, text: str) -> ImageRecord:
         error = problem
     algorithm, _, digits = wanted.rpartition(":")
     digits = digits.lower()
+    is_short = False
     if digits and not digits.strip("0123456789abcdef") and algorithm in ("", "sha256", "sha512"):
-        if len(digits) < MIN_PREFIX:
-            raise NotFound("image", text, hint=f"Give at least {MIN_PREFIX} digits of an ID.")
-        rows = connection.execute(
+        is_short = len(digits) < MIN_PREFIX
+        rows = [] if is_short else connection.execute(
             f"SELECT {_COLUMNS} FROM image WHERE digest LIKE ? OR digest LIKE ?",
             tuple(f"{name}:{digits}%" for name in ("sha256", "sha512")),
-        ).fetchall()
+        ).fetchall()  # fmt: skip
         if len(rows) == 1:
             return _record(rows[0])
         if rows:
@@ -177,12 +186,14 @@ def find_image(handle: StoreHandle, text: str) -> ImageRecord:
             raise Conflict(f"{text} is the beginning of {len(rows)} image IDs: {listed}", reason="ambiguous")
     elif error is not None:
         raise error
-    names = _ending(wanted, [row[0] for row in connection.execute("SELECT name FROM name ORDER BY name")])
-    found = {record.id: record for name in names if (record := find_name(handle, Reference.parse(name))) is not None}
-    if len(found) == 1:
-        return next(iter(found.values()))
+    names = _ending(wanted, [row[0] for row in connection.execute("SELECT name FROM name ORDER BY name").fetchall()])
+    found = [record for name in names if (record := find_name(handle, Reference.parse(name))) is not None]
+    if len({(record.id, record.manifest) for record in found}) == 1:
+        return found[0]
     if found:
         raise Conflict(f"{text} may mean {', '.join(names)}", reason="ambiguous", hint="Write the name in full.")
+    if is_short:
+        raise NotFound("image", text, hint=f"Give at least {MIN_PREFIX} digits of an ID.")
     raise NotFound("image", text, hint="List what there is with: layerfs images")
 
 
@@ -241,42 +252,94 @@ def name_to_give(handle: StoreHandle, text: str) -> Reference:
     return next((name for name in given if find_name(handle, name) is not None), given[0])
 
 
-def name_among(text: str, names: Sequence[str]) -> str | None:
-    """Return the one of an image's canonical names that a user means by a text, or None."""
+def name_among(text: str, names: Sequence[str], *, endings: bool = True) -> str | None:
+    """Return the one of an image's canonical names that a user means by a text, or None.
+
+    ``endings`` says whether it may be the end of one.
+    """
     try:
         meant = [str(name.with_default_tag()) for name in possible_names(text)]
     except InvalidReference:
         return None
-    ending = _ending(text, names)
+    ending = _ending(text, names) if endings else []
     return next((name for name in [*meant, *(ending if len(ending) == 1 else ())] if name in names), None)
 
 
-def references_of(text: str, names: Sequence[str], origins: Sequence[str]) -> list[str]:
-    """Return which of an image's names and origins a user means by a text; none if that means the image itself.
+def references_of(handle: StoreHandle, image: ImageRecord, text: str) -> list[str]:
+    """Return which names of an image, and origins as ``repository@digest``, go when a user removes a text.
 
-    With the last name of a repository go the digests that the image had from there, as with docker.
+    With a tag goes what is only known from pulling it. Nothing goes, if the text means the image itself.
 
     Args:
+        handle: the store.
+        image: what the text was found to mean.
         text: what the user wrote.
-        names: of the image, canonical.
-        origins: ``repository@digest`` each.
+
+    Raises:
+        NotFound, Conflict: the image was found by a digest or by the end of a name, and that is not the name of one.
     """
-    name = name_among(text, names)
+    names = name_manifests(handle, image)
+    rows = handle.database.connection.execute(
+        "SELECT repository, digest, manifest, asked FROM origin WHERE image = ?", (image.id,)
+    ).fetchall()
+    is_id = _is_id(text, image)
+    name = name_among(text, list(names), endings=not is_id)
     if name is not None:
-        repository = name.rpartition(":")[0]
-        if any(other != name and other.rpartition(":")[0] == repository for other in names):
-            return [name]
-        return [name, *(origin for origin in origins if origin.partition("@")[0] == repository)]
-    with contextlib.suppress(InvalidReference):
-        for reference in possible_names(text):
-            if f"{reference.name}@{reference.digest}" in origins:
-                return [f"{reference.name}@{reference.digest}"]
-    return []
+        repository, manifest = name.rpartition(":")[0], names[name]
+        shared = any(
+            other != name and other.rpartition(":")[0] == repository and names[other] == manifest for other in names
+        )
+        return [name, *(
+            f"{row[0]}@{row[1]}" for row in rows
+            if not row[3] and not shared and (row[0], row[2]) == (repository, str(manifest))
+        )]  # fmt: skip
+    asked = digest_in(text)
+    if asked is None:
+        if is_id:
+            return []
+        fitting = _ending(text, list(names))
+        if not fitting:
+            raise NotFound("image", text, hint="Somebody else has just removed it.")
+        raise Conflict(f"{text} may mean {', '.join(fitting)}", reason="ambiguous", hint="Write the name in full.")
+    for reference in possible_names(text):
+        if any((row[0], row[1]) == (reference.name, str(asked)) for row in rows):
+            return [f"{reference.name}@{asked}"]
+        tags = [name for name in names if name.rpartition(":")[0] == reference.name and names[name] == asked]
+        if tags:
+            raise Conflict(
+                f"{text} is what {' and '.join(tags)} {'means' if len(tags) == 1 else 'mean'}", reason="in-use",
+                hint=f"Remove that: layerfs rmi {' '.join(tags)}",
+            )  # fmt: skip
+    raise NotFound("image", text, hint="List what there is with: layerfs images --digests")
 
 
-def remove_references(connection: sqlite3.Connection, image: ImageRecord, references: Sequence[str]) -> None:
-    """Remove names and origins of an image, inside the caller's transaction."""
-    for reference in references:
+def _is_id(text: str, image: ImageRecord) -> bool:
+    """Whether a text is the ID of an image, or the beginning of it."""
+    algorithm, _, digits = text.strip().rpartition(":")
+    digits = digits.lower()
+    return (
+        algorithm in ("", image.digest.algorithm) and len(digits) >= MIN_PREFIX and image.digest.hex.startswith(digits)
+    )
+
+
+def remove_references(handle: StoreHandle, image: ImageRecord, text: str) -> tuple[list[str], bool]:
+    """Remove what a user means by a text from an image that others still name, inside the caller's transaction.
+
+    Returns:
+        What goes, the name itself first; and whether it went. If not, the image goes with it: nothing else names it.
+
+    Raises:
+        As :func:`references_of`.
+    """
+    connection = handle.database.connection
+    going = references_of(handle, image, text)
+    asked = connection.execute(
+        "SELECT repository || '@' || digest FROM origin WHERE image = ? AND asked", (image.id,)
+    ).fetchall()
+    left = {*image_names(handle, image), *(row[0] for row in asked)} - {*going}
+    if not going or not left:
+        return going, False
+    for reference in going:
         repository, is_origin, digest = reference.partition("@")
         if is_origin:
             connection.execute(
@@ -284,6 +347,7 @@ def remove_references(connection: sqlite3.Connection, image: ImageRecord, refere
             )
         else:
             connection.execute("DELETE FROM name WHERE name = ? AND image = ?", (reference, image.id))
+    return going, True
 
 
 def find_name(handle: StoreHandle, name: Reference) -> ImageRecord | None:

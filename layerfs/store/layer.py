@@ -13,6 +13,7 @@ from layerfs.errors import DigestMismatch, FormatError, IntegrityError, NotFound
 from layerfs.formats.digest import Digest, new_hash
 from layerfs.formats.erofs.reader import Tree
 from layerfs.store.handle import StoreHandle
+from layerfs.store.poll import raise_own
 
 __all__ = [
     "LayerRecord",
@@ -145,6 +146,9 @@ def is_intact(handle: StoreHandle, layer: LayerRecord) -> bool:
     """Return whether a layer's files are as they were committed, as far as sizes, times and the superblock tell.
 
     This costs microseconds and finds files that are missing, cut short or written to; :func:`verify_layer` reads all.
+
+    Raises:
+        OSError: of this process, not of the files: EMFILE, ENOMEM and the like.
     """
     try:
         tar = os.stat(handle.layout.layer_tar(layer.diff_id))
@@ -154,7 +158,8 @@ def is_intact(handle: StoreHandle, layer: LayerRecord) -> bool:
         if (tree.st_size, tree.st_mtime_ns) != (layer.tree_size, layer.tree_mtime):
             return False
         open_tree(handle.layout.layer_tree(layer.diff_id))
-    except (OSError, FormatError):
+    except (OSError, FormatError) as error:
+        raise_own(error)
         return False
     return True
 

@@ -40,7 +40,8 @@ class NewImage:
         names: names that shall mean this image from now on.
         tree_later: whether its merged tree is made when it is first needed: for who waits for the image, and knows that
             its layers fit together.
-        origin: the repository that it was pulled from, and the digest by which that has it.
+        origin: the repository that it was pulled from, the digest by which that has it, and whether that digest was
+            asked for, and is a name of the image then.
         index: digest and bytes of the index, if that digest is one's.
     """
 
@@ -49,7 +50,7 @@ class NewImage:
     layers: Sequence[IngestedLayer]
     names: Sequence[Reference]
     tree_later: bool = False
-    origin: tuple[str, Digest] | None = None
+    origin: tuple[str, Digest, bool] | None = None
     index: tuple[Digest, bytes] | None = None
 
 
@@ -136,10 +137,10 @@ def _insert(handle: StoreHandle, connection: sqlite3.Connection, image: NewImage
     if known != len(image.layers):
         raise IntegrityError(f"{len(image.layers) - known} layers of image {record.digest.short} are not in the store")
     if image.origin is not None:
-        repository, digest = image.origin
+        repository, digest, asked = image.origin
         connection.execute(
-            "INSERT OR IGNORE INTO origin VALUES (?, ?, ?, ?)",
-            (record.id, repository, str(digest), str(image.manifest[0])),
+            "INSERT INTO origin VALUES (?, ?, ?, ?, ?) ON CONFLICT DO UPDATE SET asked = max(asked, excluded.asked)",
+            (record.id, repository, str(digest), str(image.manifest[0]), asked),
         )
     for name in image.names:
         row = connection.execute(

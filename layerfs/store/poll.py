@@ -7,7 +7,7 @@ from collections.abc import Callable
 
 from layerfs.errors import LayerfsError
 
-__all__ = ["Poll"]
+__all__ = ["Poll", "raise_own"]
 
 #: Errors that say something about this process or machine, and nothing about a file.
 _NOT_OF_THE_FILE = frozenset({errno.EMFILE, errno.ENFILE, errno.ENOMEM, errno.EINTR, errno.EDEADLK, errno.ENOLCK})
@@ -33,7 +33,14 @@ class Poll:
 
     def pass_on(self, error: Exception) -> None:
         """Raise an error again that is no damage: what the check raised, or one of this process."""
-        if error is self._raised:
-            raise error
-        if isinstance(error, OSError) and not isinstance(error, LayerfsError) and error.errno in _NOT_OF_THE_FILE:
-            raise error
+        cause = error.__cause__ if isinstance(error, LayerfsError) else error
+        if self._raised is not None and self._raised in (error, cause):
+            raise self._raised
+        raise_own(error)
+
+
+def raise_own(error: Exception) -> None:
+    """Raise what an error was made of, if that says something about this process and nothing about a file."""
+    cause = error.__cause__ if isinstance(error, LayerfsError) else error
+    if isinstance(cause, OSError) and cause.errno in _NOT_OF_THE_FILE:
+        raise cause

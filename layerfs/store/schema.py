@@ -86,16 +86,18 @@ CREATE TABLE origin (
     repository TEXT    NOT NULL,  -- canonical, without a tag
     digest     TEXT    NOT NULL,  -- of what the repository answered: its manifest, or an index that lists that
     manifest   TEXT    NOT NULL,  -- digest of the manifest
+    asked      INTEGER NOT NULL,  -- 1 if it was pulled by that digest, which is a name then, and keeps the image
     PRIMARY KEY (image, repository, digest)
 ) STRICT, WITHOUT ROWID;
 CREATE INDEX origin_digest ON origin (digest);
 
 -- A container: a writable layer on top of an image.
 CREATE TABLE snapshot (
-    id      TEXT    PRIMARY KEY,  -- 64 hex digits, also its directory
-    name    TEXT    NOT NULL UNIQUE,
-    image   INTEGER NOT NULL REFERENCES image (id),
-    created INTEGER NOT NULL
+    id       TEXT    PRIMARY KEY,  -- 64 hex digits, also its directory
+    name     TEXT    NOT NULL UNIQUE,
+    image    INTEGER NOT NULL REFERENCES image (id),
+    manifest TEXT    NOT NULL,     -- of the image, by which it was made
+    created  INTEGER NOT NULL
 ) STRICT;
 CREATE INDEX snapshot_image ON snapshot (image);
 

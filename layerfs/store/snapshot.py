@@ -34,16 +34,25 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,126}")
 _ADJECTIVES = ("calm", "brisk", "clear", "deep", "early", "fair", "keen", "light", "mild", "plain", "quiet", "swift")
 _NOUNS = ("amber", "basalt", "chalk", "flint", "garnet", "jasper", "loam", "marl", "onyx", "opal", "slate", "topaz")
 
-_COLUMNS = "snapshot.id, name, image.digest, snapshot.created"
+_COLUMNS = "snapshot.id, name, image.digest, snapshot.manifest, snapshot.created"
 
 
 @dataclass(frozen=True, slots=True)
 class Snapshot:
-    """One container: ``id`` is 64 hex digits, ``image`` the image ID, ``created`` nanoseconds since the epoch."""
+    """One container.
+
+    Attributes:
+        id: 64 hex digits.
+        name: what it is called.
+        image: the image ID.
+        manifest: digest of the image's manifest by which it was made.
+        created: nanoseconds since the epoch.
+    """
 
     id: str
     name: str
     image: Digest
+    manifest: Digest
     created: int
 
 
@@ -174,8 +183,8 @@ def _insert(handle: StoreHandle, identifier: str, image: ImageRecord, name: str 
         try:
             with handle.database.transaction() as connection:
                 made = connection.execute(
-                    "INSERT INTO snapshot SELECT ?, ?, id, ? FROM image WHERE id = ? AND digest = ?",
-                    (identifier, wanted, created, image.id, str(image.digest)),
+                    "INSERT INTO snapshot SELECT ?, ?, id, ?, ? FROM image WHERE id = ? AND digest = ?",
+                    (identifier, wanted, str(image.manifest), created, image.id, str(image.digest)),
                 )
                 if not made.rowcount:
                     raise NotFound("image", str(image.digest), hint="It was removed just now.")
@@ -186,9 +195,9 @@ def _insert(handle: StoreHandle, identifier: str, image: ImageRecord, name: str 
             raise Conflict(
                 f"a container called {name} exists", reason="exists", hint=f"Mount it with: layerfs mount --name {name}"
             ) from error
-        return Snapshot(identifier, wanted, image.digest, created)
+        return Snapshot(identifier, wanted, image.digest, image.manifest, created)
     raise Conflict("no free container name was found", reason="exists", hint="Give one with --name.")
 
 
-def _snapshot(row: tuple[str, str, str, int]) -> Snapshot:
-    return Snapshot(row[0], row[1], Digest.parse(row[2]), row[3])
+def _snapshot(row: tuple[str, str, str, str, int]) -> Snapshot:
+    return Snapshot(row[0], row[1], Digest.parse(row[2]), Digest.parse(row[3]), row[4])

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from contextlib import ExitStack, suppress
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager, suppress
 from functools import cache
 from typing import TYPE_CHECKING, Any, Final
 
@@ -58,11 +59,6 @@ def command(
     """
     if raw and len(names) > 1:
         raise click.UsageError("--raw prints one document, so it takes one name", context)
-    for name in names:
-        if name.startswith(("oci:", "oci-archive:", "docker-archive:", "dir:")):
-            raise click.UsageError(
-                f"{name} is not in the store, and only that and registries can be looked into", context
-            )
     if is_given(context, "platform") and not all(name.startswith(_REGISTRY) for name in names):
         raise click.UsageError("--platform is for names with docker:// before them", context)
     documents: list[object] = []
@@ -77,10 +73,11 @@ def command(
                     write(_remote_raw(remote, access(), platform, as_config=as_config))
                     return
                 documents.append(_describe_remote(remote, access(), platform, as_config=as_config))
-            elif raw:
-                write(store().config(name).raw if as_config else store().document(name))
-                return
-            else:
+                continue
+            with _in_store(context, name):
+                if raw:
+                    write(store().config(name).raw if as_config else store().document(name))
+                    return
                 documents.append(_config(store(), name) if as_config else _describe(store(), name))
     if form.template is not None:
         write("".join(f"{form.template.render(document)}\n" for document in documents))
@@ -88,6 +85,21 @@ def command(
         write("".join(f"{as_json(document)}\n" for document in documents))
     else:
         print_document(documents[0] if as_config and len(documents) == 1 else documents)
+
+
+@contextmanager
+def _in_store(context: click.Context, name: str) -> Iterator[None]:
+    """Say of a place that is not the store that nobody looks there."""
+    from layerfs.errors import InvalidReference, NotFound
+
+    try:
+        yield
+    except (NotFound, InvalidReference):
+        if name.startswith(("oci:", "oci-archive:", "docker-archive:", "dir:")):
+            raise click.UsageError(
+                f"{name} is not in the store, and only that and registries can be looked into", context
+            ) from None
+        raise
 
 
 def _remote_raw(name: str, access: Access, platform: str | None, *, as_config: bool) -> bytes:

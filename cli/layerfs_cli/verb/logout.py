@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import contextlib
+
 import click
 
 from layerfs_cli.output import write
@@ -20,7 +22,7 @@ __all__ = ["command"]
 @click.option("-a", "--all", "everything", is_flag=True, help="Log out of all registries.")
 def command(registry: str, authfile: str | None, *, everything: bool) -> None:
     """Forget the credential for a registry, docker.io by default."""
-    from layerfs.errors import NotFound
+    from layerfs.errors import LayerfsError, NotFound
     from layerfs.registry.credential import read_auth_file
     from layerfs.registry.query import log_out, registry_domain
 
@@ -30,7 +32,9 @@ def command(registry: str, authfile: str | None, *, everything: bool) -> None:
     except NotFound as error:
         # A pull looks into more files than a login writes.
         for path in auth_files():
-            file = read_auth_file(path) if path != place else None
+            file = None
+            with contextlib.suppress(LayerfsError):  # what is wrong with others is not asked for
+                file = read_auth_file(path) if path != place else None
             if wanted is not None and file is not None and wanted in file.credentials:
                 hint = f"It is in another file: layerfs logout --authfile {path} {wanted}"
                 raise NotFound(error.kind, error.name, hint=hint) from None

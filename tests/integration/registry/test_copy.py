@@ -360,5 +360,7 @@ def test_a_place_by_digest(registry: Registry, layout: Path) -> None:
     source = f"docker://{registry.name('one:1')}"
     assert str(copy(source, f"docker://{registry.name('two')}@{DIGEST}", access=PLAIN)) == DIGEST
     assert skopeo_manifest(f"{registry.name('two')}@{DIGEST}") == IMAGE.manifest
+    with pytest.raises(InvalidReference, match="a tag and a digest"):
+        copy(source, f"docker://{registry.name('two:new')}@{DIGEST}", access=PLAIN)
     with pytest.raises(InvalidReference, match="the digest of something else"):
         copy(source, f"docker://{registry.name('two')}@sha256:{'0' * 64}", access=PLAIN)

@@ -16,6 +16,7 @@ from layerfs.api import Store
 from layerfs.api.copying import copy
 from layerfs.errors import FormatError, InvalidReference, LayerfsError, NotFound, UnsupportedFormat
 from layerfs.formats.digest import Digest
+from layerfs.formats.oci_form import index_as_oci
 from layerfs.formats.platform import Platform
 from layerfs.registry.query import fetch_config
 from tests.faulty_registry import FaultyRegistry, serving
@@ -481,3 +482,36 @@ def test_a_layout_that_was_interrupted_is_gone_on_with(store: Store, tmp_path: P
     store.save("a:1", tmp_path / "saved", form="oci")
     assert not list((tmp_path / "saved").rglob(".blob.*"))
     assert len(store.load(tmp_path / "saved")) == 1
+
+
+def test_what_is_under_way_in_a_directory_is_no_other_content(store: Store, tmp_path: Path) -> None:
+    store.load(write_layout(tmp_path / "layout", oci(TestImage([layer({"a": b"a"})], ["a:1"]))))
+    for kind, marker in (("dir", "version"), ("oci", "oci-layout")):
+        place = tmp_path / kind
+        place.mkdir()
+        (place / f".{marker}.0123456789ab").write_text("of a process that was killed, or goes on")
+        copy("store:a:1", f"{kind}:{place}", store=store)
+        other = tmp_path / f"{kind}-other"
+        other.mkdir()
+        (other / ".git").mkdir()
+        with pytest.raises(FormatError, match="is not empty"):
+            copy("store:a:1", f"{kind}:{other}", store=store)
+
+
+def test_lists_become_indexes_whose_references_hold() -> None:
+    old, attested = Digest.of(b"docker"), Digest.of(b"attestation")
+    entries = [
+        {"mediaType": "application/vnd.docker.distribution.manifest.v2+json", "digest": str(old), "size": 6,
+         "data": "ZG9ja2Vy"},
+        {"mediaType": MANIFEST_TYPE, "digest": str(attested), "size": 11,
+         "annotations": {"vnd.docker.reference.digest": str(old), "x": "y"}},
+    ]  # fmt: skip
+    raw = json.dumps({"schemaVersion": 2, "manifests": entries}).encode()
+    found = json.loads(index_as_oci(raw, {old: b"of oci"}))
+    new = str(Digest.of(b"of oci"))
+    assert found["mediaType"] == INDEX_TYPE
+    assert found["manifests"] == [
+        {"mediaType": MANIFEST_TYPE, "digest": new, "size": 6},
+        {"mediaType": MANIFEST_TYPE, "digest": str(attested), "size": 11,
+         "annotations": {"vnd.docker.reference.digest": new, "x": "y"}},
+    ]  # fmt: skip

@@ -10,9 +10,22 @@ import pytest
 from layerfs.api import Store
 from layerfs.api.copying import copy
 from layerfs.errors import Conflict, NotFound
+from layerfs.store.snapshot import create_snapshot
 from layerfs.values import Image
 from tests.faulty_registry import FaultyRegistry
-from tests.image_builder import INDEX_TYPE, MANIFEST_TYPE, TestImage, digest, layer, noise, oci, write_layout
+from tests.image_builder import (
+    INDEX_TYPE,
+    MANIFEST_TYPE,
+    TestImage,
+    digest,
+    docker_old,
+    layer,
+    noise,
+    oci,
+    outer,
+    pipe,
+    write_layout,
+)
 from tests.store_audit import assert_whole
 from tests.unit.registry.faults import QUICK
 
@@ -72,7 +85,6 @@ def test_kept_blobs_stay_with_the_name_that_needs_them(store: Store, place: str,
     store.gc()
     assert digest(GZIP.blobs[0]) in _blobs(store)
     store.remove_image(f"{place}:gzip")
-    store.remove_image(f"{place}@{G}")
     store.gc()
     assert digest(GZIP.blobs[0]) not in _blobs(store)
     assert_whole(store)
@@ -83,6 +95,8 @@ def test_a_digest_is_a_name_that_can_be_removed(store: Store, place: str) -> Non
     _pull(store, f"{place}@{Z}")
     removed = store.remove_image(f"{place}@{Z}")
     assert (removed.untagged, removed.deleted) == ((f"{place}@{Z}",), ())
+    with pytest.raises(NotFound):  # once is enough
+        store.remove_image(f"{place}@{Z}")
     assert store.resolve(f"{place}:gzip").names == (f"{place}:gzip",)
     assert store.remove_image(f"{place}:gzip").deleted
     assert store.images() == []
@@ -98,25 +112,88 @@ def test_an_image_stays_while_a_digest_names_it(store: Store, place: str) -> Non
     assert store.remove_image(f"{place}@{Z}").deleted
 
 
-def test_digests_go_with_the_last_tag_of_their_repository(store: Store, place: str) -> None:
+def test_what_is_known_from_a_tag_alone_goes_with_it(store: Store, place: str) -> None:
     for tag in ("gzip", "zstd"):
         _pull(store, f"{place}:{tag}")
     store.tag(f"{place}:gzip", "mine:1")
-    store.remove_image(f"{place}:gzip")
-    assert len(store.images()[0].origins) == 2
-    store.remove_image(f"{place}:zstd")
+    assert store.remove_image(f"{place}:gzip").deleted == ()
+    assert store.images()[0].origins == (f"{place}@{Z}",)
+    assert store.remove_image(f"{place}:zstd").deleted == ()
     assert store.images()[0].origins == ()
-    with pytest.raises(NotFound):
-        store.remove_image(f"{place}@{Z[:-4]}0000")
+    for digest_of in (Z, G):
+        with pytest.raises(NotFound):
+            store.remove_image(f"{place}@{digest_of}")
     assert store.resolve("mine:1").names == ("docker.io/library/mine:1",)
     assert store.remove_image("mine:1").deleted
 
 
-def test_a_digest_of_no_repository_is_the_image_itself(store: Store, place: str) -> None:
+@pytest.mark.parametrize("by_digest", [False, True])
+def test_an_image_that_was_given_another_name_goes_with_that(store: Store, place: str, by_digest: bool) -> None:
+    source = f"{place}@{G}" if by_digest else f"{place}:gzip"
+    store.pull(source, name="mine:1", access=QUICK)
+    assert store.remove_image("mine:1").deleted
+    assert store.images() == []
+
+
+def test_a_digest_of_another_repository_removes_nothing(store: Store, place: str) -> None:
+    _pull(store, f"{place}:index")
+    index = store.images()[0].origins[0].partition("@")[2]
+    store.tag(f"{place}:index", "mine:1")
+    with pytest.raises(NotFound):
+        store.remove_image(f"elsewhere@{G}", force=True)
+    with pytest.raises(Conflict, match=f"{place}:index"):  # that is what the tag means
+        store.remove_image(f"{place}@{G}", force=True)
+    assert len(store.images()[0].names) == 2
+    assert store.remove_image(f"{place}@{index}").deleted == ()
+
+
+def test_the_end_of_two_names_removes_nothing(store: Store, place: str) -> None:
     _pull(store, f"{place}:gzip")
-    store.tag(f"{place}:gzip", "mine:1")
-    with pytest.raises(Conflict, match="2 names"):
-        store.remove_image(f"elsewhere@{G}")
+    for name in ("r.example/x/app:gzip", "r.example/other:1"):
+        store.tag(f"{place}:gzip", name)
+    with pytest.raises(Conflict, match="may mean"):
+        store.remove_image("app:gzip", force=True)
+    assert len(store.images()[0].names) == 3
+
+
+def test_names_that_look_like_the_beginning_of_an_id(store: Store, place: str) -> None:
+    _pull(store, f"{place}:gzip")
+    store.tag(f"{place}:gzip", "r.example/x/db")
+    assert store.resolve("db").manifest_digest == store.resolve(f"{place}:gzip").manifest_digest
+    beginning = store.images()[0].id.hex[:6]
+    store.tag(f"{place}:gzip", f"r.example/x/{beginning}")
+    with pytest.raises(Conflict, match="3 names"):  # it means the ID
+        store.remove_image(beginning)
+
+
+def test_a_container_keeps_the_manifest_that_it_was_made_by(store: Store, place: str) -> None:
+    _pull(store, f"{place}:gzip", keep_blobs=True)
+    create_snapshot(store._handle, store._record(f"{place}:gzip"), "box")
+    _pull(store, f"{place}:zstd")
+    store.remove_image(f"{place}:gzip")
+    store.gc()
+    image = store.commit("box", "new:1")
+    assert [layer.media_type.rpartition(".")[2] for layer in store.manifest(image).layers][:1] == ["tar+gzip"]
+    assert digest(GZIP.blobs[0]) in _blobs(store)
+    assert_whole(store)
+
+
+def test_an_archive_without_a_manifest_leaves_the_name_its_own(store: Store, place: str) -> None:
+    for tag in ("gzip", "zstd"):
+        _pull(store, f"{place}:{tag}")
+    store.load(pipe(outer(docker_old(GZIP.using(codec="none", names=[f"{place}:gzip"])))))
+    assert str(store.resolve(f"{place}:gzip").manifest_digest) == G
+
+
+def test_what_goes_out_has_the_names_that_mean_it(store: Store, place: str, tmp_path: Path) -> None:
+    for tag in ("gzip", "zstd"):
+        _pull(store, f"{place}:{tag}", keep_blobs=True)
+    copy(f"store:{place}:zstd", f"oci:{tmp_path}/copy", store=store)
+    store.save([store.resolve(f"{place}:zstd")], tmp_path / "saved", form="oci")
+    for name in ("copy", "saved"):
+        (entry,) = json.loads((tmp_path / name / "index.json").read_bytes())["manifests"]
+        assert entry["annotations"]["org.opencontainers.image.ref.name"] == f"{place}:zstd"
+        assert entry["digest"] == Z
 
 
 def test_an_index_is_kept_as_it_came(

@@ -8,6 +8,7 @@ import os
 import socket
 import time
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,7 @@ from layerfs.errors import (
     RegistryError,
     Unreachable,
 )
+from layerfs.formats.digest import Digest
 from layerfs.registry.proxy import is_loopback
 from layerfs.registry.pull import Pull
 from layerfs.registry.query import fetch_image
@@ -498,3 +500,40 @@ def test_registries_of_this_machine_need_no_tls(store: Store, registry: FaultyRe
 )  # fmt: skip
 def test_what_is_this_machine(domain: str, loopback: bool) -> None:
     assert is_loopback(domain) == loopback
+
+
+def test_damage_is_told_also_where_the_rest_does_not_come(store: Store) -> None:
+    image = TestImage([b"no tar" * 100_000], codec="none")
+    made = FaultyRegistry()
+    made.add(image)
+
+    def fault(handler: Handler) -> bool:
+        if handler.kind != "blobs" or handler.what != digest(image.blobs[0]):
+            return False
+        handler.answer(200, b"", {"Content-Length": str(len(image.blobs[0]))})
+        handler.write(image.blobs[0][:300_000])
+        time.sleep(4)
+        handler.close_connection = True
+        return True
+
+    made.fault = fault
+    with serving(made), pytest.raises(FormatError, match="not a tar archive"):
+        pull(store, made)
+
+
+def test_a_pull_that_waits_for_another_one_says_so_once(
+    store: Store, registry: FaultyRegistry, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("layerfs.registry.pull._SILENCE", 0.2)
+    parts = [Part.claim(store._handle, Digest.parse(digest(blob))) for blob in IMAGE.blobs]
+    with ThreadPoolExecutor(1) as pool:
+        pulled = pool.submit(pull, store, registry)
+        time.sleep(1)
+        for part in parts:
+            assert part is not None
+            part.close(remove=True)
+        pulled.result()
+    assert caplog.text.count("waiting for it") == 1
+    caplog.clear()
+    pull(store, registry, name="team/app:other")
+    assert "waiting" not in caplog.text

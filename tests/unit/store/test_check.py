@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import errno
 import os
+from functools import partial
 from pathlib import Path
+from typing import Any
 from unittest.mock import Mock
 
 import pytest
@@ -32,15 +34,30 @@ def test_what_a_check_raises_is_no_damage(store: Store, tmp_path: Path, repair: 
 
 
 def test_neither_is_an_error_of_this_process(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    store.load(write_layout(tmp_path / "layout", oci(IMAGE)))
+    store.load(write_layout(tmp_path / "layout", oci(IMAGE)), keep_blobs=True)
+    root = store.info().root
+    opens = os.open, open
+    left = 0
 
-    def full(*_: object, **__: object) -> bytes:
-        raise OSError(errno.ENOMEM, "no memory")
+    def counted(which: int, path: Any, *arguments: Any, **options: Any) -> Any:
+        nonlocal left
+        inside = str(path).startswith(root) and "/locks/" not in str(path)
+        left -= inside
+        if inside and not left:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE), path)
+        return opens[which](path, *arguments, **options)
 
-    with monkeypatch.context() as patched:
-        patched.setattr("layerfs.store.check.derive_layer_tree", full)
-        with pytest.raises(OSError, match="no memory"):
-            list(store.check(repair=True))
+    failed = 0
+    for number in range(1, 30):
+        left = number
+        with monkeypatch.context() as short:
+            short.setattr(os, "open", partial(counted, 0))
+            short.setattr("builtins.open", partial(counted, 1))
+            try:
+                assert list(store.check(repair=True)) == [], number
+            except OSError as error:
+                failed += error.errno == errno.EMFILE
+    assert failed > 5
     assert list(store.check()) == []
 
 
