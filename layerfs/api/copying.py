@@ -173,7 +173,8 @@ class _Copy:
                 progress=self.progress, check=self.check,
             ).manifest_digest  # fmt: skip
         record = store._record(image)
-        named = catalog.names_of_manifest(store._handle, record)
+        is_docker = target.transport == "docker-archive"  # which holds no manifest
+        named = list(image.names) if is_docker else catalog.names_of_manifest(store._handle, record)
         own = catalog.name_among(self.origin.reference or "", named)
         names = [target.reference] if target.reference else [own] if own is not None else named[:1]
         wanted = [(record, names)]

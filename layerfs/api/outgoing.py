@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Sequence
+from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
 from layerfs.api.base import StorePart, StrPath
@@ -70,11 +71,16 @@ class OutgoingPart(StorePart):
         wanted = []
         for image in [images] if isinstance(images, str) else images:
             record = self._sent(image)
-            names = catalog.names_of_manifest(self._handle, record)
+            named = catalog.name_manifests(self._handle, record)
             if isinstance(image, str):
-                named = catalog.name_among(image, names)
-                names = [named] if named is not None else []
-            wanted.append((record, names))
+                name = catalog.name_among(image, list(named))
+                wanted.append((record, [name] if name is not None else []))
+            elif form == "docker-archive" or not named:
+                wanted.append((record, list(named)))
+            else:  # each name with its manifest
+                for manifest in dict.fromkeys(named.values()):
+                    names = [name for name in named if named[name] == manifest]
+                    wanted.append((replace(record, manifest=manifest), names))
         if form == "oci":
             if not isinstance(target, str | bytes) and hasattr(target, "write"):
                 raise LayerfsError("an OCI layout is a directory, not a stream", hint="Use --format oci-archive.")

@@ -37,6 +37,7 @@ from layerfs.linux.sparse import write_sparse
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
 from layerfs.store.layer_writer import LayerKey
+from layerfs.store.snapshot import keeps_owners
 from layerfs.store.view import ImageTree
 
 __all__ = ["apply_tar"]
@@ -81,7 +82,8 @@ def apply_tar(
             root = tree_of(handle, layer, ingest.keys.get)
             fd = os.open(upper, _DIRECTORY)
             try:
-                _Applying(handle, fd, lower, mark_prefix(userxattr=userxattr), check).run(root)
+                gives = may_give_away() and not (userxattr and keeps_owners(upper))
+                _Applying(handle, fd, lower, mark_prefix(userxattr=userxattr), check, gives=gives).run(root)
             finally:
                 os.close(fd)
     except OSError as error:
@@ -93,14 +95,21 @@ class _Applying:
     """One run of :func:`apply_tar`."""
 
     def __init__(
-        self, handle: StoreHandle, upper: int, lower: ImageTree, prefix: bytes, check: Callable[[], None] | None
+        self,
+        handle: StoreHandle,
+        upper: int,
+        lower: ImageTree,
+        prefix: bytes,
+        check: Callable[[], None] | None,
+        *,
+        gives: bool,
     ) -> None:
         self._handle = handle
         self._upper = upper
         self._lower = lower
         self._prefix = prefix
         self._check = check
-        self._gives = may_give_away()
+        self._gives = gives
         self._made: dict[Node, Parts] = {}  # the first path of each file that was made
         self._times: dict[Parts, int] = {}  # what directories shall have in the end
         self._data: dict[LayerKey, int] = {}

@@ -36,9 +36,10 @@ from dataclasses import dataclass
 from layerfs.changeset.base_tree import BaseTree
 from layerfs.changeset.change import Change, ChangeKind, Step
 from layerfs.changeset.entry import Entry, TreeEntry, UpperEntry, attributes_of, read_xattrs, same_content
-from layerfs.formats.whiteout import OVERRIDE_XATTR, mark_prefix
+from layerfs.formats.whiteout import mark_prefix
 from layerfs.linux.directory_stack import DirectoryStack
 from layerfs.linux.process import may_give_away
+from layerfs.store.snapshot import keeps_owners
 
 __all__ = ["compare_upper", "walk_upper"]
 
@@ -101,8 +102,7 @@ def walk_upper(
     try:
         with DirectoryStack(fd) as stack:
             prefix = mark_prefix(userxattr=userxattr)
-            # The root has the xattr where the union that was mounted kept owners so.
-            overridden = userxattr and (OVERRIDE_XATTR in read_xattrs(fd) or not may_give_away())
+            overridden = userxattr and (keeps_owners(upper) or not may_give_away())
             yield from _Comparison(
                 lower, stack, prefix, before, exact=exact, whole=whole, dressed=dressed, overridden=overridden
             ).run()

@@ -11,13 +11,15 @@ import errno
 import fcntl
 import os
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 from io import FileIO
 from types import TracebackType
 from typing import Self
 
-from layerfs.linux.durable import fsync_directory
+from layerfs.linux.durable import publish
 
-__all__ = ["StagedFile"]
+__all__ = ["StagedFile", "locked_file"]
 
 #: What file systems answer that know no such lock.
 _NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF})
@@ -75,23 +77,42 @@ class StagedFile:
         while view:
             view = view[self.file.write(view) :]
 
-    def publish(self, name: str, *, sync: bool = True) -> None:
-        """Give it its name, replacing what is there.
+    def publish(self, name: str, *, replace: bool = True, sync: bool = True) -> None:
+        """Give it its name.
 
         Args:
             name: in the directory.
+            replace: whether what is there is replaced; else it is an error.
             sync: whether file and name are durable then.
 
         Raises:
-            OSError: EIO, ENOSPC, EISDIR.
+            OSError: EIO, ENOSPC, EISDIR, EEXIST.
 
         Blocking: waits for the device: two fsyncs.
         """
-        if sync:
-            os.fsync(self.file.fileno())
-        os.rename(self._path, os.path.join(self._directory, name))
+        publish(self._path, os.path.join(self._directory, name), replace=replace, sync=sync)
         self._path = ""
-        fsync_directory(self._directory, sync=sync)
+
+
+@contextmanager
+def locked_file(path: str) -> Iterator[None]:
+    """Keep others who do the same out of the block, by a lock of a file that is there and stays.
+
+    Raises:
+        OSError: ENOENT, EACCES.
+
+    Blocking: until nobody else is in it.
+    """
+    fd = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+    try:
+        try:
+            fcntl.flock(fd, fcntl.LOCK_EX)
+        except OSError as error:
+            if error.errno not in _NO_LOCKS:
+                raise
+        yield
+    finally:
+        os.close(fd)
 
 
 def _sweep(directory: str, stem: str) -> None:

@@ -37,7 +37,7 @@ from layerfs.mount.unpacked import unpacked_directories
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_names, merged_tree
 from layerfs.store.layer import device_paths, map_tree
-from layerfs.store.snapshot import Snapshot, dressed_marker, is_dressed
+from layerfs.store.snapshot import Snapshot, is_dressed, keeps_owners, mark_dressed
 
 __all__ = ["dressed_upper", "mount_image", "unmount_record"]
 
@@ -282,6 +282,7 @@ def _specification(
         upper=upper, work=work, read_only=read_only, nosuid=options.nosuid, nodev=options.nodev, noexec=options.noexec,
         # As a mount of the kernel; for users, fuse.conf decides what they may share.
         allow_other=feature("privilege").usable, userxattr=options.userxattr or None,
+        override=os.fsdecode(OVERRIDE_XATTR) if upper is not None and keeps_owners(upper) else None,
         pyfuse3=options.pyfuse3,
     )  # fmt: skip
 
@@ -326,12 +327,13 @@ def _dress_root(upper: str, tree: Tree) -> None:
     """Give a new, empty upper directory the attributes of the image's root: the mount's root is the upper one."""
     if is_dressed(upper):
         return
+    override = None if may_give_away() else OVERRIDE_XATTR
     fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
     try:
-        apply_attributes(fd, tree, tree.root, override=None if may_give_away() else OVERRIDE_XATTR)
+        apply_attributes(fd, tree, tree.root, override=override)
     finally:
         os.close(fd)
-    os.close(os.open(dressed_marker(upper), os.O_WRONLY | os.O_CREAT | os.O_CLOEXEC, 0o600))
+    mark_dressed(upper, keeps_owners=override is not None)
 
 
 def _check_devices(tree: Tree, devices: Sequence[str]) -> None:

@@ -222,12 +222,14 @@ def apply_attributes(fd: int, tree: Tree, nid: int, *, override: bytes | None = 
     """
     inode = tree.inode(nid)
     # The owner first: changing it clears set-user-ID bits and file capabilities.
+    mode = stat.S_IMODE(inode.mode)
     if override is None:
         try:
             os.fchown(fd, inode.uid, inode.gid)
         except OSError as error:
             if error.errno != errno.EINVAL:
-                raise  # else one that this user namespace does not have: it stays with who mounts
+                raise
+            mode &= 0o1777  # one that this user namespace does not have: it stays with who mounts
     for name, value in _kept_xattrs(tree, nid):
         try:
             os.setxattr(fd, name, value)
@@ -236,7 +238,7 @@ def apply_attributes(fd: int, tree: Tree, nid: int, *, override: bytes | None = 
             if override is None or error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
                 raise
     if override is None:
-        os.fchmod(fd, stat.S_IMODE(inode.mode))
+        os.fchmod(fd, mode)
     else:
         os.setxattr(fd, override, format_override(inode.uid, inode.gid, inode.mode))
     os.utime(fd, ns=_times(inode))

@@ -8,6 +8,7 @@ Source: OCI image-spec v1.1 image-layout.md.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import re
 from collections.abc import Callable, Iterable
@@ -18,14 +19,10 @@ from layerfs.formats.document import parse_document
 from layerfs.formats.image_layout import LAYOUT, blob_path, encode_index
 from layerfs.formats.oci import Descriptor
 from layerfs.linux.durable import make_directories, write_document
-from layerfs.linux.lock import FileLock
-from layerfs.linux.staging import StagedFile
+from layerfs.linux.staging import StagedFile, locked_file
 
 __all__ = ["LayoutDirectory", "has_others", "put_blob"]
 
-
-#: Locked while ``index.json`` is read and written.
-_LOCK = ".layerfs.lock"
 
 #: What is there for a moment before a marker or document has its name, and stays if a process is killed then.
 _UNDER_WAY = re.compile(r"\.(oci-layout|index\.json|version|manifest\.json)\.[0-9a-f]{12}")
@@ -37,7 +34,7 @@ def has_others(path: str) -> bool:
         names = os.listdir(path)
     except (FileNotFoundError, NotADirectoryError):
         return False
-    return any(name != _LOCK and not _UNDER_WAY.fullmatch(name) for name in names)
+    return not all(_UNDER_WAY.fullmatch(name) for name in names)
 
 
 class LayoutDirectory:
@@ -78,9 +75,14 @@ class LayoutDirectory:
 
     def begin(self) -> None:
         """Make the directory a layout, if it is none yet."""
-        if not os.path.exists(self._marker):
-            make_directories(self.path, sync=self.sync)
-            write_document(self._marker, LAYOUT, mode=0o644, sync=self.sync)
+        if os.path.exists(self._marker):
+            return
+        make_directories(self.path, sync=self.sync)
+        with StagedFile(self.path, "oci-layout") as staged, contextlib.suppress(FileExistsError):
+            staged.write(LAYOUT)
+            os.fchmod(staged.file.fileno(), 0o644)
+            # One that another process has made stays: it may be locked.
+            staged.publish("oci-layout", replace=False, sync=self.sync)
 
     def put(self, digest: Digest, pieces: Iterable[bytes]) -> None:
         """Write a blob, which nobody verifies here."""
@@ -94,10 +96,9 @@ class LayoutDirectory:
             change: gets the entries that are there, any JSON, and returns those that are to be.
         """
         self.begin()
-        # A lock of its own, and not of the directory, which others may have locked around all this.
-        with FileLock(os.path.join(self.path, _LOCK)) as lock:
+        # The marker is locked, and not the directory: others may have locked that around all this.
+        with locked_file(self._marker):
             write_document(self._index, encode_index(change(self._entries())), mode=0o644, sync=self.sync)
-            lock.release(remove=True)
 
     def _entries(self) -> list[object]:
         try:

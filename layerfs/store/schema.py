@@ -9,7 +9,7 @@ from __future__ import annotations
 __all__ = ["SCHEMA", "SCHEMA_VERSION"]
 
 #: PRAGMA user_version of this schema.
-SCHEMA_VERSION = 4
+SCHEMA_VERSION = 5
 
 SCHEMA = """
 CREATE TABLE layer (

@@ -23,7 +23,9 @@ __all__ = [
     "dressed_marker",
     "find_snapshot",
     "is_dressed",
+    "keeps_owners",
     "list_snapshots",
+    "mark_dressed",
     "remove_snapshot",
     "sweep_snapshots",
 ]
@@ -33,6 +35,9 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,126}")
 
 _ADJECTIVES = ("calm", "brisk", "clear", "deep", "early", "fair", "keen", "light", "mild", "plain", "quiet", "swift")
 _NOUNS = ("amber", "basalt", "chalk", "flint", "garnet", "jasper", "loam", "marl", "onyx", "opal", "slate", "topaz")
+
+#: What the marker of a dressed upper directory holds where owners are kept in xattrs.
+_KEEPS_OWNERS = b"owners in xattrs\n"
 
 _COLUMNS = "snapshot.id, name, image.digest, snapshot.manifest, snapshot.created"
 
@@ -133,6 +138,24 @@ def dressed_marker(upper: str) -> str:
 def is_dressed(upper: str) -> bool:
     """Tell whether an upper directory has the attributes of its image's root yet."""
     return os.path.exists(dressed_marker(upper))
+
+
+def mark_dressed(upper: str, *, keeps_owners: bool) -> None:
+    """Note that an upper directory has the attributes of its image's root, and how owners are kept in it.
+
+    Beside it, where nobody in the container can change it.
+    """
+    with open(dressed_marker(upper), "wb") as file:
+        file.write(_KEEPS_OWNERS if keeps_owners else b"")
+
+
+def keeps_owners(upper: str | os.PathLike[str]) -> bool:
+    """Tell whether owners and modes are kept in xattrs of an upper directory, as by who may give no file away."""
+    try:
+        with open(dressed_marker(os.fspath(upper)), "rb") as file:
+            return file.read() == _KEEPS_OWNERS
+    except FileNotFoundError:
+        return False
 
 
 def remove_snapshot(handle: StoreHandle, snapshot: Snapshot) -> None:

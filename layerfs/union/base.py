@@ -173,6 +173,8 @@ class UnionPart:
             # Who looks is not kept from it by an upper that is full: the file is there, by another name.
             with contextlib.suppress(OSError):
                 self._relink(node, parent, name)
+                if node.others is not None:
+                    self._link_others(node, node.others)
         else:
             # Also one that seemed gone: names that nobody had met were not counted.
             self._nodes.name(node, parent, name)
@@ -214,10 +216,6 @@ class UnionPart:
                 # A file that is gone still has this number: its place on disk was used again.
                 number = self._born[status.st_ino] = self._nodes.spare_number()
                 node = None
-        elif node is not None and not node.upper and below is None:
-            # A copy that was forgotten, and meanwhile another name, which is not linked to it, was met.
-            number = self._born[status.st_ino] = self._nodes.spare_number()
-            node = None
         if node is None:
             node = Node(number, kind, below, upper=True)
             node.marked = mark == b"x"
@@ -374,18 +372,23 @@ class UnionPart:
     def _link_others(self, node: Node, reference: Reference) -> None:
         """Let the other names of a file follow it into the upper, so that it stays one file.
 
-        Those that find no room are tried again when they are met, and before the file loses a name.
+        Those that find no room are tried again when they are met, and before the file loses a name. Until then the
+        node does not die, for by such a name it would be taken for the lower file, without what was written to it.
         """
-        node.others = None
-        if self._lower.attributes(reference).nlink < 2:
-            return
+        pinned, node.others = node.others is not None, None
+        linked = False
         try:
-            for path in self._lower.paths(reference):
-                self._link_other(node, self._lower.number(reference), path)
+            if self._lower.attributes(reference).nlink > 1:
+                for path in self._lower.paths(reference):
+                    self._link_other(node, self._lower.number(reference), path)
+            linked = True
         except OSError as error:
             if error.errno not in NO_ROOM:
                 raise
-            node.others = reference
+        finally:
+            if not linked:
+                node.others = reference
+            node.pins += (not linked) - pinned
 
     def _link_other(self, node: Node, number: int, path: list[bytes]) -> None:
         """Let one name follow, if it still shows the lower tree's file of this number."""

@@ -7,6 +7,7 @@ place where the lower tree has something is marked opaque first.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -159,6 +160,9 @@ class MovePart(ChangePart, ListingPart):
     ) -> None:
         """Let two names change places."""
         self._copy_up(new)
+        for node, parent, name in ((old, source, old_name), (new, target, new_name)):
+            if not node.is_directory and self._lower_has(parent, name) and upper.find(parent, name)[0] is None:
+                self._relink(node, parent, name)  # what could not be done when it was looked up
         old_fd, new_fd = upper.directory(source), upper.directory(target)
         if old.is_directory and self._lower_has(target, new_name):
             upper.make_opaque(old_name, old_fd)
@@ -255,8 +259,9 @@ class MovePart(ChangePart, ListingPart):
     def _hold(self, upper: Upper, node: Node) -> None:
         """Keep an inode of the upper reachable that is about to lose the last name that is known of it."""
         if node.others is not None:
-            self._link_others(node, node.others)  # there may be room by now
-        if not node.upper or node.fd >= 0 or node.extra or not node.lookups:
+            with contextlib.suppress(OSError):  # there may be room by now; a name goes also if there is none
+                self._link_others(node, node.others)
+        if not node.upper or node.fd >= 0 or node.extra or not (node.lookups or self._born):
             return
         try:
             node.fd = self._held(upper, node)
@@ -289,6 +294,9 @@ class MovePart(ChangePart, ListingPart):
     def _unname(self, node: Node, parent: Node, name: bytes) -> None:
         """Note that a name is gone."""
         self._nodes.unname(node, parent, name)
+        if node.is_gone and node.others is not None:
+            node.others = None
+            node.pins -= 1
         if node.is_gone and self._late is not None:
             self._late.drop(node.ino)
         if node.is_gone and self._born and node.fd >= 0:

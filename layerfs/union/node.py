@@ -63,7 +63,7 @@ class Node:
         parent: the directory of its first name; None for the root, and for an inode without a name left.
         name: its first name.
         extra: other names, as (directory, name), or None.
-        pins: how many names of living nodes lie in it.
+        pins: how many names of living nodes lie in it; of a file, one while it has ``others``.
         lookups: how often the kernel was told of it and has not forgotten it.
         fd: O_PATH descriptor of an inode without a name, or -1.
         content: where its bytes are, once they were asked for; it may be closed at any time.

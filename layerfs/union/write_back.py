@@ -72,9 +72,11 @@ class WriteBack:
         with self._changing:
             before = self._waiting.get(key, -1)
             self._waiting[key] = own
+            self._failed.pop(key, None)
             count = len(self._waiting)
-        if before >= 0:  # of another file that was called so
-            self._await(key, before)
+        if before >= 0:  # of another file that was called so: whom to tell what goes wrong with it nobody knows
+            with contextlib.suppress(OSError):
+                await_writeback(before)
             _close(before)
         if count == 1:
             self._some.set()

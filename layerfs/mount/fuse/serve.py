@@ -18,7 +18,7 @@ import socket
 import threading
 from collections.abc import Callable
 
-from layerfs.formats.whiteout import OVERRIDE_XATTR, mark_prefix
+from layerfs.formats.whiteout import mark_prefix
 from layerfs.linux.mountinfo import find_upper_mount
 from layerfs.linux.probe import feature
 from layerfs.mount.fuse.attach import attach, detach_mount, find_device, raise_read_ahead
@@ -135,8 +135,6 @@ def _union(wanted: FuseSpecification, *, raw_umask: bool) -> Union:
         upper = None
         override = None if wanted.override is None else os.fsencode(wanted.override)
         if wanted.upper is not None and wanted.work is not None:
-            if wanted.tree is not None and userxattr and os.fsdecode(OVERRIDE_XATTR) in os.listxattr(wanted.upper):
-                override = OVERRIDE_XATTR  # as whoever made the container had to keep owners
             if find_upper_mount(wanted.upper) is not None:
                 raise OSError(errno.EBUSY, "upper directory is mounted by the kernel", wanted.upper)
             upper = Upper(

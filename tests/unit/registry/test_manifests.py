@@ -188,12 +188,21 @@ def test_an_archive_without_a_manifest_leaves_the_name_its_own(store: Store, pla
 def test_what_goes_out_has_the_names_that_mean_it(store: Store, place: str, tmp_path: Path) -> None:
     for tag in ("gzip", "zstd"):
         _pull(store, f"{place}:{tag}", keep_blobs=True)
+    _pull(store, f"{place}:index")
     copy(f"store:{place}:zstd", f"oci:{tmp_path}/copy", store=store)
+    assert _listed(tmp_path / "copy") == {f"{place}:zstd": Z}
+    # An image as such goes out with all its names, each with its manifest.
     store.save([store.resolve(f"{place}:zstd")], tmp_path / "saved", form="oci")
-    for name in ("copy", "saved"):
-        (entry,) = json.loads((tmp_path / name / "index.json").read_bytes())["manifests"]
-        assert entry["annotations"]["org.opencontainers.image.ref.name"] == f"{place}:zstd"
-        assert entry["digest"] == Z
+    assert _listed(tmp_path / "saved") == {f"{place}:gzip": G, f"{place}:index": G, f"{place}:zstd": Z}
+    store.save([store.images()[0]], tmp_path / "docker.tar", form="docker-archive")
+    store.remove_image(store.images()[0], force=True)
+    image = store.load(tmp_path / "docker.tar")[-1]
+    assert image.names == (f"{place}:gzip", f"{place}:index", f"{place}:zstd")
+
+
+def _listed(layout: Path) -> dict[str, str]:
+    entries = json.loads((layout / "index.json").read_bytes())["manifests"]
+    return {entry["annotations"]["org.opencontainers.image.ref.name"]: entry["digest"] for entry in entries}
 
 
 def test_an_index_is_kept_as_it_came(

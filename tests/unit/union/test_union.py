@@ -481,30 +481,57 @@ def test_a_copy_whose_other_name_found_no_room(work: Work, monkeypatch: pytest.M
 
 
 @pytest.mark.parametrize("listed", [False, True])
-def test_a_copy_that_was_forgotten_before_its_other_name_found_room(
+def test_a_copy_does_not_die_before_its_other_names_found_room(
     work: Work, monkeypatch: pytest.MonkeyPatch, listed: bool
 ) -> None:
-    """They are two files then, as they would be in another mount; none of them shows the other one's bytes."""
+    before = work.union.living
+    with monkeypatch.context() as full:
+        full.setattr(os, "link", _no_room)
+        two = work.at("a/two")
+        work.union.write(two.ino, 0, b"NEW")  # the copy has the name that was met first
+        for number in (two.ino, work.at("a").ino):
+            work.union.forget([(number, 1000)])
+        if listed:
+            work.entries("a")
+        one = work.at("one")
+        assert (one.ino, work.read("one"), work.read("a/two")) == (two.ino, b"NEWked", b"NEWked")
+        work.union.write(one.ino, 0, b"one")
+        work.union.forget([(one.ino, 1000)])
+        assert (work.read("one"), work.read("a/two")) == (b"oneked", b"oneked")
+    assert work.read("one") == b"oneked"
+    assert (work.upper / "one").samefile(work.upper / "a/two")
+    for _ in range(2):  # directories after what is in them
+        work.union.forget([(number, 1000) for number in list(work.union._nodes._nodes)])
+    assert work.union.living == before
+
+
+def test_a_copy_that_goes_before_its_other_names_found_room_dies(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    before = work.union.living
     one = work.at("one")
     with monkeypatch.context() as full:
         full.setattr(os, "link", _no_room)
         work.union.write(one.ino, 0, b"NEW")
-        work.union.forget([(one.ino, 1000)])
-        if listed:
-            work.entries("a")
-        two = work.at("a/two")
-        again = work.at("one")
-        assert two.ino != again.ino
-        assert (work.read("one"), work.read("a/two")) == (b"NEWked", b"linked")
-    work.union.write(two.ino, 0, b"two")
-    assert (work.read("one"), work.read("a/two")) == (b"NEWked", b"twoked")
-    assert work.at("one").ino == again.ino
-    before = work.union.living
-    for name in ("one", "a/two"):
-        directory, _, leaf = name.rpartition("/")
-        work.union.unlink(work.at(directory or "/").ino, leaf.encode())
-    work.union.forget([(ino, 1000) for ino in (one.ino, two.ino, again.ino)])
-    assert work.union.living < before
+        work.union.unlink(ROOT, b"one")
+    work.union.forget([(one.ino, 1000)])
+    assert work.union.living == before
+
+
+def test_removing_and_exchanging_names_that_cannot_be_linked(work: Work, monkeypatch: pytest.MonkeyPatch) -> None:
+    def refused(*_: object, **__: object) -> None:
+        raise OSError(EPERM, os.strerror(EPERM))
+
+    one, top = work.at("one"), work.at("top")
+    with monkeypatch.context() as full:
+        full.setattr(os, "link", _no_room)
+        work.union.write(one.ino, 0, b"NEW")
+        with failing(ENOSPC):
+            work.union.rename(work.at("a").ino, b"two", ROOT, b"top", EXCHANGE)
+        full.setattr(os, "link", refused)
+        work.union.unlink(ROOT, b"one")
+    assert work.find("one") is None
+    work.union.rename(work.at("a").ino, b"two", ROOT, b"top", EXCHANGE)
+    assert (work.read("a/two"), work.read("top")) == (FILES["top"], b"linked")
+    assert top.ino == work.at("a/two").ino
 
 
 @pytest.mark.parametrize("room", [False, True])
