@@ -91,15 +91,10 @@ layerfs diff box
 """
 
 
-@pytest.mark.needs_root
-@pytest.mark.needs_userns
-@pytest.mark.needs_fuse
-def test_owners_that_a_namespace_with_several_does_not_have(tmp_path: Path) -> None:
-    (tmp_path / "source").mkdir()
-    (tmp_path / "source/file").write_text("f")
-    (tmp_path / "target").mkdir()
+def _with_a_hundred_owners(script: str, directory: Path) -> str:
+    """Run a script in a user namespace that has the users and groups 0 to 99; return what it prints."""
     with subprocess.Popen(
-        ["unshare", "-Um", "bash", "-c", f"read mapped\n{_RANGE}"], cwd=tmp_path, text=True, stdin=subprocess.PIPE,
+        ["unshare", "-Um", "bash", "-c", f"read mapped\n{script}"], cwd=directory, text=True, stdin=subprocess.PIPE,
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         before = os.readlink("/proc/self/ns/user")
@@ -109,8 +104,51 @@ def test_owners_that_a_namespace_with_several_does_not_have(tmp_path: Path) -> N
             Path(f"/proc/{process.pid}/{kind}_map").write_text("0 0 100")
         out, said = process.communicate("yes\n")
     assert process.returncode == 0, said
+    return out
+
+
+@pytest.mark.needs_root
+@pytest.mark.needs_userns
+@pytest.mark.needs_fuse
+def test_owners_that_a_namespace_with_several_does_not_have(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/file").write_text("f")
+    (tmp_path / "target").mkdir()
+    out = _with_a_hundred_owners(_RANGE, tmp_path)
     # No bit that would give the rights of whoever extracts.
     assert out.splitlines()[:2] == ["extracted/file 0:0 755", "target 1000000000"]
     assert "belongs to 5000:5000, whom this user namespace does not have" in out
     # Nothing was changed, but for the root, which could not be given away either.
     assert [line for line in out.splitlines() if line[:2] in {"A ", "C ", "D "}] == ["C /"]
+
+
+_FORGED = f"""
+set -e
+layerfs() {{ {_LAYERFS} --root store --runroot run "$@"; }}
+tar -C source --owner=0 --group=0 --mode=0777 -cf image.tar .
+layerfs import image.tar far:1 >/dev/null
+layerfs mount far:1 ./target --name box --backend fuse >/dev/null
+setpriv --reuid 50 --regid 50 --clear-groups bash -c '
+    echo evil > target/evil
+    for path in target/evil target; do setfattr -n user.containers.override_stat -v 0:0:4755 $path; done
+'
+layerfs umount box >/dev/null
+layerfs mount --name box --backend fuse ./target >/dev/null
+stat -c "%n %u:%g %a" target/evil
+layerfs umount box >/dev/null
+layerfs commit box new:1 >/dev/null
+layerfs export new:1 | tar tv --numeric-owner ./evil evil 2>/dev/null || true
+"""
+
+
+@pytest.mark.needs_root
+@pytest.mark.needs_userns
+@pytest.mark.needs_fuse
+def test_nobody_inside_says_how_owners_are_kept(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "target").mkdir()
+    for path in (tmp_path, *list(tmp_path.parents)[:2]):
+        path.chmod(path.stat().st_mode | 0o055)
+    made, committed = _with_a_hundred_owners(_FORGED, tmp_path).splitlines()
+    assert made == "target/evil 50:50 644"
+    assert committed.split()[:2] == ["-rw-r--r--", "50/50"]
