@@ -1,9 +1,8 @@
 """What holds for every verb: where the store is, how durable it is, how much is said.
 
 This module and :mod:`layerfs_cli.registry_option` alone read the environment (but for systemd's address, which is
-``layerfs-fuse``'s); what it means to a single option is said
-where the option is declared. A flag beats the environment, the environment beats the default. Every global flag is
-accepted before the verb and after it.
+``layerfs-fuse``'s); what it means to a single option is said where the option is declared. A flag beats the
+environment, the environment beats the default. Every global flag is accepted before the verb and after it.
 """
 
 from __future__ import annotations

@@ -189,8 +189,7 @@ class _Copy:
                     plan = plan_copy(came, Platform.host(), everything=False)
                     return self._moving([]).run(came, plan, DirectoryTarget(target.path), 1)
         with open_target(target.path, sync=store._handle.sync) as file:
-            docker = target.transport == "docker-archive"
-            return save_archive(store._handle, wanted, file, docker=docker, check=self.check)[0].manifest
+            return save_archive(store._handle, wanted, file, docker=is_docker, check=self.check)[0].manifest
 
     def through_store(self) -> Digest:
         """Pull into a store beside the destination, and save from there: a docker archive is no copy of anything."""

@@ -34,6 +34,7 @@ from layerfs.formats.whiteout import (
 from layerfs.linux.process import may_give_away
 from layerfs.linux.safe_path import remove_tree
 from layerfs.linux.sparse import write_sparse
+from layerfs.linux.whiteout_xattr import has_whiteout_xattr, make_whiteout_xattr
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
 from layerfs.store.layer_writer import LayerKey
@@ -278,7 +279,7 @@ class _Applying:
             return True
         if status.st_size or not stat.S_ISREG(status.st_mode) or read_xattrs(fd).get(self._prefix + b"opaque") != b"x":
             return False
-        return self._prefix + b"whiteout" in read_xattrs(b"/proc/self/fd/%d/%b" % (fd, name))
+        return has_whiteout_xattr(name, fd, self._prefix)
 
     def _make_whiteout(self, name: bytes, fd: int) -> None:
         try:
@@ -289,14 +290,7 @@ class _Applying:
             # The store lies on an overlay, which takes no such device. Marks of a directory: it is not opaque, or
             # nothing below it would have to be hidden.
             os.setxattr(fd, self._prefix + b"opaque", b"x")
-            file = os.open(name, _NEW_FILE, 0o600, dir_fd=fd)
-            try:
-                os.setxattr(file, self._prefix + b"whiteout", b"y")
-            except BaseException:
-                os.unlink(name, dir_fd=fd)
-                raise
-            finally:
-                os.close(file)
+            make_whiteout_xattr(name, fd, self._prefix)
 
     @contextmanager
     def _directory(self, path: Parts) -> Iterator[int]:

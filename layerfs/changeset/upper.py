@@ -36,9 +36,10 @@ from dataclasses import dataclass
 from layerfs.changeset.base_tree import BaseTree
 from layerfs.changeset.change import Change, ChangeKind, Step
 from layerfs.changeset.entry import Entry, TreeEntry, UpperEntry, attributes_of, read_xattrs, same_content
-from layerfs.formats.whiteout import mark_prefix
+from layerfs.formats.whiteout import is_whiteout_device, mark_prefix
 from layerfs.linux.directory_stack import DirectoryStack
 from layerfs.linux.process import may_give_away
+from layerfs.linux.whiteout_xattr import has_whiteout_xattr
 from layerfs.store.snapshot import keeps_owners
 
 __all__ = ["compare_upper", "walk_upper"]
@@ -333,12 +334,12 @@ class _Comparison:
                 status = os.stat(name, dir_fd=fd, follow_symlinks=False)
             except FileNotFoundError:
                 continue
-            hidden = stat.S_ISCHR(status.st_mode) and status.st_rdev == 0
+            hidden = is_whiteout_device(status.st_mode, status.st_rdev)
             if not hidden and stat.S_ISREG(status.st_mode) and status.st_size == 0:
                 # The other form of a whiteout counts only in a directory that announces it.
                 if marked is None:
                     marked = read_xattrs(fd).get(self._prefix + b"opaque") == b"x"
-                hidden = marked and self._prefix + b"whiteout" in read_xattrs(b"/proc/self/fd/%d/%b" % (fd, name))
+                hidden = marked and has_whiteout_xattr(name, fd, self._prefix)
             entries[name] = None if hidden else status
         return entries
 

@@ -84,6 +84,11 @@ class LayoutDirectory:
             # One that another process has made stays: it may be locked.
             staged.publish("oci-layout", replace=False, sync=self.sync)
 
+    def staged(self, algorithm: str) -> StagedFile:
+        """Begin a blob whose digest is not known yet; it is published by the hex digits of that."""
+        self.begin()
+        return _staged(os.path.join(self.path, "blobs", algorithm), sync=self.sync)
+
     def put(self, digest: Digest, pieces: Iterable[bytes]) -> None:
         """Write a blob, which nobody verifies here."""
         self.begin()
@@ -112,9 +117,14 @@ class LayoutDirectory:
 def put_blob(path: str, pieces: Iterable[bytes], *, sync: bool) -> None:
     """Write a file that appears under its name when it is complete, and the directories above it."""
     directory, name = os.path.split(path)
-    make_directories(directory, sync=sync)
-    with StagedFile(directory, "blob") as staged:
-        os.fchmod(staged.file.fileno(), 0o644)  # as the documents
+    with _staged(directory, sync=sync) as staged:
         for piece in pieces:
             staged.write(piece)
         staged.publish(name, sync=sync)
+
+
+def _staged(directory: str, *, sync: bool) -> StagedFile:
+    make_directories(directory, sync=sync)
+    staged = StagedFile(directory, "blob")
+    os.fchmod(staged.file.fileno(), 0o644)  # as the documents
+    return staged

@@ -17,7 +17,6 @@ from layerfs.errors import (
     StoreError,
 )
 from layerfs.formats.digest import Digest
-from layerfs.formats.media_type import document_kind, layer_compression
 from layerfs.formats.oci import (
     Descriptor,
     ImageConfig,
@@ -268,8 +267,7 @@ class _Planner:
         if not self._selection.all_platforms:
             entries = [choose_entry(entries, self._selection.platform, self._document)]
         for position, entry in enumerate(entries):
-            raw = self._fetch(entry)
-            inner = parse_manifest_or_index(raw, algorithm=entry.digest.algorithm)
+            inner = parse_manifest_or_index(self._document(entry), algorithm=entry.digest.algorithm)
             check_media_type(inner, entry)
             # Of several images under one name it means the one for this machine, or else the first.
             own = self._selection.platform
@@ -282,13 +280,11 @@ class _Planner:
         if self._count > MAX_IMAGES:
             raise FormatError(f"index has more than {MAX_IMAGES} images")
         manifest.check_image()
-        config = ImageConfig.parse(self._blob(manifest.config, "config"), algorithm=manifest.config.digest.algorithm)
+        config = ImageConfig.parse(self._document(manifest.config), algorithm=manifest.config.digest.algorithm)
         check_layer_count(manifest, config)
         wanted = self._selection
         if wanted.platform_required and not wanted.all_platforms and not wanted.platform.matches(config.platform):
             raise NotFound("platform of the image", str(wanted.platform), hint=f"There is: {config.platform}.")
-        for position, layer in enumerate(manifest.layers):
-            layer_compression(layer.media_type, where=f"layers[{position}].mediaType")
         layers = tuple(
             LayerPlan(str(blob.digest), diff_id, blob)
             for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True)
@@ -301,21 +297,9 @@ class _Planner:
         return ImagePlan(config, (manifest.digest, manifest.raw), layers, names, origin)
 
     def _document(self, descriptor: Descriptor) -> bytes:
-        is_config = document_kind(descriptor.media_type) in (None, "config")
-        return self._blob(descriptor, "config") if is_config else self._fetch(descriptor)
-
-    def _fetch(self, entry: Descriptor) -> bytes:
-        known = self._known(entry)
-        if known is not None:
-            return known
-        raw = from_first(self._places, lambda place: place.manifest(entry.digest).raw)
-        if len(raw) != entry.size:
-            raise FormatError(f"manifest {entry.digest} has {len(raw)} bytes, announced were {entry.size}")
-        return raw
-
-    def _blob(self, descriptor: Descriptor, what: str) -> bytes:
+        """Return a manifest, an index or a config."""
         known = self._known(descriptor)
-        return known if known is not None else from_first(self._places, lambda place: place.document(descriptor, what))
+        return known if known is not None else from_first(self._places, lambda place: place.described(descriptor))
 
     def _known(self, descriptor: Descriptor) -> bytes | None:
         """Return a document that the store has, verified."""

@@ -29,8 +29,6 @@ from layerfs.formats.media_type import DOCKER_MANIFEST, OCI_MANIFEST, layer_comp
 from layerfs.formats.oci import Descriptor, ImageConfig, Manifest
 from layerfs.formats.oci_form import as_oci
 from layerfs.formats.tar.writer import END, padding
-from layerfs.linux.durable import make_directories
-from layerfs.linux.staging import StagedFile
 from layerfs.registry.layout_directory import LayoutDirectory
 from layerfs.registry.pipeline import prefetch
 from layerfs.registry.target import Target
@@ -285,9 +283,7 @@ def _write_blob(
     """Write a layer as a file of a layout."""
     algorithm = layer.blob.digest.algorithm if layer.blob is not None else "sha256"
     hasher, size = new_hash(algorithm), 0
-    directory = os.path.join(layout.path, "blobs", algorithm)
-    make_directories(directory, sync=layout.sync)
-    with StagedFile(directory, "blob") as staged:
+    with layout.staged(algorithm) as staged:
         with closing(prefetch(_digested(_bytes(handle, layer, check), hasher), depth=_AHEAD)) as pieces:
             for piece, digested in pieces:
                 size = digested

@@ -25,7 +25,6 @@ __all__ = [
     "SET_ID",
     "descriptor_path",
     "get_xattr",
-    "has_whiteout_mark",
     "is_whiteout",
     "list_xattrs",
     "open_below",
@@ -162,12 +161,3 @@ def refuse_metacopy(fd: int, prefix: bytes) -> None:
             return
         raise
     raise OSError(EPERM, "file is a metadata-only copy")
-
-
-def has_whiteout_mark(name: bytes, dir_fd: int, prefix: bytes) -> bool:
-    """Whether an empty file is a whiteout by its xattr."""
-    fd = open_inode(name, dir_fd)
-    try:
-        return get_xattr(fd, prefix + b"whiteout") is not None
-    finally:
-        os.close(fd)

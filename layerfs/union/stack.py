@@ -15,6 +15,7 @@ from collections.abc import Collection, Sequence
 from errno import ELOOP, ENOTDIR, EPERM
 
 from layerfs.linux.mount_api import clone_tree
+from layerfs.linux.whiteout_xattr import has_whiteout_xattr
 from layerfs.union.attribute import Attributes, from_status, overridden
 from layerfs.union.limit import descriptor_share
 from layerfs.union.lower import LowerFile
@@ -23,7 +24,6 @@ from layerfs.union.mark import (
     AUFS_WHITEOUT,
     ESCAPE,
     FUSE_OVERLAYFS_OPAQUE,
-    has_whiteout_mark,
     is_whiteout,
     open_below,
     open_inode,
@@ -275,7 +275,7 @@ class StackLower:
         """Whether an entry is a whiteout by xattr, which counts only in directories that say so."""
         if source.mark != b"x" or status.st_size or not stat.S_ISREG(status.st_mode):
             return False
-        return has_whiteout_mark(name, fd, self._prefix)
+        return has_whiteout_xattr(name, fd, self._prefix)
 
     def _names(self, directory: _Entry) -> dict[bytes, tuple[int, ...]]:
         """Return the visible names of a directory, each with the sources that may have it, read once."""

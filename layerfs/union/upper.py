@@ -22,6 +22,7 @@ from layerfs.formats.whiteout import format_override, usable_mode
 from layerfs.linux.mount_api import clone_tree
 from layerfs.linux.rename import EXCHANGE, rename
 from layerfs.linux.safe_path import remove_tree
+from layerfs.linux.whiteout_xattr import has_whiteout_xattr, make_whiteout_xattr
 from layerfs.union.attribute import Attributes, from_status, overridden
 from layerfs.union.limit import descriptor_share
 from layerfs.union.mark import (
@@ -29,7 +30,6 @@ from layerfs.union.mark import (
     SET_ID,
     descriptor_path,
     get_xattr,
-    has_whiteout_mark,
     is_whiteout,
     open_below,
     open_inode,
@@ -42,7 +42,6 @@ __all__ = ["Upper"]
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READABLE = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
-_NEW = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 
 
 class Upper:
@@ -189,7 +188,7 @@ class Upper:
         if is_whiteout(status):
             return status, True
         marked = parent.marked and not status.st_size and stat.S_ISREG(status.st_mode)
-        return status, marked and has_whiteout_mark(name, fd, self.prefix)
+        return status, marked and has_whiteout_xattr(name, fd, self.prefix)
 
     def status(self, node: Node) -> os.stat_result:
         """Stat an inode."""
@@ -326,14 +325,7 @@ class Upper:
         if self.plain_whiteouts:
             os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
             return
-        fd = os.open(name, _NEW, 0o600, dir_fd=dir_fd)
-        try:
-            os.setxattr(fd, self.prefix + b"whiteout", b"y")
-        except BaseException:
-            os.unlink(name, dir_fd=dir_fd)
-            raise
-        finally:
-            os.close(fd)
+        make_whiteout_xattr(name, dir_fd, self.prefix)
 
     def admit_whiteouts(self, directory: Node) -> None:
         """Prepare a directory for a whiteout: those that are xattrs count only where the directory says so."""
