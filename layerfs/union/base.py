@@ -19,7 +19,7 @@ from layerfs.union.attribute import Attributes
 from layerfs.union.copy_up import copy_inode
 from layerfs.union.limit import descriptor_share
 from layerfs.union.lower import LowerTree, Reference
-from layerfs.union.mark import open_inode
+from layerfs.union.mark import descriptor_path, open_inode
 from layerfs.union.node import ROOT, Content, Node, NodeTable
 from layerfs.union.owner import OwnerMap
 from layerfs.union.upper import Upper
@@ -27,6 +27,7 @@ from layerfs.union.write_back import WriteBack
 
 __all__ = ["NO_ROOM", "Caller", "UnionPart"]
 
+_INODE = os.O_PATH | os.O_CLOEXEC
 _NAME_MAX = 255
 #: What an upper answers that can take no more; EMLINK: no more links to this file.
 NO_ROOM = frozenset({ENOSPC, EDQUOT, EMLINK})
@@ -83,6 +84,7 @@ class UnionPart:
         self._umask: int | None = None
         self._late = WriteBack() if sync and upper is not None else None
         self._static_nlink = static_nlink
+        self._alters = owners is not None or static_nlink
         self._prefix = prefix or (upper.prefix if upper is not None else TRUSTED_PREFIX)
         self._name_max = upper.name_max if upper is not None else _NAME_MAX
         self._base = lower.limit
@@ -242,9 +244,9 @@ class UnionPart:
     def _attributes(self, node: Node, status: os.stat_result | None = None) -> Attributes:
         """Return what stat says of a node; ``status`` is that of its inode in the upper, if it is at hand."""
         if node.upper and self._upper is not None:
-            found = self._upper.attributes(node, status)
-            if node.lower is not None:
-                found = found._replace(nlink=0 if node.is_gone else 1)
+            # Directories that consist of several ones: nobody has counted their links.
+            nlink = None if node.lower is None else 0 if node.is_gone else 1
+            found = self._upper.attributes(node, status, nlink)
         else:
             found = self._lower.attributes(node.lower)
             if found.ino != node.ino:
@@ -253,7 +255,7 @@ class UnionPart:
                 found = found._replace(nlink=0)
             elif node.is_directory and self._lower.is_merged(node.lower):
                 found = found._replace(nlink=1)
-        return self._show(found)
+        return self._show(found) if self._alters else found
 
     def _show(self, found: Attributes) -> Attributes:
         """Return attributes as the mount shows them."""
@@ -303,34 +305,22 @@ class UnionPart:
     def _copy_one(self, node: Node, upper: Upper, *, data: bool) -> None:
         """Copy one inode up; the directory above it is there."""
         self._use_umask(0)
-        temporary, fd = copy_inode(self._lower, node.lower, upper, data=data)
+        copy, fd, links = copy_inode(self._lower, node.lower, upper, data=data)
+        placed = False
         try:
-            if node.parent is None:
-                # Its name is gone: the copy needs none.
-                try:
-                    node.fd = open_inode(temporary, upper.work)
-                finally:
-                    (os.rmdir if node.is_directory else os.unlink)(temporary, dir_fd=upper.work)
-            else:
-                self._put_in_place(temporary, node.parent, node, upper)
+            if node.parent is not None:
+                upper.place_copy(copy, fd, node.parent, node.name)
+                placed = True
+            else:  # its name is gone: the copy needs none
+                node.fd = open_inode(copy, upper.work) if copy else os.open(descriptor_path(fd), _INODE)
         except BaseException:
             if fd >= 0:
                 os.close(fd)
             raise
-        self._copied(node, upper, fd)
-
-    def _put_in_place(self, temporary: bytes, parent: Node, node: Node, upper: Upper) -> None:
-        """Rename a copy to where its original shows through."""
-        try:
-            above = upper.directory(parent)
-            times = os.fstat(above)
-            os.rename(temporary, node.name, src_dir_fd=upper.work, dst_dir_fd=above)
-        except BaseException:
-            (os.rmdir if node.is_directory else os.unlink)(temporary, dir_fd=upper.work)
-            raise
-        # Nothing in the directory has changed for those who look through the union. The copy is in its place by now.
-        with contextlib.suppress(OSError):
-            os.utime(b".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=above)
+        finally:
+            if copy and not placed:
+                (os.rmdir if node.is_directory else os.unlink)(copy, dir_fd=upper.work)
+        self._copied(node, upper, fd, links)
 
     def _use_umask(self, mask: int) -> None:
         """Set the umask of this process, which serves one request after the other."""
@@ -338,8 +328,8 @@ class UnionPart:
             os.umask(mask)
             self._umask = mask
 
-    def _copied(self, node: Node, upper: Upper, fd: int) -> None:
-        """Note that an inode lies in the upper now, and go on with its descriptor."""
+    def _copied(self, node: Node, upper: Upper, fd: int, links: int) -> None:
+        """Note that an inode lies in the upper now, and go on with its descriptor; it has so many names below."""
         reference = node.lower
         node.upper = True
         if node.is_directory:
@@ -357,7 +347,7 @@ class UnionPart:
         node.close_content()
         if fd >= 0:
             self._keep(node, Content(fd, 0, None, owned=True, writable=True))
-        if node.parent is not None:
+        if links > 1 and node.parent is not None:
             self._link_others(node, reference)
 
     def _keep(self, node: Node, content: Content) -> None:
@@ -378,9 +368,8 @@ class UnionPart:
         pinned, node.others = node.others is not None, None
         linked = False
         try:
-            if self._lower.attributes(reference).nlink > 1:
-                for path in self._lower.paths(reference):
-                    self._link_other(node, self._lower.number(reference), path)
+            for path in self._lower.paths(reference):
+                self._link_other(node, self._lower.number(reference), path)
             linked = True
         except OSError as error:
             if error.errno not in NO_ROOM:

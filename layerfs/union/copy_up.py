@@ -1,8 +1,9 @@
-"""Copying an inode of the lower tree up: complete in the work directory first, then in its place by one rename.
+"""Copying an inode of the lower tree up: complete first, then in its place by one call.
 
-Mode, owner, times, xattrs and content are kept, holes too but for those of small files. Bytes go from file to file
-inside the kernel, as a reflink where the file systems can, so memory does not depend on size. A crash leaves the file
-where it was, or copied; what is half done lies in the work directory, which the next mount clears.
+A regular file is copied without a name where the file system can, and gets it at the end; all else is made in the work
+directory and renamed. Mode, owner, times, xattrs and content are kept, holes too but for those of small files. Bytes go
+from file to file inside the kernel, as a reflink where the file systems can, so memory does not depend on size. A crash
+leaves the file where it was, or copied; what is half done lies in the work directory, which the next mount clears.
 """
 
 from __future__ import annotations
@@ -21,14 +22,15 @@ __all__ = ["copy_inode"]
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
+_NAMELESS = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
 #: Files up to this size are copied by one read and one write; looking for holes costs more calls than it saves.
 _SMALL = 64 << 10
 #: What a file system answers for xattrs that it does not keep; overlayfs goes on without them too.
 _UNKEPT = frozenset({errno.EOPNOTSUPP, errno.EPERM})
 
 
-def copy_inode(lower: LowerTree, reference: Reference, upper: Upper, *, data: bool = True) -> tuple[bytes, int]:
-    """Copy an inode into the work directory, in a process without a umask.
+def copy_inode(lower: LowerTree, reference: Reference, upper: Upper, *, data: bool = True) -> tuple[bytes, int, int]:
+    """Copy an inode, in a process without a umask.
 
     Args:
         lower: the tree.
@@ -37,35 +39,53 @@ def copy_inode(lower: LowerTree, reference: Reference, upper: Upper, *, data: bo
         data: False leaves a regular file empty, for a caller that truncates it.
 
     Returns:
-        The name in the work directory, for the caller to rename; and a descriptor: for reading and writing of a regular
-        file, an O_PATH one of a directory, or -1.
+        The name in the work directory, for :meth:`layerfs.union.upper.Upper.place_copy`; empty for a file that has none
+        yet. A descriptor: for reading and writing of a regular file, an O_PATH one of a directory, or -1. And how many
+        names the inode has in the lower tree.
 
     Raises:
         OSError: ENOSPC, EDQUOT, EIO; nothing is left then.
     """
     attributes = lower.attributes(reference)
-    mode = stat.S_IMODE(attributes.mode)
-    kind = stat.S_IFMT(attributes.mode)
-    name, work = upper.temporary(), upper.work
+    if stat.S_ISREG(attributes.mode):
+        return *_copy_file(lower, reference, attributes, upper, data=data), attributes.nlink
+    return *_copy_other(lower, reference, attributes, upper), attributes.nlink
+
+
+def _copy_file(
+    lower: LowerTree, reference: Reference, attributes: Attributes, upper: Upper, *, data: bool
+) -> tuple[bytes, int]:
+    """Copy a regular file."""
     # What nobody else can reach is made with its mode: that saves a chmod. Set-ID bits would not outlive what follows.
-    first = 0o600 if upper.override and kind == stat.S_IFREG else mode & ~SET_ID
-    if kind == stat.S_IFREG:
-        fd = os.open(name, _NEW | upper.quiet, first, dir_fd=work)
-        try:
-            if data and attributes.size:
-                _copy_content(lower.open(reference), fd)
-            _dress(fd, fd, attributes, lower.xattrs(reference), upper)
-        except BaseException:
-            os.close(fd)
-            os.unlink(name, dir_fd=work)
-            raise
-        return name, fd
+    first = 0o600 if upper.override else attributes.mode & 0o7777 & ~SET_ID
+    name = b""
+    if upper.nameless:
+        fd = os.open(b".", _NAMELESS | upper.quiet, first, dir_fd=upper.work)
+    else:
+        name = upper.temporary()
+        fd = os.open(name, _NEW | upper.quiet, first, dir_fd=upper.work)
+    try:
+        if data and attributes.size:
+            _copy_content(lower.open(reference), fd)
+        _dress(fd, fd, attributes, lower.xattrs(reference), upper)
+    except BaseException:
+        os.close(fd)
+        if name:
+            os.unlink(name, dir_fd=upper.work)
+        raise
+    return name, fd
+
+
+def _copy_other(lower: LowerTree, reference: Reference, attributes: Attributes, upper: Upper) -> tuple[bytes, int]:
+    """Copy what is no regular file."""
+    kind, mode = stat.S_IFMT(attributes.mode), attributes.mode & 0o7777 & ~SET_ID
+    name, work = upper.temporary(), upper.work
     if kind == stat.S_IFDIR:
-        os.mkdir(name, 0o700 if upper.override else first, dir_fd=work)
+        os.mkdir(name, 0o700 if upper.override else mode, dir_fd=work)
     elif kind == stat.S_IFLNK:
         os.symlink(lower.readlink(reference), name, dir_fd=work)
     else:
-        os.mknod(name, kind | first, attributes.rdev, dir_fd=work)
+        os.mknod(name, kind | mode, attributes.rdev, dir_fd=work)
     fd = -1
     try:
         fd = os.open(name, _DIRECTORY, dir_fd=work) if kind == stat.S_IFDIR else open_inode(name, work)

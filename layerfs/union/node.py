@@ -113,8 +113,8 @@ class Node:
         return self.parent is None and self.ino != ROOT
 
 
-class NodeTable:
-    """All living nodes by number."""
+class NodeTable(dict[int, Node]):
+    """All living nodes by number; a number that none has is ESTALE."""
 
     def __init__(self, root: Node, release: Callable[[Node], object]) -> None:
         """Begin with the root, which lives for ever.
@@ -123,39 +123,31 @@ class NodeTable:
             root: its node.
             release: called with each directory that dies.
         """
-        self._nodes: dict[int, Node] = {ROOT: root}
+        super().__init__({ROOT: root})
         self._release = release
         self._spare = _SPARE
-        self.get = self._nodes.get
 
-    def __len__(self) -> int:
-        """Return how many nodes live."""
-        return len(self._nodes)
-
-    def __getitem__(self, ino: int) -> Node:
-        """Return a living node.
+    def __missing__(self, ino: int) -> Node:
+        """Refuse a number.
 
         Raises:
             OSError: ESTALE.
         """
-        node = self._nodes.get(ino)
-        if node is None:
-            raise OSError(ESTALE, os.strerror(ESTALE))
-        return node
+        raise OSError(ESTALE, os.strerror(ESTALE))
 
     def add(self, node: Node, parent: Node, name: bytes) -> None:
         """Take in a new node with its first name."""
-        self._nodes[node.ino] = node
+        self[node.ino] = node
         node.parent, node.name = parent, name
         parent.pins += 1
 
     def add_nameless(self, node: Node) -> None:
         """Take in a new node that has no name yet."""
-        self._nodes[node.ino] = node
+        self[node.ino] = node
 
     def close(self) -> None:
         """Close the descriptors of all nodes."""
-        for node in self._nodes.values():
+        for node in self.values():
             node.close_content()
             if node.fd >= 0:
                 os.close(node.fd)
@@ -198,7 +190,7 @@ class NodeTable:
 
     def forget(self, ino: int, count: int) -> None:
         """Take back ``count`` lookups of the kernel."""
-        node = self._nodes.get(ino)
+        node = self.get(ino)
         if node is not None and ino != ROOT:
             node.lookups -= count
             self.drop(node)
@@ -206,8 +198,8 @@ class NodeTable:
     def drop(self, node: Node) -> None:
         """Let a node die if nothing keeps it, and then what it alone kept."""
         while node.lookups <= 0 and not node.pins and node.ino != ROOT:
-            if self._nodes.get(node.ino) is node:
-                del self._nodes[node.ino]
+            if self.get(node.ino) is node:
+                del self[node.ino]
             if node.kind == stat.S_IFDIR:
                 self._release(node)
             node.listing = None

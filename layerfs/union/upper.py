@@ -20,6 +20,7 @@ from collections.abc import Iterator
 
 from layerfs.formats.whiteout import format_override, usable_mode
 from layerfs.linux.mount_api import clone_tree
+from layerfs.linux.nameless import link_open_file
 from layerfs.linux.rename import EXCHANGE, rename
 from layerfs.linux.safe_path import remove_tree
 from layerfs.linux.whiteout_xattr import has_whiteout_xattr, make_whiteout_xattr
@@ -56,6 +57,7 @@ class Upper:
         name_max: the longest name that it can hold.
         owner: user and group that a new file in the work directory has by itself.
         quiet: the flag with which files are opened whose atimes are to stay as they are, or 0.
+        nameless: whether files can be made without a name and get one later.
         plain_whiteouts: whether whiteouts are devices; else empty files with an xattr, as in nested overlays.
         alone: whether it is reached apart from what is mounted below it, and on top of it.
         places: device and inode number of the upper and the work directory.
@@ -116,6 +118,7 @@ class Upper:
             self.override = override or (None if self._may_give_away() else OVERRIDE_XATTR)
             self.name_max: int = os.fstatvfs(self.root).f_namemax
             self.plain_whiteouts = self._may_make_whiteouts()
+            self.nameless = self._may_name_later()
             stack.pop_all()
 
     def close(self) -> None:
@@ -215,9 +218,17 @@ class Upper:
         finally:
             os.close(fd)
 
-    def attributes(self, node: Node, status: os.stat_result | None = None) -> Attributes:
-        """Return what stat says of an inode, the owner and mode that are meant included."""
-        found = from_status(node.ino, status or self.status(node))
+    def attributes(
+        self, node: Node, status: os.stat_result | None = None, nlink: int | None = None
+    ) -> Attributes:  # fmt: skip
+        """Return what stat says of an inode, the owner and mode that are meant included.
+
+        Args:
+            node: the inode.
+            status: its status, if that is at hand.
+            nlink: the number of links that is meant, if not that of the inode.
+        """
+        found = from_status(node.ino, status or self.status(node), nlink)
         if self.override and node.kind in {stat.S_IFREG, stat.S_IFDIR}:
             with self.inode(node) as fd:
                 return overridden(found, get_xattr(fd, self.override))
@@ -313,6 +324,30 @@ class Upper:
         self._serial += 1
         return b"#%x" % self._serial
 
+    def place_copy(self, copy: bytes, fd: int, parent: Node, name: bytes) -> None:
+        """Give what :func:`layerfs.union.copy_up.copy_inode` made the name through which its original shows, in one step.
+
+        Args:
+            copy: its name in the work directory, or empty.
+            fd: its descriptor.
+            parent: the directory, which is in the upper.
+            name: the name.
+
+        Raises:
+            OSError: ENOSPC, EDQUOT, EIO, ENAMETOOLONG.
+        """
+        above = self.directory(parent)
+        times = os.fstat(above)
+        if copy:
+            os.rename(copy, name, src_dir_fd=self.work, dst_dir_fd=above)
+        else:
+            link_open_file(fd, above, name)
+        try:
+            # Nothing in the directory has changed for those who look through the union.
+            os.utime(b".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=above)
+        except OSError:
+            pass  # the copy is in its place by now
+
     def hide(self, name: bytes, dir_fd: int) -> None:
         """Put a whiteout where the upper has nothing, in one step."""
         if self.plain_whiteouts:
@@ -404,6 +439,20 @@ class Upper:
         except OSError as error:
             if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
                 raise
+            return False
+        os.unlink(name, dir_fd=self.work)
+        return True
+
+    def _may_name_later(self) -> bool:
+        """Whether a file can be made without a name and get one, tried on one."""
+        name = self.temporary()
+        try:
+            fd = os.open(b".", os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC, 0o600, dir_fd=self.work)
+            try:
+                link_open_file(fd, self.work, name)
+            finally:
+                os.close(fd)
+        except OSError:  # what else is wrong, the first copy meets too
             return False
         os.unlink(name, dir_fd=self.work)
         return True

@@ -76,13 +76,24 @@ class ViewPart(UnionPart):
         Raises:
             OSError: ENODATA, EOPNOTSUPP for a name of no known kind.
         """
+        value = self.find_xattr(ino, name)
+        if value is None:
+            raise OSError(ENODATA, os.strerror(ENODATA))
+        return value
+
+    def find_xattr(self, ino: int, name: bytes) -> bytes | None:
+        """As :meth:`getxattr`, but None where that is ENODATA: every write asks, and an exception costs more."""
         value = self._own_xattr(self._nodes[ino], name)
+        if value is None:
+            if name.startswith(_KINDS):
+                return None
+            raise OSError(ENOTSUP, os.strerror(ENOTSUP))
         return self._owners.shown_acl(value) if self._owners is not None and name in ACL_NAMES else value
 
-    def _own_xattr(self, node: Node, name: bytes) -> bytes:
-        """Return an xattr with owners as they are stored."""
+    def _own_xattr(self, node: Node, name: bytes) -> bytes | None:
+        """Return an xattr with owners as they are stored, or None."""
         if node.bare:
-            raise _no_xattr(name)
+            return None
         stored = self._stored_name(name)
         if node.upper and self._upper is not None:
             with self._upper.inode(node) as fd:
@@ -90,8 +101,13 @@ class ViewPart(UnionPart):
                 # Every write asks for the capabilities of a file that hardly ever has any xattr.
                 if not list_xattrs(path):
                     node.bare = True
-                    raise _no_xattr(name)
-                value = os.getxattr(path, stored)
+                    return None
+                try:
+                    value = os.getxattr(path, stored)
+                except OSError as error:
+                    if error.errno != ENODATA:
+                        raise
+                    return None
             if stored == ACCESS_ACL and self._upper.override:
                 # The real one lets the real owner read and write in any case.
                 return acl_of_owner(value, self._attributes(node).mode)
@@ -99,9 +115,7 @@ class ViewPart(UnionPart):
         xattrs = self._lower.xattrs(node.lower)
         if not xattrs:
             node.bare = True
-        if stored not in xattrs:
-            raise _no_xattr(name)
-        return xattrs[stored]
+        return xattrs.get(stored)
 
     def listxattr(self, ino: int, caller: Caller) -> list[bytes]:
         """Return the names of the xattrs that a caller may see; ``trusted.*`` are root's."""
@@ -153,9 +167,3 @@ class ViewPart(UnionPart):
         if self._is_own(shown):
             raise OSError(ENOTSUP, os.strerror(ENOTSUP))
         return shown
-
-
-def _no_xattr(name: bytes) -> OSError:
-    """Return the error for an xattr that an inode does not have."""
-    number = ENODATA if name.startswith(_KINDS) else ENOTSUP
-    return OSError(number, os.strerror(number))

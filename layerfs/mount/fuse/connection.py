@@ -65,17 +65,23 @@ _WANTED = (
     | Init.PARALLEL_DIROPS | Init.MAX_PAGES | Init.CACHE_SYMLINKS | Init.EXPLICIT_INVAL_DATA
     | Init.SETXATTR_EXT
 )  # fmt: skip
+#: SETATTR: what takes a set-group-ID bit away, and what needs the time.
+_STRIPPING = SetAttr.SIZE | SetAttr.UID | SetAttr.GID
+_NOW = SetAttr.ATIME_NOW | SetAttr.MTIME_NOW
 #: SETXATTR: the file loses its set-group-ID bit.
 _ACL_KILL_SGID = 1 << 0
 _FDATASYNC = 1 << 0
 #: Errors of reading a request that only mean that it was taken back.
 _AGAIN = frozenset({errno.ENOENT, errno.EINTR})
 
+_NO_DATA = -errno.ENODATA
 _SHORT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 #: What TMPFILE adds to the entry: no handle, and pages that may be kept.
 _OPENED = struct.pack("=QII", 0, 1 << 1, 0)
 
+#: What an IN_HEADER begins with: length, operation, unique, inode.
+_begin = struct.Struct("=IIQQ")
 _word = struct.Struct("=I")
 _two_words = struct.Struct("=II")
 _four_words = struct.Struct("=IIII")
@@ -132,7 +138,7 @@ class Connection:
         self._missing = ENTRY.pack(
             ENTRY.size, 0, 0, 0, 0, self._seconds, 0, self._nanoseconds, *(0,) * 17
         )[OUT_HEADER.size :]  # fmt: skip
-        self._handlers: dict[int, Callable[[int, int, int], _Reply]] = {
+        handlers: dict[int, Callable[[int, int, int], _Reply]] = {
             Operation.LOOKUP: self._lookup,
             Operation.FORGET: self._forget,
             Operation.BATCH_FORGET: self._batch_forget,
@@ -166,6 +172,8 @@ class Connection:
             Operation.TMPFILE: self._tmpfile,
             Operation.RELEASE: self._release,
         }
+        # By plain numbers, which are found without comparing.
+        self._handlers = {int(operation): handler for operation, handler in handlers.items()}
 
     def serve(self, ready: Callable[[], None]) -> None:
         """Answer requests until the file system is unmounted.
@@ -175,10 +183,11 @@ class Connection:
 
         No error of a request ends it: an OSError becomes its errno, everything else is logged and becomes EIO.
         """
-        device, request, unpack = self._device, self._request, IN_HEADER.unpack_from
+        device, request, unpack = self._device, self._request, _begin.unpack_from
         # The shortest way from Python into a buffer.
         read = io.FileIO(device, closefd=False).readinto
         handler_of, write = self._handlers.get, os.write
+        init, destroy = int(Operation.INIT), int(Operation.DESTROY)
         while True:
             try:
                 if read(request) is None:  # nothing there, of a descriptor that does not block
@@ -189,10 +198,10 @@ class Connection:
                 if error.errno == errno.ENODEV:
                     return
                 raise
-            length, operation, unique, ino, _, _, _, _, _ = unpack(request)
+            length, operation, unique, ino = unpack(request)
             handler = handler_of(operation)
             if handler is None:
-                if operation == Operation.DESTROY:
+                if operation == destroy:
                     return
                 reply: _Reply = OUT_HEADER.pack(OUT_HEADER.size, -errno.ENOSYS, unique)
             else:
@@ -208,7 +217,7 @@ class Connection:
                         return
                     if error.errno != errno.ENOENT:  # whoever asked was killed
                         _log.error("reply to request %d of inode %d: %s", operation, ino, error)
-                if operation == Operation.INIT:
+                if operation == init:
                     self._check(reply)
                     ready()
 
@@ -264,10 +273,12 @@ class Connection:
     def _setattr(self, unique: int, ino: int, _length: int) -> bytes:
         values = _setattr_in.unpack_from(self._request, _HEADER)
         valid, size, atime, mtime, atime_ns, mtime_ns, mode, uid, gid = values
-        if valid & (SetAttr.SIZE | SetAttr.UID | SetAttr.GID) and self._keep_out_of_group(ino):
+        if valid & _STRIPPING and self._keep_out_of_group(ino):
             mode &= ~stat.S_ISGID  # the kernel only knows of the set-user-ID bit
-        # The clock by which file systems stamp new files, so that none seems older than what was touched before it.
-        now = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
+        now = 0
+        if valid & _NOW:
+            # The clock by which file systems stamp new files, so that none seems older than what was touched before it.
+            now = time.clock_gettime_ns(_CLOCK_REALTIME_COARSE)
         changes = Changes(
             mode=mode & 0o7777 if valid & SetAttr.MODE else None,
             uid=uid if valid & SetAttr.UID else None,
@@ -404,7 +415,8 @@ class Connection:
 
     def _getxattr(self, unique: int, ino: int, length: int) -> bytes:
         (name,) = self._names(_HEADER + _two_words.size, length)
-        return self._sized(unique, self._union.getxattr(ino, name))
+        value = self._union.find_xattr(ino, name)
+        return OUT_HEADER.pack(OUT_HEADER.size, _NO_DATA, unique) if value is None else self._sized(unique, value)
 
     def _listxattr(self, unique: int, ino: int, _length: int) -> bytes:
         return self._sized(unique, b"".join(name + b"\0" for name in self._union.listxattr(ino, self._who(0))))
@@ -518,7 +530,7 @@ def _answer(unique: int, body: bytes = b"") -> bytes:
     return OUT_HEADER.pack(OUT_HEADER.size + len(body), 0, unique) + body
 
 
-def _time(valid: int, given: SetAttr, current: SetAttr, seconds: int, nanoseconds: int, now: int) -> int | None:
+def _time(valid: int, given: int, current: int, seconds: int, nanoseconds: int, now: int) -> int | None:
     """Return the time that a request sets, in nanoseconds; None leaves it."""
     if valid & current:
         return now

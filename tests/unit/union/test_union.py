@@ -501,7 +501,7 @@ def test_a_copy_does_not_die_before_its_other_names_found_room(
     assert work.read("one") == b"oneked"
     assert (work.upper / "one").samefile(work.upper / "a/two")
     for _ in range(2):  # directories after what is in them
-        work.union.forget([(number, 1000) for number in list(work.union._nodes._nodes)])
+        work.union.forget([(number, 1000) for number in list(work.union._nodes)])
     assert work.union.living == before
 
 
