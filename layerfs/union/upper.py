@@ -325,7 +325,7 @@ class Upper:
         return b"#%x" % self._serial
 
     def place_copy(self, copy: bytes, fd: int, parent: Node, name: bytes) -> None:
-        """Give what :func:`layerfs.union.copy_up.copy_inode` made the name through which its original shows, in one step.
+        """Give what :func:`layerfs.union.copy_up.copy_inode` made the name of its original, in one step.
 
         Args:
             copy: its name in the work directory, or empty.
@@ -342,11 +342,9 @@ class Upper:
             os.rename(copy, name, src_dir_fd=self.work, dst_dir_fd=above)
         else:
             link_open_file(fd, above, name)
-        try:
-            # Nothing in the directory has changed for those who look through the union.
+        # Nothing in the directory has changed for those who look through the union. The copy is in its place by now.
+        with contextlib.suppress(OSError):
             os.utime(b".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=above)
-        except OSError:
-            pass  # the copy is in its place by now
 
     def hide(self, name: bytes, dir_fd: int) -> None:
         """Put a whiteout where the upper has nothing, in one step."""
