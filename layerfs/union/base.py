@@ -290,36 +290,38 @@ class UnionPart:
         Raises:
             OSError: EROFS, ENOSPC, EIO; the inode is where it was then.
         """
-        upper = self._writable()
         if node.upper:
             return
-        above = []
+        upper = self._writable()
         parent = node.parent
-        while parent is not None and not parent.upper:
-            above.append(parent)
-            parent = parent.parent
-        for directory in reversed(above):
-            self._copy_one(directory, upper, data=True)
+        if parent is not None and not parent.upper:
+            above = []
+            while parent is not None and not parent.upper:
+                above.append(parent)
+                parent = parent.parent
+            for directory in reversed(above):
+                self._copy_one(directory, upper, data=True)
         self._copy_one(node, upper, data=data)
 
     def _copy_one(self, node: Node, upper: Upper, *, data: bool) -> None:
         """Copy one inode up; the directory above it is there."""
-        self._use_umask(0)
+        if self._umask != 0:
+            self._use_umask(0)
         copy, fd, links = copy_inode(self._lower, node.lower, upper, data=data)
-        placed = False
+        parent = node.parent
         try:
-            if node.parent is not None:
-                upper.place_copy(copy, fd, node.parent, node.name)
-                placed = True
+            if parent is not None:
+                upper.place_copy(copy, fd, parent, node.name)
             else:  # its name is gone: the copy needs none
                 node.fd = open_inode(copy, upper.work) if copy else os.open(descriptor_path(fd), _INODE)
+                if copy:
+                    upper.drop_copy(copy)
         except BaseException:
             if fd >= 0:
                 os.close(fd)
+            if copy:
+                upper.drop_copy(copy)
             raise
-        finally:
-            if copy and not placed:
-                (os.rmdir if node.is_directory else os.unlink)(copy, dir_fd=upper.work)
         self._copied(node, upper, fd, links)
 
     def _use_umask(self, mask: int) -> None:
@@ -330,34 +332,36 @@ class UnionPart:
 
     def _copied(self, node: Node, upper: Upper, fd: int, links: int) -> None:
         """Note that an inode lies in the upper now, and go on with its descriptor; it has so many names below."""
-        reference = node.lower
         node.upper = True
-        if node.is_directory:
-            if node.parent is None:
-                os.close(fd)
-            else:
+        named = node.parent is not None
+        if node.kind == stat.S_IFDIR:
+            if named:
                 upper.hold(node, fd)
+            else:
+                os.close(fd)
             return
-        node.lower = None
+        reference, node.lower = node.lower, None
         status = os.fstat(fd) if fd >= 0 else upper.status(node)
-        if node.parent is not None:  # nobody finds it by a name otherwise, and its place on disk is used again
+        if named:  # nobody finds it by a name otherwise, and its place on disk is used again
             self._born[status.st_ino] = node.ino
-        if self._late is not None and fd >= 0 and status.st_size and node.parent is not None:
-            self._late.add(node.ino, fd)
-        node.close_content()
+        if node.content is not None:
+            node.close_content()
         if fd >= 0:
+            if named and status.st_size and self._late is not None:
+                self._late.add(node.ino, fd)
             self._keep(node, Content(fd, 0, None, owned=True, writable=True))
-        if links > 1 and node.parent is not None:
+        if links > 1 and named:
             self._link_others(node, reference)
 
     def _keep(self, node: Node, content: Content) -> None:
         """Keep a file open, and close the one that was opened longest ago if there are too many."""
         node.content = content
         if content.owned:
-            self._open.pop(node, None)
-            self._open[node] = None
-            if len(self._open) > self._kept:
-                self._open.popitem(last=False)[0].close_content()
+            opened = self._open
+            opened[node] = None
+            opened.move_to_end(node)
+            if len(opened) > self._kept:
+                opened.popitem(last=False)[0].close_content()
 
     def _link_others(self, node: Node, reference: Reference) -> None:
         """Let the other names of a file follow it into the upper, so that it stays one file.

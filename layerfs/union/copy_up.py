@@ -25,6 +25,7 @@ _NEW = os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC
 _NAMELESS = os.O_RDWR | os.O_TMPFILE | os.O_CLOEXEC
 #: Files up to this size are copied by one read and one write; looking for holes costs more calls than it saves.
 _SMALL = 64 << 10
+_PERMISSIONS = 0o7777 & ~SET_ID
 #: What a file system answers for xattrs that it does not keep; overlayfs goes on without them too.
 _UNKEPT = frozenset({errno.EOPNOTSUPP, errno.EPERM})
 
@@ -47,23 +48,17 @@ def copy_inode(lower: LowerTree, reference: Reference, upper: Upper, *, data: bo
         OSError: ENOSPC, EDQUOT, EIO; nothing is left then.
     """
     attributes = lower.attributes(reference)
-    if stat.S_ISREG(attributes.mode):
-        return *_copy_file(lower, reference, attributes, upper, data=data), attributes.nlink
-    return *_copy_other(lower, reference, attributes, upper), attributes.nlink
-
-
-def _copy_file(
-    lower: LowerTree, reference: Reference, attributes: Attributes, upper: Upper, *, data: bool
-) -> tuple[bytes, int]:
-    """Copy a regular file."""
+    if not stat.S_ISREG(attributes.mode):
+        return _copy_other(lower, reference, attributes, upper)
     # What nobody else can reach is made with its mode: that saves a chmod. Set-ID bits would not outlive what follows.
-    first = 0o600 if upper.override else attributes.mode & 0o7777 & ~SET_ID
+    first = 0o600 if upper.override else attributes.mode & _PERMISSIONS
+    work = upper.work
     name = b""
     if upper.nameless:
-        fd = os.open(b".", _NAMELESS | upper.quiet, first, dir_fd=upper.work)
+        fd = os.open(b".", _NAMELESS | upper.quiet, first, dir_fd=work)
     else:
         name = upper.temporary()
-        fd = os.open(name, _NEW | upper.quiet, first, dir_fd=upper.work)
+        fd = os.open(name, _NEW | upper.quiet, first, dir_fd=work)
     try:
         if data and attributes.size:
             _copy_content(lower.open(reference), fd)
@@ -71,14 +66,14 @@ def _copy_file(
     except BaseException:
         os.close(fd)
         if name:
-            os.unlink(name, dir_fd=upper.work)
+            os.unlink(name, dir_fd=work)
         raise
-    return name, fd
+    return name, fd, attributes.nlink
 
 
-def _copy_other(lower: LowerTree, reference: Reference, attributes: Attributes, upper: Upper) -> tuple[bytes, int]:
-    """Copy what is no regular file."""
-    kind, mode = stat.S_IFMT(attributes.mode), attributes.mode & 0o7777 & ~SET_ID
+def _copy_other(lower: LowerTree, reference: Reference, attributes: Attributes, upper: Upper) -> tuple[bytes, int, int]:
+    """Copy what is no regular file, as :func:`copy_inode` does."""
+    kind, mode = stat.S_IFMT(attributes.mode), attributes.mode & _PERMISSIONS
     name, work = upper.temporary(), upper.work
     if kind == stat.S_IFDIR:
         os.mkdir(name, 0o700 if upper.override else mode, dir_fd=work)
@@ -93,28 +88,29 @@ def _copy_other(lower: LowerTree, reference: Reference, attributes: Attributes, 
     except BaseException:
         if fd >= 0:
             os.close(fd)
-        (os.rmdir if kind == stat.S_IFDIR else os.unlink)(name, dir_fd=work)
+        upper.drop_copy(name)
         raise
     if kind != stat.S_IFDIR:
         os.close(fd)
         fd = -1
-    return name, fd
+    return name, fd, attributes.nlink
 
 
 def _copy_content(source: LowerFile, fd: int) -> None:
     """Copy a file's bytes; holes stay such where looking for them costs less than writing them."""
     try:
-        if source.size <= _SMALL:
-            if source.size:
-                content = os.pread(source.fd, source.size, source.offset)
-                if len(content) != source.size:
+        size = source.size
+        if size <= _SMALL:
+            if size:
+                content = os.pread(source.fd, size, source.offset)
+                if len(content) != size:
                     raise OSError(errno.EIO, "lower file ends too early")
-                written = 0
-                while written < len(content):
+                written = os.pwrite(fd, content, 0)
+                while written < size:
                     written += os.pwrite(fd, memoryview(content)[written:], written)
             return
-        copy_data(source.fd, source.offset, fd, 0, source.size)
-        os.ftruncate(fd, source.size)
+        copy_data(source.fd, source.offset, fd, 0, size)
+        os.ftruncate(fd, size)
     finally:
         if source.owned:
             os.close(source.fd)
@@ -137,12 +133,13 @@ def _dress(
                 os.chown(name, attributes.uid, attributes.gid, dir_fd=upper.work, follow_symlinks=False)
         if mode & SET_ID and not stat.S_ISLNK(mode):
             os.chmod(path, stat.S_IMODE(mode))
-    for key, value in xattrs.items():
-        try:
-            os.setxattr(path, key, value)
-        except OSError as error:
-            if error.errno not in _UNKEPT:
-                raise
+    if xattrs:
+        for key, value in xattrs.items():
+            try:
+                os.setxattr(path, key, value)
+            except OSError as error:
+                if error.errno not in _UNKEPT:
+                    raise
     if upper.override and stat.S_IFMT(mode) in {stat.S_IFREG, stat.S_IFDIR}:
         # Behind an ACL, which sets the mode too.
         upper.keep_owner(path, mode, attributes.uid, attributes.gid)

@@ -129,14 +129,14 @@ class Upper:
 
     def directory(self, node: Node) -> int:
         """Return an O_PATH descriptor of a directory of the upper; it stays open until many others were used."""
-        if node.ino == ROOT:
-            return self.root
-        if node.fd >= 0:
-            return node.fd
         fd = self._fds.get(node)
         if fd is not None:
             self._fds.move_to_end(node)
             return fd
+        if node.ino == ROOT:
+            return self.root
+        if node.fd >= 0:
+            return node.fd
         missing = [node]
         above = node.parent
         while above is not None and above.ino != ROOT and above not in self._fds:
@@ -342,9 +342,18 @@ class Upper:
             os.rename(copy, name, src_dir_fd=self.work, dst_dir_fd=above)
         else:
             link_open_file(fd, above, name)
-        # Nothing in the directory has changed for those who look through the union. The copy is in its place by now.
-        with contextlib.suppress(OSError):
+        # Nothing in the directory has changed for those who look through the union.
+        try:  # noqa: SIM105 - half a microsecond of each copy
             os.utime(b".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=above)
+        except OSError:
+            pass  # the copy is in its place by now
+
+    def drop_copy(self, copy: bytes) -> None:
+        """Remove what :func:`layerfs.union.copy_up.copy_inode` made in the work directory; a directory is empty yet."""
+        try:
+            os.unlink(copy, dir_fd=self.work)
+        except IsADirectoryError:
+            os.rmdir(copy, dir_fd=self.work)
 
     def hide(self, name: bytes, dir_fd: int) -> None:
         """Put a whiteout where the upper has nothing, in one step."""

@@ -69,11 +69,13 @@ class WriteBack:
         except (OSError, RuntimeError):  # no descriptor, no thread
             self._await(key, fd)
             return
-        with self._changing:
-            before = self._waiting.get(key, -1)
-            self._waiting[key] = own
+        if self._failed:
             self._failed.pop(key, None)
-            count = len(self._waiting)
+        with self._changing:
+            waiting = self._waiting
+            before = waiting.get(key, -1)
+            waiting[key] = own
+            count = len(waiting)
         if before >= 0:  # of another file that was called so: whom to tell what goes wrong with it nobody knows
             with contextlib.suppress(OSError):
                 await_writeback(before)
