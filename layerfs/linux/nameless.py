@@ -22,12 +22,12 @@ def link_open_file(fd: int, directory_fd: int, name: bytes) -> None:
     """Give an open file a name, in one step.
 
     Args:
-        fd: the file; one that has lost its last name is refused, unless it was made without any.
+        fd: the file; one that has lost its last name is refused, but not one that never had any.
         directory_fd: the directory, on the same file system.
         name: one name.
 
     Raises:
-        OSError: EEXIST, ENOSPC, EXDEV; ENOENT also where this kernel asks for the privilege CAP_DAC_READ_SEARCH, which
-            it does before 6.10.
+        OSError: EEXIST, ENOSPC, EXDEV; ENOENT also without the privilege CAP_DAC_READ_SEARCH, before Linux 6.10 and for
+            a file that somebody else has opened.
     """
     _linkat(fd, b"", directory_fd, name, _AT_EMPTY_PATH)

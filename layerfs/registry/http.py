@@ -10,8 +10,8 @@ from __future__ import annotations
 
 import http.client
 import os
-import re
 import ssl
+import stat
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -52,8 +52,8 @@ _KEPT = 8
 
 _USER_AGENT = "layerfs"
 
-#: What OpenSSL calls a certificate that it is to find by its subject.
-_HASHED = re.compile(r"[0-9a-f]{8}\.\d+")
+#: Bytes of a file with certificates that are compared; all authorities of a machine take a quarter of a million.
+_LARGEST_BUNDLE = 16 << 20
 
 _Failures = (urllib3.exceptions.HTTPError, http.client.HTTPException, OSError, ValueError)
 
@@ -403,31 +403,32 @@ def _tracked(watch: Watch, base: type[HTTPConnection]) -> type[HTTPConnection]:
 
 
 def _add_authorities(context: ssl.SSLContext, directories: Iterable[str]) -> None:
-    """Trust what directories have, whatever its name. By names that are hashes OpenSSL looks for what it needs."""
-    bundle = ssl.get_default_verify_paths().cafile
+    """Trust what directories have, whatever its name; OpenSSL itself only looks for names that are hashes."""
+    # Most are links to others, or stand in the bundle that OpenSSL has read: to read a few hundred of them takes 0.1 s.
+    known = [_content(ssl.get_default_verify_paths().cafile)]
     for directory in directories:
-        try:
-            names = os.listdir(directory)
-            context.load_verify_locations(capath=directory)
-        except OSError:
-            continue
-        paths = [os.path.join(directory, name) for name in names]
-        # Most are links to what OpenSSL finds by itself, or the bundle that it has read; a few hundred take 0.1 s.
-        known = {_identity(path) for path, name in zip(paths, names, strict=True) if _HASHED.fullmatch(name)}
-        known |= {None, _identity(bundle or "")}
-        for path in paths:
-            if _identity(path) not in known:
-                with suppress(OSError):  # no certificate, as Go passes it over
-                    context.load_verify_locations(path)
+        with suppress(OSError):
+            found: dict[tuple[int, int], tuple[int, str]] = {}
+            with os.scandir(directory) as entries:
+                for entry in entries:
+                    with suppress(OSError):
+                        status = entry.stat()
+                        if stat.S_ISREG(status.st_mode):
+                            found[status.st_dev, status.st_ino] = status.st_size, entry.path
+            for _, path in sorted(found.values(), reverse=True):  # bundles first
+                content = _content(path)
+                if not any(content in part for part in known):
+                    with suppress(OSError):  # no certificate, as Go passes it over
+                        context.load_verify_locations(path)
+                        known.append(content)
 
 
-def _identity(path: str) -> tuple[int, int] | None:
-    """Return what tells a file from all others, whatever its name; None if it is not there."""
-    try:
-        status = os.stat(path)
-    except OSError:
-        return None
-    return status.st_dev, status.st_ino
+def _content(path: str | None) -> bytes:
+    """Return the bytes of a file without the blanks around them; nothing if it cannot be read."""
+    if path is not None:
+        with suppress(OSError), open(path, "rb") as file:
+            return file.read(_LARGEST_BUNDLE).strip()
+    return b""
 
 
 def _add_certificates(context: ssl.SSLContext, directory: str, *, required: bool) -> None:

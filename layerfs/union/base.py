@@ -288,7 +288,8 @@ class UnionPart:
             data: False leaves a regular file empty.
 
         Raises:
-            OSError: EROFS, ENOSPC, EIO; the inode is where it was then.
+            OSError: EROFS, ENOSPC, EIO, EEXIST if somebody else has put something in its place; the inode is where it
+                was then.
         """
         if node.upper:
             return
@@ -309,19 +310,23 @@ class UnionPart:
             self._use_umask(0)
         copy, fd, links = copy_inode(self._lower, node.lower, upper, data=data)
         parent = node.parent
+        times = None
         try:
             if parent is not None:
-                upper.place_copy(copy, fd, parent, node.name)
+                times = upper.place_copy(copy, fd, parent, node.name)
             else:  # its name is gone: the copy needs none
                 node.fd = open_inode(copy, upper.work) if copy else os.open(descriptor_path(fd), _INODE)
-                if copy:
-                    upper.drop_copy(copy)
         except BaseException:
             if fd >= 0:
                 os.close(fd)
             if copy:
                 upper.drop_copy(copy)
             raise
+        if times is not None:
+            upper.restore_times(*times)
+        elif copy:
+            with contextlib.suppress(OSError):  # what cannot be removed now, the next mount removes
+                upper.drop_copy(copy)
         self._copied(node, upper, fd, links)
 
     def _use_umask(self, mask: int) -> None:

@@ -3,7 +3,8 @@
 A regular file is copied without a name where the file system can, and gets it at the end; all else is made in the work
 directory and renamed. Mode, owner, times, xattrs and content are kept, holes too but for those of small files. Bytes go
 from file to file inside the kernel, as a reflink where the file systems can, so memory does not depend on size. A crash
-leaves the file where it was, or copied; what is half done lies in the work directory, which the next mount clears.
+leaves the file where it was, or copied; what is half done has no name, or lies in the work directory, which the next
+mount clears.
 """
 
 from __future__ import annotations

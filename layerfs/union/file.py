@@ -21,8 +21,6 @@ __all__ = ["FilePart"]
 _OPENING = os.O_CLOEXEC | os.O_NOFOLLOW | os.O_NONBLOCK
 #: What opening a file of the upper for writing answers where reading it may still be possible.
 _NO_WRITING = frozenset({EACCES, EPERM, EROFS})
-
-
 #: Bytes written at a time. The page cache takes one block of memory for what comes in one call; large blocks are what a
 #: virtual machine has given back to its host, and to get them again takes longer than copying: 1.4 ms per MiB for 0.8.
 _PIECE = 128 << 10

@@ -324,7 +324,7 @@ class Upper:
         self._serial += 1
         return b"#%x" % self._serial
 
-    def place_copy(self, copy: bytes, fd: int, parent: Node, name: bytes) -> None:
+    def place_copy(self, copy: bytes, fd: int, parent: Node, name: bytes) -> tuple[int, os.stat_result]:
         """Give what :func:`layerfs.union.copy_up.copy_inode` made the name of its original, in one step.
 
         Args:
@@ -333,8 +333,11 @@ class Upper:
             parent: the directory, which is in the upper.
             name: the name.
 
+        Returns:
+            What :meth:`restore_times` takes.
+
         Raises:
-            OSError: ENOSPC, EDQUOT, EIO, ENAMETOOLONG.
+            OSError: ENOSPC, EDQUOT, EIO; EEXIST if somebody else has put something there.
         """
         above = self.directory(parent)
         times = os.fstat(above)
@@ -342,9 +345,12 @@ class Upper:
             os.rename(copy, name, src_dir_fd=self.work, dst_dir_fd=above)
         else:
             link_open_file(fd, above, name)
-        # Nothing in the directory has changed for those who look through the union.
+        return above, times
+
+    def restore_times(self, directory: int, before: os.stat_result) -> None:
+        """Set the times of a directory back: nothing in it has changed for those who look through the union."""
         try:  # noqa: SIM105 - half a microsecond of each copy
-            os.utime(b".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=above)
+            os.utime(b".", ns=(before.st_atime_ns, before.st_mtime_ns), dir_fd=directory)
         except OSError:
             pass  # the copy is in its place by now
 

@@ -69,7 +69,6 @@ __all__ = [
     "INCOMPAT_CHUNKED_FILE",
     "INCOMPAT_DEVICE_TABLE",
     "INODE",
-    "INODE_HEAD",
     "LAYOUT_CHUNKED",
     "LAYOUT_INLINE",
     "LAYOUT_PLAIN",
@@ -107,8 +106,6 @@ MAX_CHUNK_BITS = BLOCK_BITS + 31
 
 SUPERBLOCK = struct.Struct("<IIIBBHQQIIII16s16sIHHHB37x")
 INODE = struct.Struct("<HHHHQIIIIqII16x")
-#: What an inode begins with: its form, and how much room its xattrs take.
-INODE_HEAD = struct.Struct("<HH")
 #: high 16 bits of the block (0), device number (1 is the first slot of the device table), block; for where bytes were
 #: taken from, the number of the layer in the image's chain, from 0 at the bottom, and the block in its tar
 CHUNK_INDEX = struct.Struct("<HHI")

@@ -28,7 +28,6 @@ from layerfs.formats.erofs.layout import (
     INCOMPAT_CHUNKED_FILE,
     INCOMPAT_DEVICE_TABLE,
     INODE,
-    INODE_HEAD,
     LAYOUT_CHUNKED,
     LAYOUT_INLINE,
     LAYOUT_PLAIN,
@@ -52,8 +51,6 @@ DIRECTORY_TYPE, SYMLINK_TYPE = 2, 7
 _MAX_SYMLINKS = 40
 _PREFIXES = dict(XATTR_PREFIXES)
 _KNOWN_INCOMPAT = INCOMPAT_CHUNKED_FILE | INCOMPAT_DEVICE_TABLE
-#: What an inode without xattrs begins with.
-_BARE = frozenset((layout << 1 | 1, 0) for layout in (LAYOUT_PLAIN, LAYOUT_INLINE, LAYOUT_CHUNKED))
 
 
 class DeviceSlot(NamedTuple):
@@ -289,12 +286,9 @@ class Tree:
 
     def xattrs(self, nid: int) -> dict[bytes, bytes]:
         """Return the extended attributes of an inode by full name, in byte order of names."""
-        try:
-            if INODE_HEAD.unpack_from(self._buffer, self._meta + nid * SLOT) in _BARE:
-                return {}  # hardly any inode has some
-        except (struct.error, OverflowError) as error:
-            raise FormatError(f"inode {nid} lies outside the image") from error
         inode = self.inode(nid)
+        if inode.xattr_end == inode.xattr_start:
+            return {}
         found = {}
         try:
             _, shared = XATTR_HEADER.unpack_from(self._buffer, inode.xattr_start)

@@ -36,9 +36,6 @@ __all__ = ["serve"]
 
 _log = logging.getLogger(__name__)
 
-#: Descriptors that a mount wants at least: copies wait with one each for being written back together.
-_DESCRIPTORS = 1 << 17
-
 
 def serve(wanted: FuseSpecification, ready: Callable[[], None], *, notify_socket: str | None = None) -> None:
     """Mount and serve until unmounted.
@@ -186,11 +183,11 @@ def _refuse_waiting_for_oneself(wanted: FuseSpecification, lower: StackLower, up
 
 def _raise_limits() -> None:
     """Take as many descriptors as may be had, and let no limit of whoever mounts bind those who write."""
-    for limit, wanted in ((resource.RLIMIT_NOFILE, _DESCRIPTORS), (resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)):
+    for limit, wanted in ((resource.RLIMIT_NOFILE, 0), (resource.RLIMIT_FSIZE, resource.RLIM_INFINITY)):
         hard = resource.getrlimit(limit)[1]
         with contextlib.suppress(ValueError, OSError):
             resource.setrlimit(limit, (hard, hard))
-        if hard != resource.RLIM_INFINITY and (wanted == resource.RLIM_INFINITY or hard < wanted):
+        if wanted:
             with contextlib.suppress(ValueError, OSError):  # root may exceed it
                 resource.setrlimit(limit, (wanted, wanted))
 

@@ -103,15 +103,12 @@ def test_tls_with_an_authority_of_its_own(
         shutil.copy(certificates.authority, tmp_path / "authorities/any name")
         (tmp_path / "authorities/gone").symlink_to("nothing")
         assert store.pull(name, access=Access(authorities=("/nowhere", str(tmp_path / "authorities"))))
-        # As a directory of the machine is: what OpenSSL looks for, and links to the same.
+        # As a directory of the machine is: bundles, and names that look like what OpenSSL would look for.
         shutil.rmtree(tmp_path / "authorities")
         (tmp_path / "authorities").mkdir()
-        hashed = subprocess.run(
-            ["openssl", "x509", "-noout", "-subject_hash", "-in", certificates.authority], check=True, text=True,
-            stdout=subprocess.PIPE,
-        ).stdout.strip()  # fmt: skip
-        shutil.copy(certificates.authority, tmp_path / f"authorities/{hashed}.0")
-        (tmp_path / "authorities/ca.pem").symlink_to(f"{hashed}.0")
+        (tmp_path / "authorities/0123abcd.1").symlink_to("ca.pem")
+        texts = [certificates.certificate.read_text(), certificates.authority.read_text()]
+        (tmp_path / "authorities/ca.pem").write_text("\n".join(texts))
         assert store.pull(name, access=Access(authorities=(str(tmp_path / "authorities"),)))
         pushed = store.push(name, registry.name("copy:1"), access=Access(certificates=str(trusted)))
         assert pushed.manifest_digest == store.resolve(name).manifest_digest
