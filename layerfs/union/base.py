@@ -191,7 +191,7 @@ class UnionPart:
         above = self._upper.directory(parent)
         times = os.fstat(above)
         os.link(first, name, src_dir_fd=place, dst_dir_fd=above, follow_symlinks=False)
-        os.utime(b".", ns=(times.st_atime_ns, times.st_mtime_ns), dir_fd=above)
+        self._upper.restore_times(above, times)
         self._nodes.name(node, parent, name)
 
     def _find_upper(self, parent: Node, name: bytes, status: os.stat_result) -> Node:

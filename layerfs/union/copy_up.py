@@ -134,13 +134,12 @@ def _dress(
                 os.chown(name, attributes.uid, attributes.gid, dir_fd=upper.work, follow_symlinks=False)
         if mode & SET_ID and not stat.S_ISLNK(mode):
             os.chmod(path, stat.S_IMODE(mode))
-    if xattrs:
-        for key, value in xattrs.items():
-            try:
-                os.setxattr(path, key, value)
-            except OSError as error:
-                if error.errno not in _UNKEPT:
-                    raise
+    for key, value in xattrs.items():
+        try:
+            os.setxattr(path, key, value)
+        except OSError as error:
+            if error.errno not in _UNKEPT:
+                raise
     if upper.override and stat.S_IFMT(mode) in {stat.S_IFREG, stat.S_IFDIR}:
         # Behind an ACL, which sets the mode too.
         upper.keep_owner(path, mode, attributes.uid, attributes.gid)

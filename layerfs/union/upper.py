@@ -352,7 +352,7 @@ class Upper:
         try:  # noqa: SIM105 - half a microsecond of each copy
             os.utime(b".", ns=(before.st_atime_ns, before.st_mtime_ns), dir_fd=directory)
         except OSError:
-            pass  # the copy is in its place by now
+            pass  # what was put there is in its place by now
 
     def drop_copy(self, copy: bytes) -> None:
         """Remove what :func:`layerfs.union.copy_up.copy_inode` made in the work directory; a directory is empty yet."""

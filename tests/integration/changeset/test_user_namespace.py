@@ -98,7 +98,9 @@ def _with_a_hundred_owners(script: str, directory: Path) -> str:
         stdout=subprocess.PIPE, stderr=subprocess.PIPE,
     ) as process:  # fmt: skip
         before = os.readlink("/proc/self/ns/user")
+        end = time.monotonic() + 20
         while os.readlink(f"/proc/{process.pid}/ns/user") == before:
+            assert time.monotonic() < end, "unshare made no user namespace"
             time.sleep(0.01)
         for kind in ("uid", "gid"):
             Path(f"/proc/{process.pid}/{kind}_map").write_text("0 0 100")
