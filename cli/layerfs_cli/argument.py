@@ -32,6 +32,7 @@ __all__ = [
     "no_trunc_option",
     "noheading_option",
     "platform_options",
+    "recompression_options",
     "selected_platform",
     "split_image_path",
 ]
@@ -71,6 +72,25 @@ def change_options(function: Callable[..., Any]) -> Callable[..., Any]:
     ):  # fmt: skip
         function = option(function)
     return function
+
+
+def recompression_options(default: str) -> Decorator:
+    """Add ``--compression`` and ``--compression-level`` (as ``level``), of all layers that go out.
+
+    Args:
+        default: what is done without them.
+    """
+
+    def add(function: Callable[..., Any]) -> Callable[..., Any]:
+        level = click.option(
+            "--compression-level", "level", metavar="N", type=int,
+            help="1 to 9 for gzip, 1 to 22 for zstd; with one, all layers are compressed anew.",
+        )  # fmt: skip
+        return click.option(
+            "--compression", type=click.Choice(("none", "gzip", "zstd")), help=f"Of all layers.  [default: {default}]"
+        )(level(function))
+
+    return add
 
 
 def complete_images(context: click.Context, _parameter: click.Parameter, incomplete: str) -> list[CompletionItem]:

@@ -36,7 +36,7 @@ _FINISHED: Final = frozenset(
 _MOUNTED: Final = "Mounted from "
 
 #: States with a number of bytes that grows.
-_MOVING: Final = frozenset({"Loading", "Downloading", "Extracting", "Pushing", "Copying"})
+_MOVING: Final = frozenset({"Loading", "Downloading", "Extracting", "Pushing", "Copying", "Compressing"})
 _HEX: Final = re.compile(r"[0-9a-f]{64,}")
 
 #: Lines of a terminal that the bars leave to what was there before.

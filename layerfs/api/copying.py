@@ -17,7 +17,9 @@ from layerfs.api.base import refuse_inside_trio
 from layerfs.api.callback import callbacks
 from layerfs.api.together import each
 from layerfs.errors import Conflict, FormatError, InvalidReference, LayerfsError, NotFound, UnsupportedFormat
+from layerfs.formats.compress import check_level
 from layerfs.formats.digest import Digest
+from layerfs.formats.media_type import Compression
 from layerfs.formats.oci import Descriptor
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import DEFAULT_TAG, Reference
@@ -44,6 +46,7 @@ from layerfs.registry.load import open_archive
 from layerfs.registry.loader import Progress
 from layerfs.registry.members import DirectoryMembers
 from layerfs.registry.plan import Selection
+from layerfs.registry.recompress import RecompressedSource
 from layerfs.registry.remote import Registries
 from layerfs.registry.save import save_archive, save_layout
 from layerfs.registry.target import open_target
@@ -66,6 +69,8 @@ def copy(
     store: Store | None = None,
     platform: Platform | str | None = None,
     everything: bool = False,
+    compression: Compression | None = None,
+    level: int | None = None,
     access: Access | None = None,
     destination_access: Access | None = None,
     progress: Progress | None = None,
@@ -85,6 +90,9 @@ def copy(
         store: for ``store:``.
         platform: which image of an index; None means this machine's.
         everything: all images of an index, and the index itself.
+        compression: of all layers at the destination: ``none``, ``gzip`` or ``zstd``; None leaves them as they are.
+            What is made anew lies beside the destination meanwhile, for a registry in ``tempfile.gettempdir()``.
+        level: of the compression, with which all layers are compressed anew; None takes what is fast.
         access: how registries are reached.
         destination_access: how that of the destination is, when it differs: with credentials of its own, say.
         progress: told about layers, where a store is concerned; about blobs otherwise.
@@ -94,7 +102,8 @@ def copy(
         The digest of the manifest or index at the destination; for a store, of the image's manifest.
 
     Raises:
-        InvalidReference: one of the two is no transport, or ``store:`` without a store.
+        InvalidReference: one of the two is no transport, or ``store:`` without a store; there is no such compression
+            or level, or the destination holds uncompressed layers alone.
         Conflict: the docker archive is there already.
         UnsupportedFormat: a transport is known, but not supported.
         NotFound, FormatError, IntegrityError, RegistryError: the image is not there, broken, or cannot be moved.
@@ -111,6 +120,9 @@ def copy(
             raise UnsupportedFormat(f"copying with {place.transport}: is not supported")
         if place.transport == "store" and store is None:
             raise InvalidReference("store: needs a store")
+    check_level(compression, level)
+    if target.transport in ("store", "docker-archive") and compression not in (None, "none"):
+        raise InvalidReference(f"layers of {target.transport}: are not compressed")
     if target.index is not None:
         raise InvalidReference(f"a destination has no position: {destination!r:.200}")
     if target.transport == "docker-archive" and os.path.isfile(target.path) and os.path.getsize(target.path):
@@ -120,7 +132,7 @@ def copy(
     with callbacks() as own:
         wanted = _Copy(
             source, origin, destination, target, store, Platform.of(platform) if platform else None, everything,
-            access or Access(), destination_access, own.progress(progress), own.check(check),
+            compression, level, access or Access(), destination_access, own.progress(progress), own.check(check),
         )  # fmt: skip
         if target.transport == "store":
             return wanted.into_store()
@@ -142,6 +154,8 @@ class _Copy:
     store: Store | None
     platform: Platform | None
     everything: bool
+    compression: Compression | None
+    level: int | None
     access: Access
     destination_access: Access | None
     progress: Progress | None
@@ -169,8 +183,8 @@ class _Copy:
         store, target, image = self._open_store(), self.target, self._resolved()
         if target.transport == "docker":
             return store.push(
-                image, registry_name(self.destination), access=self.destination_access or self.access,
-                progress=self.progress, check=self.check,
+                image, registry_name(self.destination), compression=self.compression, level=self.level,
+                access=self.destination_access or self.access, progress=self.progress, check=self.check,
             ).manifest_digest  # fmt: skip
         record = store._record(image)
         is_docker = target.transport == "docker-archive"  # which holds no manifest
@@ -178,25 +192,33 @@ class _Copy:
         own = catalog.name_among(self.origin.reference or "", named)
         names = [target.reference] if target.reference else [own] if own is not None else named[:1]
         wanted = [(record, names)]
+        compression, level = self.compression, self.level
         if target.transport == "oci":
-            return save_layout(store._handle, wanted, target.path, check=self.check)[0].manifest
+            return save_layout(
+                store._handle, wanted, target.path, compression=compression, level=level, check=self.check
+            )[0].manifest
         if target.transport == "dir":
-            with _scratch(target.path) as scratch:
+            with _scratch(target) as scratch:
                 layout = os.path.join(scratch, "oci")
-                save_layout(store._handle, wanted, layout, in_oci_form=False, check=self.check)
+                save_layout(
+                    store._handle, wanted, layout, compression=compression, level=level, in_oci_form=False,
+                    check=self.check,
+                )  # fmt: skip
                 with closing(DirectoryMembers(layout)) as members:
                     came = MemberSource(members, Selection(Platform.host(), form="oci"))
                     plan = plan_copy(came, Platform.host(), everything=False)
                     return self._moving([]).run(came, plan, DirectoryTarget(target.path), 1)
         with open_target(target.path, sync=store._handle.sync) as file:
-            return save_archive(store._handle, wanted, file, docker=is_docker, check=self.check)[0].manifest
+            return save_archive(
+                store._handle, wanted, file, docker=is_docker, compression=compression, level=level, check=self.check
+            )[0].manifest
 
     def through_store(self) -> Digest:
         """Pull into a store beside the destination, and save from there: a docker archive is no copy of anything."""
         if self.everything:
             raise UnsupportedFormat("a docker archive holds no index", hint="Copy to oci-archive: instead.")
         with (
-            _scratch(self.target.path) as scratch,
+            _scratch(self.target) as scratch,
             Store.open(os.path.join(scratch, "store"), sync=False) as store,
         ):
             images = store.pull(
@@ -220,6 +242,10 @@ class _Copy:
             else:
                 came = stack.enter_context(_members(self.source, self.access))
             plan = plan_copy(came, self.platform or Platform.host(), everything=self.everything)
+            if self.compression is not None:
+                scratch = stack.enter_context(_scratch(self.target))
+                anew = RecompressedSource(came, scratch, self.compression, self.level)
+                came, plan = anew, moving.recompress(came, anew, plan, self.access.jobs)
             if self.target.transport in ("oci", "oci-archive"):
                 plan = in_oci_form(plan)
             where = stack.enter_context(self._opened_target(into, plan, moving.poll))
@@ -302,7 +328,7 @@ class _Moving:
                 self._tell(key, "Already exists", 0, None)
                 return
             self._tell(key, "Copying", 0, blob.size)
-            where.put_blob(blob, lambda: self._polled(verified(came.blob(blob), blob), blob))
+            where.put_blob(blob, lambda: self._polled(verified(came.blob(blob), blob), blob, "Copying"))
             self._tell(key, "Copy complete", blob.size, blob.size)
 
         with _writing(self._destination):
@@ -310,6 +336,21 @@ class _Moving:
             for document in plan.documents:
                 where.put_manifest(document, top=document is plan.documents[-1])
         return plan.documents[-1].digest
+
+    def recompress(self, came: CopySource, anew: RecompressedSource, plan: CopyPlan, jobs: int) -> CopyPlan:
+        """Compress the layers anew that have to be; return the plan with them.
+
+        Raises:
+            LayerfsError: a layer cannot be read, or is damaged; or there is no room for it.
+        """
+
+        def compress(layer: Descriptor) -> None:
+            self._tell(str(layer.digest), "Compressing", 0, layer.size)
+            anew.compress(layer, self._polled(verified(came.blob(layer), layer), layer, "Compressing"))
+
+        with _writing(self._destination):
+            each(compress, anew.changed(plan), jobs, self._stop, self._check)
+        return anew.replan(plan)
 
     def _stop(self) -> None:
         self._stopped = True
@@ -321,7 +362,7 @@ class _Moving:
             with self._telling:
                 self._progress.update(key, state, done, total)
 
-    def _polled(self, pieces: Iterator[bytes], blob: Descriptor) -> Iterator[bytes]:
+    def _polled(self, pieces: Iterator[bytes], blob: Descriptor, state: str) -> Iterator[bytes]:
         done = told = 0
         while True:
             self.poll()
@@ -337,7 +378,7 @@ class _Moving:
             done += len(piece)
             if done - told >= _STEP:
                 told = done
-                self._tell(str(blob.digest), "Copying", done, blob.size)
+                self._tell(str(blob.digest), state, done, blob.size)
 
 
 @contextmanager
@@ -359,10 +400,13 @@ def _members(source: str, access: Access) -> Iterator[MemberSource]:
 
 
 @contextmanager
-def _scratch(path: str) -> Iterator[str]:
-    """Make a directory beside a destination for as long as it is written."""
-    with _writing(path):
-        directory = tempfile.mkdtemp(prefix=".layerfs-", dir=os.path.dirname(os.path.abspath(path)))
+def _scratch(target: ImageSource) -> Iterator[str]:
+    """Make a directory beside a destination for as long as it is written; for a registry, where such things go."""
+    place = os.path.dirname(os.path.abspath(target.path)) if target.path else None
+    while place is not None and target.transport in ("oci", "dir") and not os.path.isdir(place):
+        place = os.path.dirname(place)  # what is missing is made by who writes there
+    with _writing(target.path or tempfile.gettempdir()):
+        directory = tempfile.mkdtemp(prefix=".layerfs-", dir=place)
     try:
         yield directory
     finally:

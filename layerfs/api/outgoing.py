@@ -32,6 +32,7 @@ class OutgoingPart(StorePart):
         *,
         form: str = "docker-archive",
         compression: str | None = None,
+        level: int | None = None,
         check: Callable[[], None] | None = None,
     ) -> list[SavedImage]:
         """Write images into an archive or a layout that other tools accept. Nothing is kept in between.
@@ -43,6 +44,7 @@ class OutgoingPart(StorePart):
             form: ``docker-archive``, ``oci-archive`` or ``oci``. The first has uncompressed layers and manifest.json.
             compression: of the layers of an OCI form: ``none``, ``gzip`` or ``zstd``. None takes the compressed blobs
                 where they were kept, so that the manifest stays as it was, and else does not compress.
+            level: of the compression, with which all layers are compressed anew; None means 6 for gzip, 3 for zstd.
             check: polled; what it raises ends the work.
 
         Returns:
@@ -51,7 +53,7 @@ class OutgoingPart(StorePart):
         Raises:
             NotFound: no such image.
             IntegrityError: a layer is damaged; an archive at a path is then not there.
-            InvalidReference: there is no such compression, or the form has none.
+            InvalidReference: there is no such compression or level, or the form has none.
             LayerfsError: the target cannot be written.
 
         Blocking: reads every layer once, twice where a stream that cannot seek gets compressed layers: their size and
@@ -64,8 +66,7 @@ class OutgoingPart(StorePart):
 
         if form not in FORMATS:
             raise LayerfsError(f"no such form: {form}", hint=f"Use one of {', '.join(FORMATS)}.")
-        if compression is not None:
-            check_level(compression, None)
+        check_level(compression, level)
         if form == "docker-archive" and compression not in (None, "none"):
             raise InvalidReference("layers of a docker archive are not compressed", hint="Use the form oci-archive.")
         wanted = []
@@ -85,11 +86,15 @@ class OutgoingPart(StorePart):
             if not isinstance(target, str | bytes) and hasattr(target, "write"):
                 raise LayerfsError("an OCI layout is a directory, not a stream", hint="Use --format oci-archive.")
             with callbacks() as own:
-                return save_layout(self._handle, wanted, target, compression=compression, check=own.check(check))
+                return save_layout(
+                    self._handle, wanted, target, compression=compression, level=level, check=own.check(check)
+                )
         with callbacks() as own, open_target(target, sync=self._handle.sync) as file:
             check = own.check(check)
             docker = form == "docker-archive"
-            return save_archive(self._handle, wanted, file, docker=docker, compression=compression, check=check)
+            return save_archive(
+                self._handle, wanted, file, docker=docker, compression=compression, level=level, check=check
+            )
 
     def export(
         self, name: str | Image, *, latest: int | None = None, check: Callable[[], None] | None = None

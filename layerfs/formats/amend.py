@@ -14,11 +14,31 @@ from typing import Any
 from layerfs.errors import InvalidReference
 from layerfs.formats.digest import Digest
 from layerfs.formats.document import JsonObject, format_timestamp
-from layerfs.formats.media_type import OCI_CONFIG, OCI_LAYER, OCI_LAYER_GZIP, OCI_LAYER_ZSTD, OCI_MANIFEST
+from layerfs.formats.media_type import (
+    DOCKER_LAYER,
+    DOCKER_LAYER_GZIP,
+    DOCKER_LAYER_ZSTD,
+    DOCKER_MANIFEST,
+    OCI_CONFIG,
+    OCI_LAYER,
+    OCI_LAYER_GZIP,
+    OCI_LAYER_ZSTD,
+    OCI_MANIFEST,
+)
 from layerfs.formats.oci import Descriptor, ImageConfig
+from layerfs.formats.oci_form import as_oci
 from layerfs.formats.platform import Platform
 
-__all__ = ["INSTRUCTIONS", "amend_settings", "history_step", "layer_type", "make_manifest", "new_config", "with_layers"]
+__all__ = [
+    "INSTRUCTIONS",
+    "amend_settings",
+    "history_step",
+    "layer_type",
+    "make_manifest",
+    "new_config",
+    "with_blobs",
+    "with_layers",
+]
 
 #: Dockerfile instructions that change a config and nothing else.
 INSTRUCTIONS = (
@@ -29,9 +49,18 @@ INSTRUCTIONS = (
 _OF_THE_CONTAINER = ("container", "container_config", "id", "parent", "parent_id", "layer_id", "throwaway")
 
 
-def layer_type(compression: str) -> str:
-    """Return the media type of a layer that is compressed like this: ``none``, ``gzip`` or ``zstd``."""
-    return {"none": OCI_LAYER, "gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD}[compression]
+_OCI_LAYERS = {"none": OCI_LAYER, "gzip": OCI_LAYER_GZIP, "zstd": OCI_LAYER_ZSTD}
+_DOCKER_LAYERS = {"none": DOCKER_LAYER, "gzip": DOCKER_LAYER_GZIP, "zstd": DOCKER_LAYER_ZSTD}
+
+
+def layer_type(compression: str, *, docker: bool = False) -> str:
+    """Return the media type of a layer that is compressed like this: ``none``, ``gzip`` or ``zstd``.
+
+    Args:
+        compression: one of the three.
+        docker: for a manifest in docker's form.
+    """
+    return (_DOCKER_LAYERS if docker else _OCI_LAYERS)[compression]
 
 
 def history_step(
@@ -114,6 +143,30 @@ def make_manifest(
         document["annotations"] = dict(annotations)
     raw = _dump(document)
     return Digest.of(raw), raw
+
+
+def with_blobs(raw: bytes, blobs: Mapping[Digest, Descriptor]) -> bytes:
+    """Return a manifest some of whose layers are compressed in another way.
+
+    Docker's own form knows no zstd, and podman and skopeo do not read such a manifest: with one it becomes OCI's.
+
+    Args:
+        raw: the manifest, of either form and well formed.
+        blobs: what its layers are now, by the digest that they have in it; others stay.
+    """
+    document = json.loads(raw)
+    layers = document["layers"]
+    for position, layer in enumerate(layers):
+        found = blobs.get(Digest.parse(layer["digest"]))
+        if found is not None and str(found.digest) != layer["digest"]:
+            # Annotations of a layer may speak of its compressed bytes, which are others now.
+            layers[position] = {"mediaType": found.media_type, "digest": str(found.digest), "size": found.size}
+    changed = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    if document.get("mediaType") == DOCKER_MANIFEST and any(
+        layer["mediaType"] == DOCKER_LAYER_ZSTD for layer in layers
+    ):
+        return as_oci(changed)
+    return changed
 
 
 def amend_settings(settings: dict[str, Any], instruction: str) -> None:

@@ -63,12 +63,16 @@ class Compressor:
         return b"" if self._stream is None else self._stream.flush()
 
 
-def check_level(compression: str, level: int | None) -> None:
-    """Refuse a compression that there is not, and a level that it does not have.
+def check_level(compression: str | None, level: int | None) -> None:
+    """Refuse a compression that there is not, and a level that it does not have; None has none.
 
     Raises:
         InvalidReference: it is none, or none of its levels.
     """
+    if compression is None:
+        if level is not None:
+            raise InvalidReference(f"level {level} of no compression", hint="Name the compression too.")
+        return
     if compression not in COMPRESSIONS:
         raise InvalidReference(f"no such compression: {compression}", hint=f"Use one of {', '.join(COMPRESSIONS)}.")
     levels = LEVELS[cast("Compression", compression)]

@@ -1,4 +1,4 @@
-"""Docker's manifests in the form of OCI: what they mean is the same, their media types are not.
+"""Docker's manifests in the form of OCI: what they mean is the same, their media types are not; and changed indexes.
 
 Source: OCI image-spec v1.1 media-types.md, "Compatibility Matrix".
 """
@@ -24,7 +24,7 @@ from layerfs.formats.media_type import (
     OCI_MANIFEST,
 )
 
-__all__ = ["as_oci", "index_as_oci"]
+__all__ = ["as_oci", "index_as_oci", "index_of"]
 
 #: The annotation by which builders say of which manifest an attestation is.
 _ATTESTED = "vnd.docker.reference.digest"
@@ -53,7 +53,7 @@ def as_oci(raw: bytes) -> bytes:
     document["mediaType"] = OCI_MANIFEST
     for descriptor in (document["config"], *document["layers"]):
         descriptor["mediaType"] = _FORMS.get(descriptor["mediaType"], descriptor["mediaType"])
-    return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
+    return _dump(document)
 
 
 def index_as_oci(raw: bytes, forms: Mapping[Digest, bytes]) -> bytes:
@@ -63,11 +63,23 @@ def index_as_oci(raw: bytes, forms: Mapping[Digest, bytes]) -> bytes:
         raw: an index of either form, well formed.
         forms: for documents that it lists, their bytes in OCI's form; others are listed as they are.
     """
-    document = json.loads(raw)
+    document = json.loads(index_of(raw, forms))
     document["mediaType"] = OCI_INDEX
-    digests = {str(digest): str(Digest.of(form, digest.algorithm)) for digest, form in forms.items()}
     for entry in document["manifests"]:
         entry["mediaType"] = _FORMS.get(entry["mediaType"], entry["mediaType"])
+    return _dump(document)
+
+
+def index_of(raw: bytes, forms: Mapping[Digest, bytes]) -> bytes:
+    """Return an index that lists other documents where there are such.
+
+    Args:
+        raw: an index of either form, well formed.
+        forms: by the digest that it lists, what it is to list instead: of the same kind and form, with other bytes.
+    """
+    document = json.loads(raw)
+    digests = {str(digest): str(Digest.of(form, digest.algorithm)) for digest, form in forms.items()}
+    for entry in document["manifests"]:
         digest = Digest.parse(entry["digest"])
         if digest in forms:
             entry["digest"] = digests[str(digest)]
@@ -76,4 +88,8 @@ def index_as_oci(raw: bytes, forms: Mapping[Digest, bytes]) -> bytes:
         annotations = entry.get("annotations")
         if isinstance(annotations, dict) and annotations.get(_ATTESTED) in digests:
             annotations[_ATTESTED] = digests[annotations[_ATTESTED]]
+    return _dump(document)
+
+
+def _dump(document: object) -> bytes:
     return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()

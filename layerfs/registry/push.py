@@ -8,7 +8,6 @@ that differs in those layers alone.
 from __future__ import annotations
 
 import contextlib
-import json
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator
@@ -16,21 +15,12 @@ from dataclasses import dataclass
 from functools import partial
 
 from layerfs.errors import NotFound, RegistryError, StoreError, UnsupportedFormat
-from layerfs.formats.amend import layer_type
+from layerfs.formats.amend import layer_type, with_blobs
 from layerfs.formats.codec import detect
 from layerfs.formats.compress import check_level, compress
 from layerfs.formats.digest import Digest
-from layerfs.formats.media_type import (
-    DOCKER_LAYER,
-    DOCKER_LAYER_GZIP,
-    DOCKER_LAYER_ZSTD,
-    DOCKER_MANIFEST,
-    OCI_MANIFEST,
-    Compression,
-    layer_compression,
-)
+from layerfs.formats.media_type import DOCKER_MANIFEST, Compression, layer_compression
 from layerfs.formats.oci import Descriptor, Manifest
-from layerfs.formats.oci_form import as_oci
 from layerfs.formats.reference import Reference
 from layerfs.formats.tar.header import BLOCK
 from layerfs.registry.access import Access
@@ -52,10 +42,6 @@ _TELL_EVERY = 0.1
 _MAX_SOURCES = 3
 
 _READ = 1 << 20
-
-_DOCKER_TYPES: dict[Compression, str] = {
-    "none": DOCKER_LAYER, "gzip": DOCKER_LAYER_GZIP, "zstd": DOCKER_LAYER_ZSTD,
-}  # fmt: skip
 
 
 @dataclass(frozen=True, slots=True)
@@ -156,7 +142,7 @@ class Push:
                 self._tell(layer, "Pushed", blob.size, blob.size)
                 return blob
         compression: Compression = wanted or ("gzip" if announced == "none" else announced)
-        media_type = _DOCKER_TYPES[compression] if self._docker else layer_type(compression)
+        media_type = layer_type(compression, docker=self._docker)
         known = self._known_blob(layer, compression) if self._level is None else None
         if known is not None:
             return Descriptor(media_type, *known)
@@ -184,22 +170,9 @@ class Push:
             self._uploader.put(config.digest, len(self._config), lambda: [self._config], lambda _: None)
         raw, media_type = self._manifest.raw, self._manifest.media_type
         if any(str(found.digest) != name for name, found in layers.items()):
-            raw = self._changed_manifest(layers)
-            if self._docker and any(layer_compression(found.media_type) == "zstd" for found in layers.values()):
-                # Docker's own format knows no zstd: podman and skopeo do not read such a manifest.
-                raw, media_type = as_oci(raw), OCI_MANIFEST
+            raw = with_blobs(raw, {Digest.parse(name): found for name, found in layers.items()})
+            media_type = Manifest.parse(raw).media_type
         return self._repository.put_manifest(tag, raw, media_type)
-
-    def _changed_manifest(self, layers: dict[str, Descriptor]) -> bytes:
-        document = json.loads(self._manifest.raw)
-        for position, blob in enumerate(self._manifest.layers):
-            found = layers[str(blob.digest)]
-            if found.digest != blob.digest:
-                # Annotations of a layer may speak of its compressed bytes, which are others now.
-                document["layers"][position] = {
-                    "mediaType": found.media_type, "digest": str(found.digest), "size": found.size,
-                }  # fmt: skip
-        return json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()
 
     def _is_there(self, layer: LayerPush, digest: Digest, size: int) -> bool:
         """Return whether the repository has a blob, or can get it from another one on its registry."""

@@ -45,6 +45,9 @@ _READ = 1 << 20
 #: Pieces of a mebibyte that are read and digested ahead of what is written.
 _AHEAD = 8
 
+#: Compression and level of all layers, as :func:`save_archive` takes them.
+_How = tuple[str | None, int | None]
+
 #: Images to save, each with the names that it is to have there.
 Wanted = Sequence[tuple[ImageRecord, Sequence[str]]]
 
@@ -66,6 +69,7 @@ class _Layer:
     compression: str
     blob: Descriptor | None
     kept: bool
+    level: int | None = None
 
 
 def save_archive(
@@ -75,6 +79,7 @@ def save_archive(
     *,
     docker: bool,
     compression: str | None = None,
+    level: int | None = None,
     check: Callable[[], None] | None = None,
 ) -> list[SavedImage]:
     """Write an archive.
@@ -85,6 +90,7 @@ def save_archive(
         target: where to.
         docker: whether it is a docker archive.
         compression: of the layers; None keeps what was kept, and compresses nothing. A docker archive never does.
+        level: of the compression; with one all layers are compressed anew.
         check: polled once per piece.
 
     Raises:
@@ -102,9 +108,9 @@ def save_archive(
             written[name] = Descriptor("", digest, len(raw))
             _put_member(target, name, raw)
 
+    how = ("none", None) if docker else (compression, level)
     saved = [
-        _save_image(handle, record, names, "none" if docker else compression, put, put_document, in_oci_form=not docker)
-        for record, names in images
+        _save_image(handle, record, names, how, put, put_document, in_oci_form=not docker) for record, names in images
     ]
     _put_member(target, "index.json", encode_index([entry for _, entries, _ in saved for entry in entries]))
     if docker:
@@ -120,6 +126,7 @@ def save_layout(
     directory: str | os.PathLike[str],
     *,
     compression: str | None = None,
+    level: int | None = None,
     in_oci_form: bool = True,
     check: Callable[[], None] | None = None,
 ) -> list[SavedImage]:
@@ -130,6 +137,7 @@ def save_layout(
         images: what is saved.
         directory: the layout.
         compression: of the layers; None keeps what was kept, and compresses nothing.
+        level: of the compression; with one all layers are compressed anew.
         in_oci_form: whether manifests of docker become such of OCI.
         check: polled once per piece.
 
@@ -141,7 +149,7 @@ def save_layout(
     """
     try:
         layout = LayoutDirectory(directory, sync=handle.sync)
-        return _save_layout(handle, images, layout, compression, check, in_oci_form=in_oci_form)
+        return _save_layout(handle, images, layout, (compression, level), check, in_oci_form=in_oci_form)
     except OSError as error:
         where = error.filename or os.path.abspath(directory)
         raise LayerfsError(f"cannot write {os.fsdecode(where)}: {error.strerror}") from error
@@ -151,7 +159,7 @@ def _save_layout(
     handle: StoreHandle,
     images: Wanted,
     layout: LayoutDirectory,
-    compression: str | None,
+    how: _How,
     check: Callable[[], None] | None,
     *,
     in_oci_form: bool,
@@ -167,8 +175,7 @@ def _save_layout(
         layout.put(digest, [raw])
 
     saved = [
-        _save_image(handle, record, names, compression, put, put_document, in_oci_form=in_oci_form)
-        for record, names in images
+        _save_image(handle, record, names, how, put, put_document, in_oci_form=in_oci_form) for record, names in images
     ]
     new = [entry for _, entries, _ in saved for entry in entries]
     names = {name_of(entry) for entry in new} - {None}
@@ -182,7 +189,7 @@ def _save_image(
     handle: StoreHandle,
     record: ImageRecord,
     names: Sequence[str],
-    compression: str | None,
+    how: _How,
     put: Callable[[_Layer], Descriptor],
     put_document: Callable[[Digest, bytes], None],
     *,
@@ -194,7 +201,7 @@ def _save_image(
     old = Manifest.parse(raw, algorithm=record.manifest.algorithm)
     layers = image_layers(handle, record)
     descriptors = list(old.layers) if len(old.layers) == len(layers) else [None] * len(layers)
-    plans = [_plan(handle, *pair, compression) for pair in zip(layers, descriptors, strict=True)]
+    plans = [_plan(handle, *pair, *how) for pair in zip(layers, descriptors, strict=True)]
     blobs = [put(plan) for plan in plans]
     put_document(config.digest, config.raw)
     if [(blob.digest, blob.size) for blob in blobs] == [(blob.digest, blob.size) for blob in old.layers]:
@@ -221,18 +228,20 @@ def _save_image(
     return SavedImage(config.digest, digest, tuple(names)), entries, listed
 
 
-def _plan(handle: StoreHandle, layer: LayerRecord, blob: Descriptor | None, compression: str | None) -> _Layer:
+def _plan(
+    handle: StoreHandle, layer: LayerRecord, blob: Descriptor | None, compression: str | None, level: int | None
+) -> _Layer:
     """Decide how a layer goes out."""
     plain = Descriptor(layer_type("none"), layer.diff_id, layer.tar_size)
     if blob is not None and blob.digest == layer.diff_id and compression in (None, "none"):
         return _Layer(layer, "none", blob, kept=False)
     if blob is not None and blob.digest != layer.diff_id and has_blob(handle, blob):
         kept = layer_compression(blob.media_type)
-        if compression in (None, kept):
+        if level is None and compression in (None, kept):
             return _Layer(layer, kept, blob, kept=True)
     if compression in (None, "none"):
         return _Layer(layer, "none", plain, kept=False)
-    return _Layer(layer, compression, None, kept=False)
+    return _Layer(layer, compression, None, kept=False, level=level)
 
 
 def _put_layer(
@@ -319,7 +328,7 @@ def _bytes(handle: StoreHandle, layer: _Layer, check: Callable[[], None] | None)
     if layer.compression == "none":
         yield from pieces
         return
-    stream = Compressor(layer.compression)
+    stream = Compressor(layer.compression, layer.level)
     hasher = new_hash(layer.record.diff_id.algorithm)
     for piece in pieces:
         hasher.update(piece)

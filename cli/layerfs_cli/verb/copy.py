@@ -7,7 +7,7 @@ from typing import Any
 
 import click
 
-from layerfs_cli.argument import is_given
+from layerfs_cli.argument import is_given, recompression_options
 from layerfs_cli.digest_file import digestfile_option, write_digest
 from layerfs_cli.output import as_json, write
 from layerfs_cli.program import verb
@@ -26,6 +26,7 @@ __all__ = ["command"]
     help="Which image of an index.  [default: this machine's]",
 )  # fmt: skip
 @click.option("--all", "everything", is_flag=True, help="The whole index, with its images for all platforms.")
+@recompression_options("as they are")
 @digestfile_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress.")
 @click.option("--src-creds", metavar="USER[:PASSWORD]", help="Credentials for the source alone.")
@@ -41,6 +42,8 @@ def command(
     source: str,
     destination: str,
     platform: str | None,
+    compression: Any,
+    level: int | None,
     digestfile: str | None,
     src_creds: str | None,
     dest_creds: str | None,
@@ -63,7 +66,9 @@ def command(
       store:IMAGE                            an image in the store
 
     Between registries, layouts, directories and OCI archives all stays as it is, byte for byte, but for the manifests
-    of docker images that go into a layout or OCI archive: they become such of OCI. Prints the digest of the copy.
+    of docker images that go into a layout or OCI archive: they become such of OCI. With --compression layers that are
+    not compressed like that are made anew, which changes the digest and leaves the image ID. Prints the digest of the
+    copy.
     """  # noqa: D301, D415 - \b tells click not to wrap; the first line goes on below
     from dataclasses import replace
 
@@ -88,7 +93,8 @@ def command(
         progress = stack.enter_context(show_progress(settings, quiet=quiet, events=events))
         digest = copy(
             source, destination, store=store, platform=Platform.parse(platform) if platform else None,
-            everything=everything, access=from_there or access, destination_access=to_there, progress=progress,
+            everything=everything, compression=compression, level=level, access=from_there or access,
+            destination_access=to_there, progress=progress,
         )  # fmt: skip
     write_digest(digestfile, digest)
     write(as_json({"Digest": str(digest)}) + "\n" if events else f"{digest}\n")

@@ -6,7 +6,7 @@ from typing import Any
 
 import click
 
-from layerfs_cli.argument import image_argument
+from layerfs_cli.argument import image_argument, recompression_options
 from layerfs_cli.digest_file import digestfile_option, write_digest
 from layerfs_cli.output import as_json, write
 from layerfs_cli.program import verb
@@ -20,13 +20,7 @@ __all__ = ["command"]
 @verb("push", short_help="Push an image to a registry.")
 @image_argument()
 @click.argument("destination", metavar="[NAME]", required=False)
-@click.option(
-    "--compression", type=click.Choice(("none", "gzip", "zstd")),
-    help="Of all layers.  [default: as the image's manifest has them, gzip for what has to be compressed anew]",
-)  # fmt: skip
-@click.option(
-    "--compression-level", "level", metavar="N", type=int, help="1 to 9 for gzip, 1 to 22 for zstd.  [default: fast]"
-)
+@recompression_options("as the image's manifest has them, gzip for what has to be compressed anew")
 @digestfile_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress; print the digest alone.")
 @events_option

@@ -6,7 +6,7 @@ from contextlib import nullcontext
 
 import click
 
-from layerfs_cli.argument import images_argument
+from layerfs_cli.argument import images_argument, recompression_options
 from layerfs_cli.output import refuse_terminal, standard_output
 from layerfs_cli.program import verb
 from layerfs_cli.settings import settings_of
@@ -20,12 +20,18 @@ __all__ = ["command"]
               help="Archive, or directory of an OCI layout.  [default: standard output]")  # fmt: skip
 @click.option("--format", "form", type=click.Choice(("docker-archive", "oci-archive", "oci")),
               default="docker-archive", show_default=True, help="oci is a layout in a directory.")  # fmt: skip
-@click.option("--compression", type=click.Choice(("none", "gzip", "zstd")),
-              help="Of the layers in an OCI form.  [default: as they were kept, else none]")  # fmt: skip
+@recompression_options("as they were kept, else none; a docker archive has none")
 @click.option("-q", "--quiet", is_flag=True, help="Do not say what was written.")
 @click.pass_context
 def command(
-    context: click.Context, names: tuple[str, ...], output: str, form: str, compression: str | None, *, quiet: bool
+    context: click.Context,
+    names: tuple[str, ...],
+    output: str,
+    form: str,
+    compression: str | None,
+    level: int | None,
+    *,
+    quiet: bool,
 ) -> None:
     """Write images into one archive for docker load, podman, skopeo, containerd, umoci, or layerfs load.
 
@@ -42,7 +48,7 @@ def command(
         refuse_terminal(context)
     settings = settings_of(context)
     with settings.open_store() as store, standard_output() if output == "-" else nullcontext(output) as target:
-        saved = store.save(names, target, form=form, compression=compression)
+        saved = store.save(names, target, form=form, compression=compression, level=level)
     if not quiet:
         for image in saved:
             settings.log("info", f"saved {', '.join(image.names) or image.id} as {image.manifest}")
