@@ -65,10 +65,9 @@ def _program(places: tuple[str, ...], words: tuple[str, ...], *, foreground: boo
     if not 1 <= len(places) <= 2:
         raise click.UsageError("one TARGET is needed")
     target = places[-1]
-    if not os.path.isdir(target):
-        from layerfs.mount.fuse.start import clear_dead
+    from layerfs.mount.fuse.start import clear_dead
 
-        clear_dead(target)
+    clear_dead(target)  # not only if it is no directory: the kernel may know that one's attributes for a day
     if not os.path.isdir(target):
         raise click.UsageError(f"{target} is not a directory")
     wanted = _specification(os.path.realpath(target), _options(words))

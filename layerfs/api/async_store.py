@@ -13,7 +13,7 @@ import functools
 import inspect
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Generator, Iterator
+from collections.abc import AsyncGenerator, Awaitable, Callable, Generator, Iterator
 from types import TracebackType
 from typing import Any, Concatenate, ParamSpec, Self, TypeVar
 
@@ -97,7 +97,7 @@ async def _cancellable(work: Callable[[Callable[[], None]], T], check: Any) -> T
 
 def _iterated(
     method: Callable[Concatenate[Store, P], Iterator[T]], *, batch: int = _BATCH
-) -> Callable[Concatenate[AsyncStore, P], AsyncIterator[T]]:
+) -> Callable[Concatenate[AsyncStore, P], AsyncGenerator[T, None]]:
     """Return a method of the sync store that yields as an asynchronous iterator.
 
     Args:
@@ -106,7 +106,7 @@ def _iterated(
     """
     polls = "check" in inspect.signature(method).parameters
 
-    async def call(self: AsyncStore, /, *args: P.args, **options: P.kwargs) -> AsyncIterator[T]:
+    async def call(self: AsyncStore, /, *args: P.args, **options: P.kwargs) -> AsyncGenerator[T, None]:
         keywords: dict[str, Any] = dict(options)
         if polls:
             keywords["check"] = _or_cancelled(keywords.get("check"))

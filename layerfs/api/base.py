@@ -12,7 +12,7 @@ from dataclasses import replace
 from types import TracebackType
 from typing import TYPE_CHECKING, Self
 
-from layerfs.errors import LayerfsError, NotFound, StoreError, StoreReadOnly
+from layerfs.errors import InvalidReference, LayerfsError, NotFound, StoreError, StoreReadOnly
 from layerfs.formats.platform import Platform
 from layerfs.store import image as catalog
 from layerfs.store.handle import StoreHandle, open_store
@@ -52,7 +52,10 @@ class StorePart:
             StoreTooNew: a newer layerfs wrote it.
             StoreReadOnly: no permission.
             StoreError: the directory is something else, or damaged.
+            InvalidReference: the path is empty.
         """
+        if not os.fspath(root):
+            raise InvalidReference("the root of a store must not be empty")
         path = os.path.abspath(root)
         run = os.path.abspath(runroot) if runroot is not None else os.path.join(path, "run")
         return cls(open_store(path, run, sync=sync))

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Generator, Iterable, Iterator, Sequence
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart, StrPath
 from layerfs.api.callback import callbacks
 from layerfs.errors import Conflict, InvalidReference, LayerfsError, NotFound
 from layerfs.store import image as catalog
-from layerfs.store.layer import find_layer, open_tree
+from layerfs.store.layer import find_layer, open_layer_tree
 from layerfs.store.snapshot import find_snapshot, is_dressed
 from layerfs.store.view import ImageTree
 
@@ -26,7 +26,7 @@ __all__ = ["ChangePart"]
 class ChangePart(StorePart):
     """Comparing, committing, applying."""
 
-    def diff(self, container: str) -> Iterator[Change]:
+    def diff(self, container: str) -> Generator[Change, None, None]:
         """Yield what was changed in a container, a directory before what is in it, in byte order of names.
 
         Raises:
@@ -43,7 +43,7 @@ class ChangePart(StorePart):
         upper = self._handle.layout.upper(snapshot.id)
         yield from compare_upper(upper, tree, userxattr=uses_userxattr(), dressed=is_dressed(upper))
 
-    def steps(self, old: str | Image | None, new: str | Image, *, exact: bool = False) -> Iterator[Step]:
+    def steps(self, old: str | Image | None, new: str | Image, *, exact: bool = False) -> Generator[Step, None, None]:
         """Yield the same with both states of every path, of a container or between two images.
 
         Args:
@@ -88,7 +88,7 @@ class ChangePart(StorePart):
                     upper, tree, userxattr=uses_userxattr(), exact=exact, before=before, dressed=dressed
                 )
 
-    def layer_steps(self, diff_id: Digest, *, exact: bool = False) -> Iterator[Step]:
+    def layer_steps(self, diff_id: Digest, *, exact: bool = False) -> Generator[Step, None, None]:
         """Yield what a layer does by itself: what it has as added, what it hides as deleted.
 
         Args:
@@ -102,7 +102,7 @@ class ChangePart(StorePart):
 
         if find_layer(self._handle, diff_id) is None:
             raise NotFound("layer", str(diff_id))
-        with ImageTree(self._handle, open_tree(self._handle.layout.layer_tree(diff_id))) as tree:
+        with ImageTree(self._handle, open_layer_tree(self._handle, diff_id)) as tree:
             for step in walk_layer(tree):
                 if exact or step.kind is not None:
                     yield step
@@ -110,7 +110,7 @@ class ChangePart(StorePart):
     def layer_tar(
         self, old: str | Image | None, new: str | Image, *, latest: int | None = None,
         check: Callable[[], None] | None = None,
-    ) -> Iterator[bytes]:  # fmt: skip
+    ) -> Generator[bytes, None, None]:  # fmt: skip
         """Yield the same changes as an OCI layer tar, which makes ``new`` of ``old``.
 
         Args:
@@ -272,7 +272,7 @@ class ChangePart(StorePart):
         Raises:
             FormatError: the source is no tar, or not one that a layer can be.
             Conflict: the name is taken.
-            LayerfsError: the source is no directory.
+            LayerfsError: the source is no directory, or cannot be read.
         """
         from layerfs.changeset.commit import import_tree
 
@@ -281,11 +281,15 @@ class ChangePart(StorePart):
             problem = "is not a directory" if os.path.lexists(tree) else "does not exist"
             raise LayerfsError(f"cannot import {tree}: it {problem}", hint="Name a directory, or give a tar's pieces.")
         with callbacks() as own, self._writing("import"):
-            record = import_tree(
-                self._handle, tree if isinstance(tree, str) else own.pieces(tree), name, message=message, author=author,
-                changes=changes, platform=platform, compression=compression, latest=latest, force=force,
-                check=own.check(check),
-            )  # fmt: skip
+            try:
+                record = import_tree(
+                    self._handle, tree if isinstance(tree, str) else own.pieces(tree), name, message=message,
+                    author=author, changes=changes, platform=platform, compression=compression, latest=latest,
+                    force=force, check=own.check(check),
+                )  # fmt: skip
+            except PermissionError as error:
+                where = os.fsdecode(error.filename) if error.filename else tree
+                raise LayerfsError(f"cannot read {where}: {error.strerror}") from error
         return self._image(record)
 
     def apply(self, container: str, pieces: Iterable[bytes], *, check: Callable[[], None] | None = None) -> None:
@@ -309,8 +313,13 @@ class ChangePart(StorePart):
 
         snapshot = find_snapshot(self._handle, container)
         record = catalog.find_image(self._handle, str(snapshot.image))
-        with ImageTree(self._handle, record) as tree, dressed_upper(self._handle, snapshot, tree.tree) as upper:
-            apply_tar(self._handle, pieces, upper, tree, userxattr=uses_userxattr(), check=check)
+        with (
+            callbacks() as own,
+            self._writing("apply"),
+            ImageTree(self._handle, record) as tree,
+            dressed_upper(self._handle, snapshot, tree.tree) as upper,
+        ):
+            apply_tar(self._handle, own.pieces(pieces), upper, tree, userxattr=uses_userxattr(), check=own.check(check))
 
     def _is_image(self, text: str) -> bool:
         try:
@@ -331,6 +340,6 @@ class ChangePart(StorePart):
         with ImageTree(self._handle, old) as before, ImageTree(self._handle, new) as after:
             touched = None
             if shared:
-                own = [open_tree(self._handle.layout.layer_tree(each)) for side in layers for each in side[shared:]]
+                own = [open_layer_tree(self._handle, each) for side in layers for each in side[shared:]]
                 touched = touched_by(own, (before, after))
             yield from walk_trees(before, after, touched, exact=exact)

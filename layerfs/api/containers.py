@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
@@ -108,8 +109,10 @@ class ContainerPart(StorePart):
             check = own_functions.check(check)
             if snapshot is None and not read_only:
                 snapshot, made = create_snapshot(self._handle, record, name), True
-            place, own = (target, False) if target is not None else self._own_target(record, snapshot)
+            place, own = target or "", False
             try:
+                if target is None:
+                    place, own = self._own_target(record, snapshot)
                 mounted = mount_image(
                     self._handle, record, place, snapshot=snapshot, read_only=read_only, backend=backend, lower=lower,
                     options=options, check=check,
@@ -126,16 +129,19 @@ class ContainerPart(StorePart):
                 raise
             return _mount(mounted)
 
-    def umount(self, target_or_name: str, *, lazy: bool = False) -> Mount:
+    def umount(self, target_or_name: StrPath, *, lazy: bool = False) -> Mount:
         """Unmount a container or image, by target, container name or ID, image name, or ID of the mount.
 
         Raises:
             NotFound: nothing of layerfs is mounted there.
+            Conflict: the image is mounted more than once.
             MountError: it is in use; the message says by whom.
+            OSError: EIO, ENOSPC: what was written did not reach the disk.
         """
-        record = self._records().find(target_or_name)
+        wanted = os.fspath(target_or_name)
+        record = self._records().find(wanted)
         if record is None:
-            record = self._mounted_as(target_or_name)
+            record = self._mounted_as(wanted)
         from layerfs.mount.image import unmount_record
 
         unmount_record(self._handle, record, lazy=lazy)
@@ -179,12 +185,16 @@ class ContainerPart(StorePart):
         place = os.path.join(self._targets(), snapshot.name if snapshot is not None else record.digest.short)
         from layerfs.linux.safe_path import make_private
 
-        make_private(self._handle.layout.runroot)
-        make_private(self._targets())
         try:
+            make_private(self._handle.layout.runroot)
+            make_private(self._targets())
             os.mkdir(place, 0o755)
         except FileExistsError:
             return place, False
+        except OSError as error:
+            if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+                raise
+            raise MountError(f"cannot make {place} to mount on: {error.strerror}", errno=error.errno) from error
         return place, True
 
     def _mounted_as(self, text: str) -> MountRecord:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import contextlib
 import sqlite3
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator, Iterator
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import StorePart
@@ -12,7 +12,8 @@ from layerfs.errors import Conflict, IntegrityError, NotFound, StoreError
 from layerfs.formats.digest import Digest
 from layerfs.formats.reference import Reference
 from layerfs.store import image as catalog
-from layerfs.store.layer import LayerRecord, find_layer, open_tree, read_layer, verify_layer
+from layerfs.store.database import stored_digest
+from layerfs.store.layer import LayerRecord, find_layer, open_layer_tree, read_layer, verify_layer
 from layerfs.store.snapshot import list_snapshots
 from layerfs.store.view import ImageTree
 
@@ -125,7 +126,7 @@ class ImagePart(StorePart):
         record = self._record(image)
         merged = catalog.merged_tree(self._handle, record)
         trees = [
-            (layer.diff_id, open_tree(self._handle.layout.layer_tree(layer.diff_id)))
+            (layer.diff_id, open_layer_tree(self._handle, layer.diff_id))
             for layer in catalog.image_layers(self._handle, record)
         ]
         return find_provenance(merged, trees, path)
@@ -146,7 +147,7 @@ class ImagePart(StorePart):
         from layerfs.changeset.analysis import analyze
 
         layers = catalog.image_layers(self._handle, self._record(image))
-        return analyze([open_tree(self._handle.layout.layer_tree(layer.diff_id)) for layer in layers], check=check)
+        return analyze([open_layer_tree(self._handle, layer.diff_id) for layer in layers], check=check)
 
     def find_layer(self, text: str) -> Digest:
         """Return the diffID that a digest, or the unique beginning of one, means.
@@ -168,9 +169,9 @@ class ImagePart(StorePart):
             raise Conflict(f"{text} is the beginning of {len(found)} layer digests", reason="ambiguous")
         if not found:
             raise NotFound("layer", text, hint="List the layers of an image with: layerfs layers --no-trunc")
-        return Digest.parse(found[0])
+        return stored_digest(found[0])
 
-    def read_layer(self, diff_id: Digest) -> Iterator[bytes]:
+    def read_layer(self, diff_id: Digest) -> Generator[bytes, None, None]:
         """Yield a layer's uncompressed tar, byte for byte as it was received.
 
         Raises:

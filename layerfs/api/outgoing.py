@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Generator, Sequence
 from dataclasses import replace
 from typing import TYPE_CHECKING, BinaryIO
 
@@ -27,7 +27,7 @@ class OutgoingPart(StorePart):
 
     def save(
         self,
-        images: Sequence[str | Image] | str,
+        images: Sequence[str | Image] | str | Image,
         target: StrPath | BinaryIO,
         *,
         form: str = "docker-archive",
@@ -54,7 +54,7 @@ class OutgoingPart(StorePart):
             NotFound: no such image.
             IntegrityError: a layer is damaged; an archive at a path is then not there.
             InvalidReference: there is no such compression or level, or the form has none.
-            LayerfsError: the target cannot be written.
+            LayerfsError: the target cannot be written, or there is no image to save.
 
         Blocking: reads every layer once, twice where a stream that cannot seek gets compressed layers: their size and
             digest stand before them.
@@ -63,6 +63,7 @@ class OutgoingPart(StorePart):
         from layerfs.formats.compress import check_level
         from layerfs.registry.save import FORMATS, save_archive, save_layout
         from layerfs.registry.target import open_target
+        from layerfs.values import Image
 
         if form not in FORMATS:
             raise LayerfsError(f"no such form: {form}", hint=f"Use one of {', '.join(FORMATS)}.")
@@ -70,7 +71,7 @@ class OutgoingPart(StorePart):
         if form == "docker-archive" and compression not in (None, "none"):
             raise InvalidReference("layers of a docker archive are not compressed", hint="Use the form oci-archive.")
         wanted = []
-        for image in [images] if isinstance(images, str) else images:
+        for image in [images] if isinstance(images, str | Image) else images:
             record = self._sent(image)
             named = catalog.name_manifests(self._handle, record)
             if isinstance(image, str):
@@ -82,6 +83,8 @@ class OutgoingPart(StorePart):
                 for manifest in dict.fromkeys(named.values()):
                     names = [name for name in named if named[name] == manifest]
                     wanted.append((replace(record, manifest=manifest), names))
+        if not wanted:
+            raise LayerfsError("there is no image to save")
         if form == "oci":
             if not isinstance(target, str | bytes) and hasattr(target, "write"):
                 raise LayerfsError("an OCI layout is a directory, not a stream", hint="Use --format oci-archive.")
@@ -98,7 +101,7 @@ class OutgoingPart(StorePart):
 
     def export(
         self, name: str | Image, *, latest: int | None = None, check: Callable[[], None] | None = None
-    ) -> Iterator[bytes]:
+    ) -> Generator[bytes, None, None]:
         """Yield all that a container or an image shows, as one plain tar.
 
         Args:

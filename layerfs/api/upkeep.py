@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Generator
 from dataclasses import replace
 from typing import TYPE_CHECKING
 
@@ -46,11 +46,12 @@ class UpkeepPart(StorePart):
             tuple(explain_backends()),
         )  # fmt: skip
 
-    def check(self, *, repair: bool = False, check: Callable[[], None] | None = None) -> Iterator[Problem]:
+    def check(self, *, repair: bool = False, check: Callable[[], None] | None = None) -> Generator[Problem, None, None]:
         """Yield what is wrong with the store, after reading all of it; see :func:`layerfs.store.check.check_store`."""
         from layerfs.store.check import check_store
 
-        yield from check_store(self._handle, repair=repair, check=check)
+        with self._writing("check"):
+            yield from check_store(self._handle, repair=repair, check=check)
 
     def gc(self, *, check: Callable[[], None] | None = None) -> Reclaimed:
         """Remove what nothing refers to: layers of failed loads, trees, documents, what broken pulls have received.

@@ -27,7 +27,7 @@ from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, find_name, image_layers
 from layerfs.store.ingest import Ingest, IngestedLayer, Pending
 from layerfs.store.kept_blob import manifest_blobs
-from layerfs.store.layer import open_tree
+from layerfs.store.layer import open_layer_tree
 from layerfs.store.new_image import NewImage, commit_images
 from layerfs.store.nodes import read_nodes
 
@@ -113,7 +113,7 @@ def base_layers(ingest: Ingest, image: ImageRecord) -> list[BuiltLayer]:
     """
     blobs = manifest_blobs(ingest.handle, image.manifest)
     records = image_layers(ingest.handle, image)
-    if len(blobs) != len(records):
+    if blobs is None or len(blobs) != len(records):
         raise FormatError(f"manifest {image.manifest} does not list the {len(records)} layers of its image")
     layers = ingest.find_layers([record.diff_id for record in records])
     found = []
@@ -195,7 +195,7 @@ def tree_of(handle: StoreHandle, layer: IngestedLayer, keys: Callable[[Digest], 
     """Return the tree of a layer that was just ingested: from the disk, if the store had it before."""
     if layer.root is not None:
         return layer.root
-    return read_nodes(open_tree(handle.layout.layer_tree(layer.diff_id)), keys)
+    return read_nodes(open_layer_tree(handle, layer.diff_id), keys)
 
 
 def newest_time(handle: StoreHandle, layer: IngestedLayer, latest: int | None) -> int:

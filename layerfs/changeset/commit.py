@@ -42,7 +42,7 @@ from layerfs.store.derive import merge_layers
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, find_image, image_layers, list_images, name_to_give
 from layerfs.store.ingest import Ingest
-from layerfs.store.layer import open_tree
+from layerfs.store.layer import open_layer_tree
 from layerfs.store.snapshot import Snapshot, is_dressed
 from layerfs.store.view import ImageTree
 
@@ -336,7 +336,7 @@ def _merged(ingest: Ingest, layers: Sequence[BuiltLayer]) -> ImageTree:
     """Return the merged tree of layers that may be of no image."""
     handle = ingest.handle
     pairs = [
-        (layer.root if layer.root is not None else open_tree(handle.layout.layer_tree(layer.diff_id)), layer.key)
+        (layer.root if layer.root is not None else open_layer_tree(handle, layer.diff_id), layer.key)
         for layer in (built.layer for built in layers)
     ]
     return ImageTree(handle, Tree(merge_layers(pairs, ingest.keys)))

@@ -36,6 +36,7 @@ from dataclasses import dataclass
 from layerfs.changeset.base_tree import BaseTree
 from layerfs.changeset.change import Change, ChangeKind, Step
 from layerfs.changeset.entry import Entry, TreeEntry, UpperEntry, attributes_of, read_xattrs, same_content
+from layerfs.errors import IntegrityError
 from layerfs.formats.whiteout import is_whiteout_device, mark_prefix
 from layerfs.linux.directory_stack import DirectoryStack
 from layerfs.linux.process import may_give_away
@@ -99,7 +100,10 @@ def walk_upper(
     Raises:
         OSError: as :func:`compare_upper`.
     """
-    fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    try:
+        fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+    except FileNotFoundError as error:
+        raise IntegrityError(f"the writable layer {os.fspath(upper)} is missing") from error
     try:
         with DirectoryStack(fd) as stack:
             prefix = mark_prefix(userxattr=userxattr)

@@ -23,6 +23,7 @@ __all__ = [
     "MAX_XATTR_VALUE",
     "accepted_xattrs",
     "acl_of_owner",
+    "limited_acl",
     "mapped_acl",
     "mode_of_acl",
 ]
@@ -139,13 +140,28 @@ def mapped_acl(value: bytes, user: Callable[[int], int | None], group: Callable[
     return value[:4] + b"".join(found)
 
 
-def _is_acl(value: bytes) -> bool:
-    """Return whether this is an ACL: known tags in their order, each needed one once, IDs that exist."""
+def limited_acl(value: bytes, is_user: Callable[[int], bool], is_group: Callable[[int], bool]) -> bytes:
+    """Return an ACL without the users and groups that two functions do not know; what is no ACL stays.
+
+    Nobody gains anything: the mask stays. IDs may be -1, as a user namespace shows those that it does not have.
+    """
+    if not _is_acl(value, nobody=True):
+        return value
+    known = {_USER: is_user, _GROUP: is_group}
+    return value[:4] + b"".join(
+        _ACL_ENTRY.pack(tag, permissions, identity)
+        for tag, permissions, identity in _ACL_ENTRY.iter_unpack(value[4:])
+        if tag not in known or known[tag](identity)
+    )
+
+
+def _is_acl(value: bytes, *, nobody: bool = False) -> bool:
+    """Return whether this is an ACL: known tags in their order, each needed one once, IDs that exist or ``nobody``."""
     if len(value) < 4 or value[:4] != struct.pack("<I", _ACL_VERSION) or (len(value) - 4) % _ACL_ENTRY.size:
         return False
     tags = []
     for tag, permissions, identity in _ACL_ENTRY.iter_unpack(value[4:]):
-        if permissions > 7 or (tag in (_USER, _GROUP) and identity == 0xFFFFFFFF):
+        if permissions > 7 or (tag in (_USER, _GROUP) and identity == 0xFFFFFFFF and not nobody):
             return False
         tags.append(tag)
     named = _USER in tags or _GROUP in tags

@@ -9,7 +9,7 @@ import fcntl
 import sys
 from typing import NamedTuple
 
-__all__ = ["EXTENDED", "FLAGS", "FlagForm", "read_flags", "unprotect", "with_flags", "write_flags"]
+__all__ = ["EXTENDED", "FLAGS", "FlagForm", "is_append_only", "read_flags", "unprotect", "with_flags", "write_flags"]
 
 _READ, _WRITE = 2, 1
 #: Nothing can be removed from a directory with one of them, nor a file itself.
@@ -65,6 +65,15 @@ def write_flags(fd: int, form: FlagForm, value: bytes) -> None:
             does not have, ENOTTY, EROFS.
     """
     fcntl.ioctl(fd, form.set, value)
+
+
+def is_append_only(fd: int) -> bool:
+    """Return whether an open file can only grow, or nothing be removed from an open directory.
+
+    Raises:
+        OSError: ENOTTY, EOPNOTSUPP where the file system has no flags.
+    """
+    return bool(int.from_bytes(read_flags(fd, FLAGS), sys.byteorder) & _APPEND)
 
 
 def with_flags(value: bytes, other: bytes) -> bytes:

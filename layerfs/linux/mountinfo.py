@@ -179,8 +179,9 @@ def find_foreign_upper_mount(upper: str | os.PathLike[str]) -> tuple[int, MountE
             namespace = os.readlink(f"/proc/{pid}/ns/mnt")
             if namespace in seen:
                 continue
-            seen.add(namespace)
-            for entry in read_mounts(int(pid), fstype="overlay"):
+            mounts = list(read_mounts(int(pid), fstype="overlay"))
+            seen.add(namespace)  # now that it was looked at: others live there still when one ends
+            for entry in mounts:
                 if _has_upper(entry.super_options, wanted, "", f"/proc/{pid}/root"):
                     return int(pid), entry
     return None

@@ -6,7 +6,10 @@ import os
 import select
 from errno import EINVAL, EPERM
 
-__all__ = ["groups_of", "may_give_away", "start_of", "wait_for_end"]
+#: linux/capability.h
+_CAP_SYS_ADMIN = 21
+
+__all__ = ["groups_of", "is_group_here", "is_user_here", "may_administer", "may_give_away", "start_of", "wait_for_end"]
 
 
 def groups_of(pid: int) -> set[int]:
@@ -17,6 +20,34 @@ def groups_of(pid: int) -> set[int]:
     except OSError:
         return set()
     return set(map(int, line.partition(b":")[2].split()))
+
+
+def may_administer(pid: int) -> bool:
+    """Return whether a process has CAP_SYS_ADMIN in the user namespace that this one is in; not of one that is gone."""
+    try:
+        if os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user"):
+            return False
+        with open(f"/proc/{pid}/status", "rb") as file:
+            line = next((line for line in file if line.startswith(b"CapEff:")), b":0")
+    except OSError:
+        return False
+    return bool(int(line.partition(b":")[2], 16) >> _CAP_SYS_ADMIN & 1)
+
+
+def is_user_here(uid: int) -> bool:
+    """Return whether the user namespace that this process is in has a user."""
+    return _is_mapped("uid_map", uid)
+
+
+def is_group_here(gid: int) -> bool:
+    """Return whether the user namespace that this process is in has a group."""
+    return _is_mapped("gid_map", gid)
+
+
+def _is_mapped(name: str, number: int) -> bool:
+    with open(f"/proc/self/{name}", "rb") as file:
+        ranges = [tuple(map(int, line.split())) for line in file]
+    return any(first <= number < first + count for first, _, count in ranges)
 
 
 def may_give_away(uid: int = 1, gid: int = 1) -> bool:

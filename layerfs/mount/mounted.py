@@ -12,7 +12,7 @@ import os
 import time
 from collections.abc import Iterator
 
-from layerfs.errors import Conflict
+from layerfs.errors import Conflict, MountError
 from layerfs.formats.digest import Digest
 from layerfs.linux.lock import FileLock
 from layerfs.linux.mountinfo import MountEntry, find_foreign_upper_mount, find_upper_mount, read_mounts
@@ -74,6 +74,9 @@ def adopt_mounts(handle: StoreHandle) -> None:
         try:
             if all(record.mount_id != entry.mount_id for record in records.live()):
                 _adopt(handle, entry)
+        except MountError as error:
+            if error.errno != errno.ENOENT:  # it was unmounted meanwhile
+                raise
         finally:
             lock.release(remove=True)
 

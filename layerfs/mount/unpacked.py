@@ -11,7 +11,7 @@ from layerfs.mount.overlay import MAX_LOWERS
 from layerfs.mount.unpack import is_stackable, unpack
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers
-from layerfs.store.layer import device_paths, open_tree
+from layerfs.store.layer import device_paths, open_layer_tree
 
 __all__ = ["unpack_tree", "unpacked_directories"]
 
@@ -33,7 +33,7 @@ def unpacked_directories(
         OSError: ENOSPC, EIO.
     """
     layers = image_layers(handle, image)
-    trees = [open_tree(handle.layout.layer_tree(layer.diff_id)) for layer in layers]
+    trees = [open_layer_tree(handle, layer.diff_id) for layer in layers]
     if 0 < len(layers) < MAX_LOWERS and is_stackable(trees):
         paths = []
         for layer, own in zip(layers, trees, strict=True):

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-from layerfs.errors import LayerfsError, LimitExceeded, NotFound
+from layerfs.errors import FormatError, IntegrityError, LimitExceeded, NotFound
 from layerfs.formats.digest import Digest
 from layerfs.formats.oci import Descriptor, ImageConfig, Manifest, parse_manifest_or_index
 from layerfs.formats.platform import Platform
@@ -35,6 +35,7 @@ def choose_entry(entries: Sequence[Descriptor], wanted: Platform, read: Callable
     Raises:
         NotFound: none fits; the hint lists the platforms that there are.
         LimitExceeded: too many would have to be looked into.
+        LayerfsError: what ``read`` raises, but for documents that are missing or damaged.
     """
     if len(entries) == 1 and entries[0].platform is None:
         return entries[0]
@@ -68,7 +69,7 @@ class _Look:
                 config = self._read(document.config)
                 found = ImageConfig.parse(config, algorithm=document.config.digest.algorithm).platform
                 return None if found.is_unknown else found
-        except LayerfsError:
+        except (NotFound, FormatError, IntegrityError):
             return None  # it may not be the one that is wanted
         platforms = [self.platform(inner, depth + 1) for inner in document.images]
         try:

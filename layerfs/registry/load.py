@@ -24,6 +24,7 @@ from layerfs.registry.members import DirectoryMembers, Members, TarMembers, stre
 from layerfs.registry.pipeline import DigestBacklog, LayerEvent, prefetch, read_blob
 from layerfs.registry.plan import LayerPlan, Selection, plan_images
 from layerfs.registry.stream import read_stream
+from layerfs.store.database import stored_digest
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord
 from layerfs.store.ingest import Ingest
@@ -176,7 +177,7 @@ def load_stream(
             " WHERE compressed.digest = ? UNION SELECT diff_id FROM layer WHERE diff_id = ?",
             (str(digest), str(digest)),
         ).fetchone()
-        layer = find_layer(handle, Digest.parse(row[0])) if row else None
+        layer = find_layer(handle, stored_digest(row[0])) if row else None
         if layer is None or (keep_blobs and layer.diff_id != digest and not os.path.exists(handle.layout.blob(digest))):
             return False
         return is_whole(handle, layer)

@@ -6,12 +6,13 @@ are resolved inside the archive only, and never on the host: what a layout's sym
 
 from __future__ import annotations
 
+import errno
 import os
 import stat
 from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
 
-from layerfs.errors import FormatError, LimitExceeded, NotFound, UnsafePath
+from layerfs.errors import FormatError, LayerfsError, LimitExceeded, NotFound, UnsafePath
 from layerfs.formats.tar.header import BLOCK, NUL_BLOCK, checksum_matches
 from layerfs.formats.tar.member import Member
 from layerfs.formats.tar.reader import TarReader
@@ -190,6 +191,9 @@ class DirectoryMembers:
             fd = open_in_root(self._root, member_name(name.encode()).encode(), flags)
         except (FileNotFoundError, NotADirectoryError) as error:
             raise NotFound("file in the layout", name) from error
+        except OSError as error:
+            kind = FormatError if error.errno in (errno.ELOOP, errno.ENAMETOOLONG) else LayerfsError
+            raise kind(f"cannot read {name} in the layout: {error.strerror}") from error
         status = os.fstat(fd)
         if not stat.S_ISREG(status.st_mode):
             os.close(fd)
@@ -197,10 +201,14 @@ class DirectoryMembers:
         return _Range(fd, 0, status.st_size, name, owned=True)
 
     def has(self, name: str) -> bool:
-        """Return whether there is such a regular file."""
+        """Return whether there is such a regular file; see :class:`Members`.
+
+        Raises:
+            LayerfsError: it cannot be looked at: EACCES, EIO, EMFILE.
+        """
         try:
             self.open(name).close()
-        except (NotFound, FormatError, OSError):
+        except (NotFound, FormatError):
             return False
         return True
 

@@ -28,6 +28,7 @@ from layerfs.registry.loader import Progress
 from layerfs.registry.repository import Repository
 from layerfs.registry.upload import Uploader
 from layerfs.registry.watch import Stopped
+from layerfs.store.database import stored_digest
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers
 from layerfs.store.kept_blob import has_blob
@@ -214,7 +215,7 @@ class Push:
             "SELECT digest, size FROM compressed WHERE layer = ?", (layer.record.id,)
         )
         for text, size in rows.fetchall():
-            digest = Digest.parse(text)
+            digest = stored_digest(text)
             if digest == layer.blob.digest and self._compression in (None, layer_compression(layer.blob.media_type)):
                 continue  # looked for already
             if self._repository.blob_size(digest) == size and self._sniff(digest) == compression:

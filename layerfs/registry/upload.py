@@ -60,7 +60,7 @@ class Uploader:
         try:
             answer = self._to.server.send(
                 "POST", self._to.target(f"blobs/uploads/?{query}"), what=f"mounting blob {digest} in {self._to.path}",
-                scopes=scopes, headers={"Content-Length": "0"}, expect=(201, 202),
+                scopes=scopes, headers={"Content-Length": "0"}, expect=(201, 202), attempts=1,
             )  # fmt: skip
         except (RegistryError, NotFound):
             # Whatever it does not like, such as a repository that we may not read: the bytes can be sent instead.

@@ -8,7 +8,7 @@ import sqlite3
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
-from layerfs.errors import IntegrityError, LayerfsError, NotFound
+from layerfs.errors import IntegrityError, LayerfsError, NotFound, StoreError
 from layerfs.formats.digest import Digest, chain_id
 from layerfs.linux.durable import write_document
 from layerfs.linux.lock import FileLock
@@ -27,6 +27,7 @@ from layerfs.store.ingest import COLLECTOR
 from layerfs.store.kept_blob import manifest_blobs, verify_blob
 from layerfs.store.layer import LayerRecord, find_layer, get_layer, is_intact
 from layerfs.store.poll import Poll
+from layerfs.store.snapshot import Snapshot, list_snapshots
 
 __all__ = ["Problem", "check_store"]
 
@@ -70,18 +71,13 @@ def check_store(
     Blocking: reads every layer once.
     """
     poll = Poll(check)
+    found = _check_database(handle, repair=repair)
+    yield from found
     # A collection that was interrupted leaves trees and records apart until it is finished. Else looking removes
-    # nothing.
+    # nothing; nor does anything while the database contradicts itself about what is in use.
     row = handle.database.connection.execute("SELECT 1 FROM lease WHERE owner = ?", (COLLECTOR,)).fetchone()
-    if repair or (row is not None and not handle.database.frozen):
+    if (repair or (row is not None and not handle.database.frozen)) and all(problem.repaired for problem in found):
         collect(handle)
-    try:
-        said = [str(row[0]) for row in handle.database.connection.execute("PRAGMA integrity_check").fetchall()]
-    except sqlite3.DatabaseError as error:
-        said = [str(error)]
-    for text in said:
-        if text != "ok":
-            yield Problem("document", "store.db", text, repaired=False, hint="Make the store anew.")
     # What no image uses is about to go; half a layer there is what an interrupted removal leaves.
     rows = handle.database.connection.execute("SELECT DISTINCT layer FROM image_layer ORDER BY layer").fetchall()
     damaged = set()
@@ -100,6 +96,49 @@ def check_store(
             chains.add(image.chain_id)
         if found and find_record(handle, image.digest) is not None:
             yield from found
+    for snapshot in list_snapshots(handle):
+        yield from _check_container(handle, snapshot, repair=repair)
+
+
+def _check_database(handle: StoreHandle, *, repair: bool) -> list[Problem]:
+    """Compare tables and indexes; what only an index has wrong is made anew from its table."""
+    connection = handle.database.connection
+
+    def said() -> list[str]:
+        try:
+            return [row[0] for row in connection.execute("PRAGMA integrity_check").fetchall() if row[0] != "ok"]
+        except StoreError as error:
+            return [str(error)]
+
+    problems = said()
+    if not problems:
+        return []
+    repaired = False
+    if repair and not handle.database.frozen:
+        with contextlib.suppress(StoreError, sqlite3.IntegrityError):
+            with handle.database.transaction() as writing:
+                writing.execute("REINDEX")
+            repaired = not said()
+    hint = "Make the store anew." if repair else "Run: layerfs check --repair"
+    return [
+        Problem("document", "store.db", text, repaired=repaired, hint=None if repaired else hint) for text in problems
+    ]
+
+
+def _check_container(handle: StoreHandle, snapshot: Snapshot, *, repair: bool) -> Iterator[Problem]:
+    """Look for the two directories of a container; the one that holds nothing for long is made again."""
+    upper, work = handle.layout.upper(snapshot.id), handle.layout.work(snapshot.id)
+    missing = [path for path in (upper, work) if not os.path.isdir(path)]
+    if not missing or all(other.id != snapshot.id for other in list_snapshots(handle)):
+        return  # it was removed meanwhile
+    if upper in missing:
+        hint = f"What was written in it is lost; remove it with: layerfs rm {snapshot.name}"
+        yield Problem("container", snapshot.name, f"{upper} is missing", repaired=False, hint=hint)
+        return
+    if repair:
+        os.mkdir(work, 0o755)
+    hint_of_work = None if repair else "Run: layerfs check --repair"
+    yield Problem("container", snapshot.name, f"{work} is missing", repaired=repair, hint=hint_of_work)
 
 
 def _check_layer(handle: StoreHandle, layer: LayerRecord, *, repair: bool, check: Poll) -> Iterator[Problem]:
@@ -195,7 +234,7 @@ def _check_blobs(
     check: Poll,
 ) -> Iterator[Problem]:
     """Verify the compressed blobs that are kept for an image; a damaged one is repaired by keeping none."""
-    blobs = [blob for manifest in image_manifests(handle, image) for blob in manifest_blobs(handle, manifest)]
+    blobs = [blob for manifest in image_manifests(handle, image) for blob in manifest_blobs(handle, manifest) or ()]
     for blob in blobs:
         path = handle.layout.blob(blob.digest)
         if blob.digest in seen or not os.path.exists(path):

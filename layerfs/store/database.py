@@ -15,11 +15,12 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from layerfs.errors import StoreError, StoreReadOnly, StoreTooNew
+from layerfs.errors import IntegrityError, InvalidReference, StoreError, StoreReadOnly, StoreTooNew
+from layerfs.formats.digest import Digest
 from layerfs.linux.durable import fsync_directory
 from layerfs.store.schema import SCHEMA, SCHEMA_VERSION
 
-__all__ = ["Database"]
+__all__ = ["Database", "stored_digest"]
 
 T = TypeVar("T")
 
@@ -30,8 +31,11 @@ _BUSY_TIMEOUT = 60.0
 #: What SQLite says when the disk is full, in the middle of whatever it does.
 _NO_ROOM = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN")
 
+#: What SQLite's module raises for what is wrong with the database: text that is none, too.
+_DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)
+
 #: Bytes kept for the day when the disk is full, what counts as full, and the room from which on they are set aside.
-_SPARE, _FULL, _PLENTY = 1 << 20, 256 << 10, 64 << 20
+_SPARE, _FULL, _PLENTY = 1 << 20, 256 << 10, 8 << 20
 
 
 class _Cursor(sqlite3.Cursor):
@@ -54,7 +58,7 @@ class _Cursor(sqlite3.Cursor):
                 return question()
             except sqlite3.IntegrityError:
                 raise
-            except sqlite3.DatabaseError as error:
+            except _DAMAGE as error:
                 raise _explain(connection.path, error) from error
 
 
@@ -80,7 +84,7 @@ class _Connection(sqlite3.Connection):
                 return self.cursor(_Cursor).execute(sql, parameters)
             except sqlite3.IntegrityError:
                 raise  # the caller explains what it means that rows contradict each other
-            except sqlite3.DatabaseError as error:
+            except _DAMAGE as error:
                 full = getattr(error, "sqlite_errorname", "").startswith(_NO_ROOM)
                 # Not in a transaction, which a full disk ends: the statement would count without the others.
                 if full and not self.begun and _tend_spare(self.path):
@@ -138,10 +142,8 @@ class Database:
             if not frozen:
                 _tend_spare(path)
             self._prepare()
-        except BaseException as error:
+        except BaseException:
             self.close()
-            if isinstance(error, sqlite3.Error):
-                raise _explain(path, error) from error
             raise
 
     @property
@@ -149,7 +151,7 @@ class Database:
         """This thread's connection, in autocommit mode.
 
         Raises:
-            StoreError: the store was closed.
+            StoreError: the store was closed, or cannot be opened by one more thread.
         """
         return self._own()
 
@@ -174,10 +176,13 @@ class Database:
                 from urllib.parse import quote  # noqa: PLC0415 - every other start does without
 
                 source = f"file:{quote(self._path)}?mode=ro&immutable=1"
-            found = sqlite3.connect(
-                source, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64,
-                factory=_Connection, uri=self.frozen,
-            )  # fmt: skip
+            try:
+                found = sqlite3.connect(
+                    source, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64,
+                    factory=_Connection, uri=self.frozen,
+                )  # fmt: skip
+            except sqlite3.Error as error:
+                raise _explain(self._path, error) from error
             found.path = self._path
             with self._guard:
                 # Loads start threads, and a store may be open for long: what a thread had open ends with it.
@@ -219,6 +224,21 @@ class Database:
             raise
         finally:
             connection.begun = False
+
+    def refuse_contradictions(self, *tables: str) -> None:
+        """Refuse to go on where an index differs from its table: what is in use would look as if it were not.
+
+        Args:
+            tables: which ones; a millisecond for ten thousand rows.
+
+        Raises:
+            StoreError: one does, or is damaged.
+        """
+        for table in tables:
+            said = self.connection.execute(f"PRAGMA integrity_check({table})").fetchone()[0]
+            if said != "ok":
+                root = os.path.dirname(self._path)
+                raise StoreError(f"store database at {root}: {said}", root=root, hint="Run: layerfs check --repair")
 
     def close(self) -> None:
         """Close the connections of all threads, for good.
@@ -284,6 +304,9 @@ def _tend_spare(database: str) -> bool:
             fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
             try:
                 os.posix_fallocate(fd, 0, _SPARE)
+            except OSError:
+                os.unlink(path)  # an empty one would count as there
+                raise
             finally:
                 os.close(fd)
     return False
@@ -295,20 +318,38 @@ def _room(root: str) -> int:
     return found.f_bavail * found.f_frsize  # of the rest, ext4 keeps some even from root
 
 
-def _explain(path: str, error: sqlite3.Error) -> StoreError:
+def stored_digest(text: object) -> Digest:
+    """Return the digest that a row holds.
+
+    Raises:
+        IntegrityError: it holds none.
+    """
+    if isinstance(text, str):
+        with contextlib.suppress(InvalidReference):
+            return Digest.parse(text)
+    raise IntegrityError(f"the store's database is damaged: it has {text!r:.80} for a digest")
+
+
+def _explain(path: str, error: Exception) -> StoreError:
     root = os.path.dirname(path)
     text = str(error)
     name = getattr(error, "sqlite_errorname", "")
     if name.startswith(_NO_ROOM) and _room(root) < _FULL:
         return StoreError(
             f"no space left for the database of the store at {root}", root=root,
-            hint="Remove a container or an image: layerfs rm, layerfs rmi.",
+            hint="Free some on its file system, or remove a container or an image: layerfs rm, layerfs rmi.",
         )  # fmt: skip
     if isinstance(error, sqlite3.ProgrammingError) and "closed" in text:
         return StoreError("the store is closed", root=root)
     with contextlib.suppress(OSError):
         if "readonly" in text and os.statvfs(root).f_flag & os.ST_RDONLY:
             return StoreReadOnly(f"cannot write the store at {root}: {os.strerror(errno.EROFS)}", root=root)
+    if "unable to open" in text:
+        try:
+            os.close(os.open(path, os.O_RDONLY | os.O_CLOEXEC))
+        except OSError as found:
+            if found.errno in (errno.EMFILE, errno.ENFILE):
+                return StoreError(f"cannot open the database of the store at {root}: {found.strerror}", root=root)
     if "readonly" in text or "unable to open" in text:
         return StoreReadOnly(f"cannot write the store at {root}: {text}", root=root, hint="Check its permissions.")
     return StoreError(f"store database at {root}: {text}", root=root)

@@ -22,6 +22,7 @@ from layerfs.formats.tree import LayerTree, Node
 from layerfs.linux.durable import fsync_directory, write_document
 from layerfs.linux.sparse import is_same, is_zero
 from layerfs.store.carry import MANY, small_layers
+from layerfs.store.database import stored_digest
 from layerfs.store.handle import StoreHandle
 from layerfs.store.layer import LayerRecord, chain_layers, device_tag, find_layer, open_tree, read_layer
 from layerfs.store.layer_writer import MIN_SHARED, LayerKey, spread_range
@@ -117,7 +118,7 @@ def derive_layer_tree(handle: StoreHandle, layer: LayerRecord, *, check: Callabl
     if sparse:
         _verify_spread(handle.layout.layer_tar(layer.diff_id), sparse)
     root = tree.finish()
-    extents = {row[0]: (keys.get(Digest.parse(row[1])), row[2]) for row in handle.database.connection.execute(
+    extents = {row[0]: (keys.get(stored_digest(row[1])), row[2]) for row in handle.database.connection.execute(
         "SELECT extent.offset, layer.diff_id, extent.donor_offset FROM extent JOIN layer ON layer.id = extent.donor"
         " WHERE extent.layer = ?", (layer.id,)
     )}  # fmt: skip
@@ -251,16 +252,16 @@ def rewrite_merged_trees(handle: StoreHandle, layers: Sequence[LayerRecord], *, 
         f" WHERE image_layer.layer IN ({marks}) GROUP BY chain_id", [layer.id for layer in layers],
     ).fetchall()  # fmt: skip
     for chain, image in rows:
-        path = handle.layout.merged_tree(Digest.parse(chain))
+        path = handle.layout.merged_tree(stored_digest(chain))
         with handle.trees_kept():
             own = chain_layers(handle, image)
             if is_tree_later(path) or (carrying and len(own) <= MANY):
                 continue
             try:
-                if chain_id([layer.diff_id for layer in own]) != Digest.parse(chain):
+                if chain_id([layer.diff_id for layer in own]) != stored_digest(chain):
                     raise NotFound("image", str(chain))
                 merged = merge_stored(handle, own)
-            except (FileNotFoundError, LayerfsError):
+            except (OSError, LayerfsError):
                 # Another of its layers is damaged too.
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)

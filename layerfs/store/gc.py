@@ -12,6 +12,7 @@ new trees are right with or without it.
 
 from __future__ import annotations
 
+import logging
 import os
 from collections.abc import Callable, Iterable
 from contextlib import ExitStack
@@ -25,6 +26,7 @@ from layerfs.linux.durable import fsync_directory, write_document
 from layerfs.linux.lock import FileLock
 from layerfs.linux.safe_path import remove_tree
 from layerfs.linux.sparse import copy_range
+from layerfs.store.database import stored_digest
 from layerfs.store.derive import LayerKeys, encode_layer_tree, encode_merged_tree, is_tree_later
 from layerfs.store.handle import StoreHandle
 from layerfs.store.ingest import COLLECTOR, sweep
@@ -33,6 +35,11 @@ from layerfs.store.layer import LayerRecord, chain_layers, find_donors, find_lay
 from layerfs.store.nodes import read_nodes
 
 __all__ = ["Reclaimed", "collect"]
+
+_log = logging.getLogger(__name__)
+
+#: The tables that say what is in use.
+_TABLES = ("layer", "image_layer", "image", "name", "origin", "snapshot", "lease")
 
 _UNUSED = f"""
 SELECT id FROM layer WHERE NOT EXISTS (SELECT 1 FROM image_layer WHERE image_layer.layer = layer.id)
@@ -68,10 +75,12 @@ def collect(handle: StoreHandle, *, check: Callable[[], None] | None = None) -> 
         check: polled between the layers; what it raises ends the work, and what is left is there for the next call.
 
     Raises:
+        StoreError: the database contradicts itself; nothing is removed then.
         OSError: ENOSPC when borrowed bytes find no room; the layer that lends them then stays.
 
     Blocking: waits for loads that are just making their images visible.
     """
+    handle.database.refuse_contradictions(*_TABLES)
     size = sweep(handle)
     lock = FileLock(handle.layout.lock(f"ingest-{COLLECTOR}"))
     if not lock.try_acquire():
@@ -80,6 +89,8 @@ def collect(handle: StoreHandle, *, check: Callable[[], None] | None = None) -> 
         removed = []
         # The newest first: what a failed load brought in borrows from older layers, and has not to inherit from them.
         rows = handle.database.connection.execute(f"{_UNUSED} ORDER BY id DESC").fetchall()
+        if rows:
+            handle.database.refuse_contradictions("extent")
         for (identifier,) in rows:
             if check is not None:
                 check()
@@ -121,7 +132,8 @@ def _remove_layer(handle: StoreHandle, layer: LayerRecord) -> int | None:
         stack.callback(_free, handle)
         try:
             _bequeath(handle, layer)
-        except (LayerfsError, FileNotFoundError, NotADirectoryError):
+        except (LayerfsError, FileNotFoundError, NotADirectoryError) as error:
+            _log.warning("layer %s stays, for what borrows from it cannot be changed: %s", layer.diff_id.short, error)
             return None
         # The files first: on a full disk this makes the room that the database needs to forget many rows.
         size = _remove_directory(handle, layer.diff_id)
@@ -260,12 +272,12 @@ def _rewrite_trees(handle: StoreHandle, layer: LayerRecord, moves: dict[int, _Mo
         borrowers,
     )
     for chain, image in rows.fetchall():
-        path = handle.layout.merged_tree(Digest.parse(chain))
+        path = handle.layout.merged_tree(stored_digest(chain))
         if is_tree_later(path):
             continue  # made from the layers when it is needed
         chain_keys = [keys.get(own.diff_id) for own in chain_layers(handle, image)]
         try:
-            if chain_id([key.known for key in chain_keys]) != Digest.parse(chain):
+            if chain_id([key.known for key in chain_keys]) != stored_digest(chain):
                 raise FormatError("the image was removed meanwhile")
             root = read_nodes(open_tree(path), keys.get, chain_keys)
             for node in walk(root):
@@ -303,14 +315,17 @@ def _remove_blobs(handle: StoreHandle) -> tuple[int, int]:
     others = connection.execute("SELECT digest FROM image UNION SELECT digest FROM origin")
     known = manifests.union(row[0] for row in others)
     kept: set[Digest] | None = None
+    damaged = False  # a manifest: what it names nobody knows until its image is loaded again
 
     def is_known(digest: Digest) -> bool:
-        nonlocal kept
+        nonlocal kept, damaged
         if str(digest) in known:
             return True
         if kept is None:  # most stores keep no blobs, and need not read their manifests
-            kept = {blob.digest for text in manifests for blob in manifest_blobs(handle, Digest.parse(text))}
-        return digest in kept
+            named = [manifest_blobs(handle, stored_digest(text)) for text in manifests]
+            kept = {blob.digest for blobs in named for blob in blobs or ()}
+            damaged = None in named
+        return digest in kept or damaged
 
     return _remove_files(handle, "blobs", is_known)
 

@@ -15,6 +15,7 @@ from layerfs.store.derive import LayerKeys
 from layerfs.store.handle import StoreHandle
 from layerfs.store.layer import LayerRecord, find_holders, is_intact
 from layerfs.store.layer_writer import LayerKey, Offer
+from layerfs.store.poll import raise_own
 
 __all__ = ["Holders"]
 
@@ -80,14 +81,19 @@ class Holders:
                 yield key, offset
 
     def read(self, key: LayerKey, offset: int, size: int) -> bytes:
-        """Return bytes of a layer file, fewer where it is damaged, none where it is gone."""
+        """Return bytes of a layer file, fewer where it is damaged, none where it is gone.
+
+        Raises:
+            OSError: EMFILE and the like, which say nothing about the layer.
+        """
         try:
             if key not in self._open:
                 self._open[key] = self._descriptor(key)
                 if len(self._open) > _MAX_OPEN:
                     os.close(self._open.pop(next(iter(self._open))))
             return os.pread(self._open[key], size, offset)
-        except OSError:
+        except OSError as error:
+            raise_own(error)
             return b""
 
     def close(self) -> None:

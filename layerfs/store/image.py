@@ -15,6 +15,7 @@ from layerfs.formats.digest import Digest, chain_id
 from layerfs.formats.erofs.reader import Tree
 from layerfs.formats.reference import Reference
 from layerfs.linux.durable import write_document
+from layerfs.store.database import stored_digest
 from layerfs.store.handle import StoreHandle
 from layerfs.store.layer import LayerRecord, chain_layers, open_tree
 
@@ -105,7 +106,7 @@ def name_manifests(handle: StoreHandle, image: ImageRecord) -> dict[str, Digest]
     rows = handle.database.connection.execute(
         "SELECT name, manifest FROM name WHERE image = ? ORDER BY name", (image.id,)
     )
-    return {row[0]: Digest.parse(row[1]) for row in rows.fetchall()}
+    return {row[0]: stored_digest(row[1]) for row in rows.fetchall()}
 
 
 def names_of_manifest(handle: StoreHandle, image: ImageRecord) -> list[str]:
@@ -120,7 +121,7 @@ def image_manifests(handle: StoreHandle, image: ImageRecord) -> list[Digest]:
         " UNION SELECT manifest FROM origin WHERE image = ?1"
         " UNION SELECT manifest FROM snapshot WHERE image = ?1", (image.id,)
     )  # fmt: skip
-    return [Digest.parse(row[0]) for row in rows]
+    return [stored_digest(row[0]) for row in rows]
 
 
 def image_indexes(handle: StoreHandle, image: ImageRecord) -> list[Digest]:
@@ -128,7 +129,7 @@ def image_indexes(handle: StoreHandle, image: ImageRecord) -> list[Digest]:
     rows = handle.database.connection.execute(
         "SELECT DISTINCT digest FROM origin WHERE image = ? AND digest != manifest", (image.id,)
     )
-    return [Digest.parse(row[0]) for row in rows]
+    return [stored_digest(row[0]) for row in rows]
 
 
 def image_origins(handle: StoreHandle, image: ImageRecord) -> list[str]:
@@ -397,4 +398,4 @@ def _by_reference(connection: sqlite3.Connection, reference: Reference) -> Image
 
 
 def _record(row: tuple[int, str, str, str, int]) -> ImageRecord:
-    return ImageRecord(row[0], Digest.parse(row[1]), Digest.parse(row[2]), Digest.parse(row[3]), row[4])
+    return ImageRecord(row[0], stored_digest(row[1]), stored_digest(row[2]), stored_digest(row[3]), row[4])

@@ -31,6 +31,7 @@ from layerfs.linux.disk_use import tree_disk
 from layerfs.linux.durable import publish
 from layerfs.linux.lock import FileLock
 from layerfs.linux.safe_path import remove_tree
+from layerfs.store.database import stored_digest
 from layerfs.store.derive import LayerKeys, encode_layer_tree, restore_record, rewrite_merged_trees
 from layerfs.store.handle import StoreHandle
 from layerfs.store.holders import Holders
@@ -158,18 +159,21 @@ class Ingest:
         self, kind: type[BaseException] | None, error: BaseException | None, trace: TracebackType | None
     ) -> None:
         """Clean up; layers that no image uses are left to the garbage collector, which the caller runs."""
-        self._stop_thread()
-        self._holders.close()
-        if self.blobs is not None:
-            self.blobs.close()
-        if self._pending is not None:
-            self._drop(self._pending)
-        # What cannot be cleaned up now, the next sweep does; the load itself is done, or has its own error to tell.
-        with contextlib.suppress(OSError):
-            remove_tree(self._directory, missing_ok=True)
-        with contextlib.suppress(LayerfsError), self.handle.database.transaction() as connection:
-            connection.execute("DELETE FROM lease WHERE owner = ?", (self.owner,))
-        self._lock.release(remove=True)
+        try:
+            self._stop_thread()
+            self._holders.close()
+            if self.blobs is not None:
+                self.blobs.close()
+            if self._pending is not None:
+                self._drop(self._pending)
+        finally:
+            # What cannot be cleaned up now, the next sweep does, if the lock lets it; the load itself is done, or has
+            # its own error to tell.
+            with contextlib.suppress(OSError):
+                remove_tree(self._directory, missing_ok=True)
+            with contextlib.suppress(LayerfsError), self.handle.database.transaction() as connection:
+                connection.execute("DELETE FROM lease WHERE owner = ?", (self.owner,))
+            self._lock.release(remove=True)
 
     def find_layer(self, diff_id: Digest) -> IngestedLayer | None:
         """Return a layer that needs no bytes: of this load, or in the store and whole. It is leased from now on."""
@@ -210,7 +214,7 @@ class Ingest:
             " WHERE compressed.digest = ?",
             (str(digest),),
         ).fetchone()
-        return self.find_layer(Digest.parse(row[0])) if row else None
+        return self.find_layer(stored_digest(row[0])) if row else None
 
     def begin_layer(self, diff_id: Digest | None) -> Pending | IngestedLayer:
         """Start a layer, unless it turns out to be there already.
@@ -496,7 +500,10 @@ class Ingest:
             "SELECT DISTINCT chain_id FROM image JOIN image_layer ON image_layer.image = image.id WHERE layer = ?",
             (layer.id,),
         ).fetchall()
-        for path in (layout.unpacked(layer.diff_id), *(layout.unpacked_merged(Digest.parse(row[0])) for row in chains)):
+        for path in (
+            layout.unpacked(layer.diff_id),
+            *(layout.unpacked_merged(stored_digest(row[0])) for row in chains),
+        ):
             with contextlib.suppress(FileNotFoundError):
                 os.rename(path, f"{path}.{os.urandom(6).hex()}")
 
@@ -504,10 +511,13 @@ class Ingest:
         """Release what a layer holds; what is still in its private directory goes when the load ends."""
         if pending is self._pending:
             self._pending = None
-        pending.writer.close()
-        remove_tree(pending.directory, missing_ok=True)
-        if pending.lock is not None:
-            pending.lock.release(remove=True)
+        try:
+            pending.writer.close()
+            with contextlib.suppress(OSError):
+                remove_tree(pending.directory, missing_ok=True)
+        finally:
+            if pending.lock is not None:
+                pending.lock.release(remove=True)
 
 
 def sweep(handle: StoreHandle) -> int:

@@ -81,12 +81,12 @@ def has_blob(handle: StoreHandle, blob: Descriptor) -> bool:
         return False
 
 
-def manifest_blobs(handle: StoreHandle, manifest: Digest) -> tuple[Descriptor, ...]:
-    """Return the layer blobs that a manifest of the store names; none when the document is damaged."""
+def manifest_blobs(handle: StoreHandle, manifest: Digest) -> tuple[Descriptor, ...] | None:
+    """Return the layer blobs that a manifest of the store names; None when the document is damaged or missing."""
     try:
         return Manifest.parse(handle.read_blob(manifest), algorithm=manifest.algorithm).layers
     except (StoreError, FormatError):
-        return ()
+        return None
 
 
 def verify_blob(handle: StoreHandle, digest: Digest, *, check: Callable[[], None] | None = None) -> None:

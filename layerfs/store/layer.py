@@ -12,6 +12,7 @@ from dataclasses import dataclass
 from layerfs.errors import DigestMismatch, FormatError, IntegrityError, NotFound
 from layerfs.formats.digest import Digest, new_hash
 from layerfs.formats.erofs.reader import Tree
+from layerfs.store.database import stored_digest
 from layerfs.store.handle import StoreHandle
 from layerfs.store.poll import raise_own
 
@@ -28,6 +29,7 @@ __all__ = [
     "is_whole",
     "list_layers",
     "map_tree",
+    "open_layer_tree",
     "open_tree",
     "read_layer",
     "tag_digest",
@@ -135,6 +137,22 @@ def open_tree(path: str) -> Tree:
         return map_tree(file.fileno())
 
 
+def open_layer_tree(handle: StoreHandle, diff_id: Digest) -> Tree:
+    """Return the tree of a layer, as :func:`open_tree`, where it has to be there.
+
+    Raises:
+        IntegrityError: it is missing.
+        FormatError: it is not a whole tree.
+        OSError: EACCES, EIO.
+    """
+    try:
+        return open_tree(handle.layout.layer_tree(diff_id))
+    except FileNotFoundError as error:
+        raise IntegrityError(
+            f"the tree of layer {diff_id} is missing in the store", hint="Run: layerfs check --repair"
+        ) from error
+
+
 def map_tree(fd: int) -> Tree:
     """Return the tree in an open file, which may be closed; otherwise as :func:`open_tree`."""
     if not os.fstat(fd).st_size:
@@ -209,7 +227,7 @@ def read_layer(handle: StoreHandle, layer: LayerRecord, *, check: Callable[[], N
 
         def tar(diff_id: str) -> int:
             if diff_id not in files:
-                path = handle.layout.layer_tar(Digest.parse(diff_id))
+                path = handle.layout.layer_tar(stored_digest(diff_id))
                 try:
                     files[diff_id] = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
                 except OSError as error:
@@ -257,4 +275,4 @@ def _pieces(fd: int, start: int, length: int, name: str, check: Callable[[], Non
 
 
 def _record(row: sqlite3.Row | tuple[int, str, int, int, int, int, int, int]) -> LayerRecord:
-    return LayerRecord(row[0], Digest.parse(row[1]), *row[2:])
+    return LayerRecord(row[0], stored_digest(row[1]), *row[2:])

@@ -17,6 +17,7 @@ from layerfs.formats.reference import Reference
 from layerfs.formats.tree import Node
 from layerfs.linux.durable import fsync_directory, write_document
 from layerfs.store.carry import MANY
+from layerfs.store.database import stored_digest
 from layerfs.store.derive import TREE_LATER, merge_layers
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, find_record, set_name
@@ -149,7 +150,7 @@ def _insert(handle: StoreHandle, connection: sqlite3.Connection, image: NewImage
         ).fetchone()
         if row is not None:
             _log.warning(
-                "%s now means image %s; until now it was %s", name, record.digest.short, Digest.parse(row[0]).short
+                "%s now means image %s; until now it was %s", name, record.digest.short, stored_digest(row[0]).short
             )
         set_name(connection, name, record.id, image.manifest[0])
     return replace(record, given=tuple(map(str, image.names)))

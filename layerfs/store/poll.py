@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import sqlite3
 from collections.abc import Callable
 
 from layerfs.errors import LayerfsError
@@ -40,7 +41,9 @@ class Poll:
 
 
 def raise_own(error: Exception) -> None:
-    """Raise what an error was made of, if that says something about this process and nothing about a file."""
+    """Raise an error again that says something about this process, or the database, and nothing about a file."""
     cause = error.__cause__ if isinstance(error, LayerfsError) else error
+    if isinstance(cause, sqlite3.Error):
+        raise error
     if isinstance(cause, OSError) and cause.errno in _NOT_OF_THE_FILE:
         raise cause

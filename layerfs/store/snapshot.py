@@ -14,6 +14,7 @@ from layerfs.linux.disk_use import tree_disk
 from layerfs.linux.durable import fsync_directory
 from layerfs.linux.lock import FileLock
 from layerfs.linux.safe_path import remove_tree
+from layerfs.store.database import stored_digest
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import MIN_PREFIX, ImageRecord
 
@@ -173,7 +174,11 @@ def sweep_snapshots(handle: StoreHandle) -> int:
 
     Returns:
         The bytes of disk that they took.
+
+    Raises:
+        StoreError: the database contradicts itself; nothing is removed then.
     """
+    handle.database.refuse_contradictions("snapshot")
     connection = handle.database.connection
     directory = os.path.join(handle.layout.root, "snapshots")
     known = {row[0] for row in connection.execute("SELECT id FROM snapshot")}
@@ -223,4 +228,4 @@ def _insert(handle: StoreHandle, identifier: str, image: ImageRecord, name: str 
 
 
 def _snapshot(row: tuple[str, str, str, str, int]) -> Snapshot:
-    return Snapshot(row[0], row[1], Digest.parse(row[2]), Digest.parse(row[3]), row[4])
+    return Snapshot(row[0], row[1], stored_digest(row[2]), stored_digest(row[3]), row[4])

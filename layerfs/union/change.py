@@ -18,7 +18,7 @@ from layerfs.union.attribute import Attributes
 from layerfs.union.base import Caller
 from layerfs.union.file import FilePart
 from layerfs.union.flags import FlagPart
-from layerfs.union.mark import SET_ID, descriptor_path, get_xattr, list_xattrs
+from layerfs.union.mark import SET_ID, descriptor_path, get_xattr, list_xattrs, set_limited_acl
 from layerfs.union.node import Content, Node
 from layerfs.union.upper import Upper
 from layerfs.union.view import ViewPart
@@ -369,7 +369,12 @@ class ChangePart(ViewPart, FilePart, FlagPart):
             work = os.open(nest, os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC, dir_fd=upper.work)
         try:
             if acl is not None:
-                os.setxattr(descriptor_path(work), _DEFAULT_ACL, acl)
+                try:
+                    os.setxattr(descriptor_path(work), _DEFAULT_ACL, acl)
+                except OSError as error:
+                    if error.errno != errno.EINVAL:
+                        raise
+                    set_limited_acl(descriptor_path(work), _DEFAULT_ACL, acl)
             make(temporary, work)
             try:
                 self._own(upper, directory, work, temporary, mode, caller, in_place=False)

@@ -13,10 +13,11 @@ import errno
 import os
 import stat
 
+from layerfs.formats.xattr import ACL_NAMES
 from layerfs.linux.sparse import copy_data
 from layerfs.union.attribute import Attributes
 from layerfs.union.lower import LowerFile, LowerTree, Reference
-from layerfs.union.mark import SET_ID, descriptor_path, open_inode
+from layerfs.union.mark import SET_ID, descriptor_path, open_inode, set_limited_acl
 from layerfs.union.upper import Upper
 
 __all__ = ["copy_inode"]
@@ -138,7 +139,9 @@ def _dress(
         try:
             os.setxattr(path, key, value)
         except OSError as error:
-            if error.errno not in _UNKEPT:
+            if error.errno == errno.EINVAL and key in ACL_NAMES:
+                set_limited_acl(path, key, value)
+            elif error.errno not in _UNKEPT:
                 raise
     if upper.override and stat.S_IFMT(mode) in {stat.S_IFREG, stat.S_IFDIR}:
         # Behind an ACL, which sets the mode too.

@@ -51,6 +51,7 @@ class FlagPart(UnionPart):
                 # The caller was told of none. Some are the file system's own (extents), and mean work if they go.
                 value = with_flags(value, read_flags(fd, form))
             write_flags(fd, form, value)
+        upper.flags_changed(ino)
         node.close_content()  # whether it may be written is found out when it is opened
 
     @contextlib.contextmanager

@@ -15,6 +15,8 @@ from collections.abc import Iterable
 from errno import ENODATA, ENOTSUP, EPERM
 
 from layerfs.formats.whiteout import OVERRIDE_XATTR
+from layerfs.formats.xattr import limited_acl
+from layerfs.linux.process import is_group_here, is_user_here
 
 __all__ = [
     "AUFS_OPAQUE",
@@ -33,6 +35,7 @@ __all__ = [
     "read_opaque",
     "read_xattrs",
     "refuse_metacopy",
+    "set_limited_acl",
 ]
 
 #: Mode bits that give who runs a file the rights of its owner or group.
@@ -118,6 +121,15 @@ def read_xattrs(fd: int) -> dict[bytes, bytes]:
         if value is not None:
             found[name] = value
     return found
+
+
+def set_limited_acl(where: bytes | int, name: bytes, value: bytes) -> None:
+    """Set an ACL without those whom this user namespace does not have, whom no process in it can name.
+
+    Raises:
+        OSError: EINVAL if that is not what was wrong with it.
+    """
+    os.setxattr(where, name, limited_acl(value, is_user_here, is_group_here))
 
 
 def read_opaque(fd: int, prefix: bytes, *, foreign: bool = True) -> bytes:

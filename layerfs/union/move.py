@@ -51,7 +51,7 @@ class MovePart(ChangePart, ListingPart):
             elif node.upper:
                 upper.cover(name, fd)
             else:
-                upper.hide(name, fd)
+                upper.hide(name, directory)
             self._unname(node, directory, name)
         finally:
             self._release_hold(node)
@@ -78,7 +78,7 @@ class MovePart(ChangePart, ListingPart):
             if below or not node.upper:
                 upper.admit_whiteouts(directory)
             if not node.upper:
-                upper.hide(name, fd)
+                upper.hide(name, directory)
             elif below:
                 upper.cover_directory(name, fd)
             else:

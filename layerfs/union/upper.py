@@ -19,11 +19,12 @@ from collections import OrderedDict
 from collections.abc import Iterator
 
 from layerfs.formats.whiteout import format_override, usable_mode
+from layerfs.linux.inode_flags import is_append_only
 from layerfs.linux.mount_api import clone_tree
 from layerfs.linux.nameless import link_open_file
 from layerfs.linux.rename import EXCHANGE, rename
 from layerfs.linux.safe_path import remove_tree
-from layerfs.linux.whiteout_xattr import has_whiteout_xattr, make_whiteout_xattr
+from layerfs.linux.whiteout_xattr import has_whiteout_xattr
 from layerfs.union.attribute import Attributes, from_status, overridden
 from layerfs.union.limit import descriptor_share
 from layerfs.union.mark import (
@@ -38,11 +39,17 @@ from layerfs.union.mark import (
     read_opaque,
 )
 from layerfs.union.node import ROOT, Node
+from layerfs.union.whiteouts import Whiteouts
 
 __all__ = ["Upper"]
 
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC
 _READABLE = os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC
+
+#: What file systems and kernels answer that make no files without a name, or give them none without a privilege.
+_NO_LATER_NAME = frozenset(
+    {errno.EOPNOTSUPP, errno.EISDIR, errno.ENOENT, errno.EPERM, errno.EACCES, errno.EINVAL, errno.ENOSYS, errno.EXDEV}
+)
 
 
 class Upper:
@@ -90,6 +97,8 @@ class Upper:
         #: Directories held open; climbing to others costs one open per level.
         self._kept = descriptor_share()
         self._serial = 0
+        #: Directories that are known to let names go, by inode number.
+        self._removable: set[int] = set()
         with contextlib.ExitStack() as stack:
             root, lock, self.alone = _open_alone(upper, work)
             self.root, self._lock = _opened(stack, root), _opened(stack, lock)
@@ -117,13 +126,15 @@ class Upper:
             self._disinherit(descriptor_path(self.work))
             self.override = override or (None if self._may_give_away() else OVERRIDE_XATTR)
             self.name_max: int = os.fstatvfs(self.root).f_namemax
-            self.plain_whiteouts = self._may_make_whiteouts()
+            self._whiteouts = Whiteouts(self.work, prefix, self.temporary)
+            self.plain_whiteouts = self._whiteouts.plain
             self.nameless = self._may_name_later()
             stack.pop_all()
 
     def close(self) -> None:
         """Close all descriptors; the work directory is free again."""
         self.close_directories()
+        self._whiteouts.drop()
         for fd in (self.work, self._lock, self._upper_lock, self.root):
             os.close(fd)
 
@@ -361,19 +372,29 @@ class Upper:
         except IsADirectoryError:
             os.rmdir(copy, dir_fd=self.work)
 
-    def hide(self, name: bytes, dir_fd: int) -> None:
-        """Put a whiteout where the upper has nothing, in one step."""
+    def hide(self, name: bytes, directory: Node) -> None:
+        """Put a whiteout where the upper has nothing, in one step.
+
+        Raises:
+            OSError: EPERM in a directory that is append-only: for the file system a whiteout is only a new name there.
+        """
+        dir_fd = self.directory(directory)
+        if directory.ino not in self._removable:
+            if _is_append_only(dir_fd):
+                raise OSError(errno.EPERM, os.strerror(errno.EPERM))
+            self._removable.add(directory.ino)
         if self.plain_whiteouts:
             self.make_whiteout(name, dir_fd)
         else:
             self.cover(name, dir_fd)
 
+    def flags_changed(self, ino: int) -> None:
+        """Take note that an inode's flags are others."""
+        self._removable.discard(ino)
+
     def make_whiteout(self, name: bytes, dir_fd: int) -> None:
-        """Make a whiteout; nobody needs a privilege for it since Linux 5.8."""
-        if self.plain_whiteouts:
-            os.mknod(name, stat.S_IFCHR, 0, dir_fd=dir_fd)
-            return
-        make_whiteout_xattr(name, dir_fd, self.prefix)
+        """Make a whiteout; see :class:`layerfs.union.whiteouts.Whiteouts`."""
+        self._whiteouts.make(name, dir_fd)
 
     def admit_whiteouts(self, directory: Node) -> None:
         """Prepare a directory for a whiteout: those that are xattrs count only where the directory says so."""
@@ -444,18 +465,6 @@ class Upper:
         finally:
             os.close(fd)
 
-    def _may_make_whiteouts(self) -> bool:
-        """Whether the file system takes whiteouts that are devices: one that is itself an overlay does not."""
-        name = self.temporary()
-        try:
-            os.mknod(name, stat.S_IFCHR, 0, dir_fd=self.work)
-        except OSError as error:
-            if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
-                raise
-            return False
-        os.unlink(name, dir_fd=self.work)
-        return True
-
     def _may_name_later(self) -> bool:
         """Whether a file can be made without a name and get one, tried on one."""
         name = self.temporary()
@@ -465,7 +474,9 @@ class Upper:
                 link_open_file(fd, self.work, name)
             finally:
                 os.close(fd)
-        except OSError:  # what else is wrong, the first copy meets too
+        except OSError as error:
+            if error.errno not in _NO_LATER_NAME:
+                raise
             return False
         os.unlink(name, dir_fd=self.work)
         return True
@@ -555,3 +566,15 @@ def _open_up(name: bytes, dir_fd: int) -> None:
         os.chmod(descriptor_path(fd), 0o700)
     finally:
         os.close(fd)
+
+
+def _is_append_only(directory: int) -> bool:
+    """Whether nothing can be removed from a directory; where that cannot be found out it can."""
+    try:
+        fd = os.open(b".", _READABLE, dir_fd=directory)
+        try:
+            return is_append_only(fd)
+        finally:
+            os.close(fd)
+    except OSError:  # a file system without flags; a directory that may not be read
+        return False

@@ -4,12 +4,12 @@ from __future__ import annotations
 
 import os
 import stat
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from errno import EINVAL, ENODATA, ENOTSUP
 
 from layerfs.formats.xattr import ACCESS_ACL, ACL_NAMES, acl_of_owner
 from layerfs.union.attribute import Attributes
-from layerfs.union.base import Caller, UnionPart
+from layerfs.union.base import UnionPart
 from layerfs.union.mark import ESCAPE, FUSE_OVERLAYFS_OPAQUE, descriptor_path, list_xattrs, read_xattrs
 from layerfs.union.node import Node
 
@@ -117,15 +117,20 @@ class ViewPart(UnionPart):
             node.bare = True
         return xattrs.get(stored)
 
-    def listxattr(self, ino: int, caller: Caller) -> list[bytes]:
-        """Return the names of the xattrs that a caller may see; ``trusted.*`` are root's."""
+    def listxattr(self, ino: int, is_privileged: Callable[[], bool]) -> list[bytes]:
+        """Return the names of the xattrs that a caller may see.
+
+        Args:
+            ino: of what.
+            is_privileged: whether the caller may see ``trusted.*``; asked only where there are any.
+        """
         node = self._nodes[ino]
         if node.bare:
             return []
         found = []
         for name in self._raw_xattrs(node):
             shown = self._shown_name(name)
-            if shown is not None and (caller.uid == 0 or not shown.startswith(b"trusted.")):
+            if shown is not None and (not shown.startswith(b"trusted.") or is_privileged()):
                 found.append(shown)
         return found
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 import contextlib
 import errno
 import fcntl
+import logging
 import os
 import signal
 import threading
@@ -21,6 +22,8 @@ from layerfs.linux.durable import await_writeback, start_writeback
 from layerfs.union.limit import descriptor_share
 
 __all__ = ["WriteBack"]
+
+_log = logging.getLogger(__name__)
 
 #: Seconds that a copy waits for others; journals commit every five, the kernel's own flusher takes thirty.
 _DELAY = 1.0
@@ -122,10 +125,12 @@ class WriteBack:
         self._closed = True
         self._some.set()
         self._many.set()
-        for fd in self._taken().values():
+        for key, fd in self._taken().items():
             if time.monotonic() < end:
-                with contextlib.suppress(OSError):
+                try:
                     start_writeback(fd)
+                except OSError as error:
+                    self._fail(key, error)
             _close(fd)
         if self._thread is not None:
             self._thread.join(max(0.0, end - time.monotonic()))
@@ -170,7 +175,7 @@ class WriteBack:
                 try:
                     start_writeback(fd)
                 except OSError as error:
-                    self._failed[key] = error.errno or errno.EIO
+                    self._fail(key, error)
             for key, fd in taken.items():
                 self._await(key, fd)
                 _close(fd)
@@ -180,7 +185,12 @@ class WriteBack:
         try:
             await_writeback(fd)
         except OSError as error:
-            self._failed[key] = error.errno or errno.EIO
+            self._fail(key, error)
+
+    def _fail(self, key: Hashable, error: OSError) -> None:
+        """Keep what went wrong for whoever asks about this copy, which perhaps nobody does."""
+        self._failed[key] = error.errno or errno.EIO
+        _log.error("the copy of a file in the upper directory could not be written to the disk: %s", error.strerror)
 
 
 def _close(fd: int) -> None:

@@ -19,7 +19,7 @@ import trio
 
 from layerfs import errors
 from layerfs.api import AsyncStore, Store
-from layerfs.errors import DigestMismatch, IntegrityError, LayerfsError, NotFound, StoreError
+from layerfs.errors import DigestMismatch, IntegrityError, InvalidReference, LayerfsError, NotFound, StoreError
 from layerfs.linux.lock import FileLock
 from layerfs.store import usage
 from layerfs.store.snapshot import create_snapshot
@@ -206,6 +206,12 @@ def test_what_a_caller_raises_stays_that(store: Store, tmp_path: Path, where: st
         store.push("a:1", "127.0.0.1:1/a:1", check=full)
     with pytest.raises(OSError, match="mine"):
         store.analyze("a:1", check=full)
+    create_snapshot(store._handle, store._record("a:1"), "box")
+    with pytest.raises(OSError, match="mine"):
+        store.apply("box", pieces())
+    with pytest.raises(OSError, match="mine"):
+        store.apply("box", [layer({"g": b"g"})], check=full)
+    store.remove_container("box")
     with pytest.raises(OSError, match="mine"):
         store.verify_layer(store.layers("a:1")[0].diff_id, check=full)
     with FileLock(store._handle.layout.lock("ingest-gc")):  # so that the layer stays
@@ -250,6 +256,30 @@ def test_the_run_root_is_private_whatever_the_umask(tmp_path: Path) -> None:
         os.umask(before)
     for directory in ("run/one", "run/one/targets"):
         assert stat.S_IMODE((tmp_path / directory).stat().st_mode) == 0o700
+
+
+def test_what_is_no_store_and_no_images(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    with pytest.raises(InvalidReference, match="must not be empty"):
+        Store.open("")
+    with pytest.raises(LayerfsError, match="no image to save"):
+        store.save([], tmp_path / "none.tar")
+    assert not (tmp_path / "none.tar").exists()
+    (image,) = store.load(pipe(outer(oci(TestImage([layer({"a": b"a"})], ["a:1"])))))
+    assert [saved.names for saved in store.save(image, tmp_path / "one.tar")] == [image.names]
+    with pytest.raises(NotFound):
+        store.umount(tmp_path)
+
+
+def test_a_mount_that_has_no_place_leaves_no_container(tmp_path: Path) -> None:
+    with Store.open(tmp_path / "store", runroot=tmp_path / "run", sync=False) as store:
+        (image,) = store.load(pipe(outer(oci(TestImage([layer({"a": b"a"})], ["a:1"])))))
+        (tmp_path / "run").mkdir(mode=0o700)
+        (tmp_path / "run/targets").write_text("in the way")
+        for name in ("box", None):
+            with pytest.raises(LayerfsError):
+                store.mount(image, name=name)
+        assert not store.containers()
 
 
 def test_a_container_that_goes_while_it_is_measured(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:

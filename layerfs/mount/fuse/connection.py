@@ -21,7 +21,7 @@ import time
 from collections.abc import Callable
 
 from layerfs.linux.inode_flags import EXTENDED, FLAGS
-from layerfs.linux.process import groups_of
+from layerfs.linux.process import groups_of, may_administer
 from layerfs.mount.fuse.protocol import (
     ATTRIBUTES,
     ENTRY,
@@ -419,7 +419,9 @@ class Connection:
         return OUT_HEADER.pack(OUT_HEADER.size, _NO_DATA, unique) if value is None else self._sized(unique, value)
 
     def _listxattr(self, unique: int, ino: int, _length: int) -> bytes:
-        return self._sized(unique, b"".join(name + b"\0" for name in self._union.listxattr(ino, self._who(0))))
+        _, _, _, _, _, _, pid, _, _ = IN_HEADER.unpack_from(self._request)
+        names = self._union.listxattr(ino, lambda: may_administer(pid))
+        return self._sized(unique, b"".join(name + b"\0" for name in names))
 
     def _removexattr(self, unique: int, ino: int, length: int) -> bytes:
         self._union.removexattr(ino, *self._names(_HEADER, length))

@@ -45,6 +45,14 @@ def main(arguments: list[str]) -> int:
             os.close(answer)
         return True
 
+    def fail(message: str, number: int | None) -> int:
+        """Say that there is no mount, or will be none any more; return the exit code."""
+        if answered:
+            logging.getLogger(__name__).error("the mount is dead: %s", message)
+        else:
+            say(error=message, errno=number)
+        return 1
+
     def ready() -> None:
         detach(arguments[2] if len(arguments) > 2 else None)
         if not say(pid=os.getpid()):
@@ -57,11 +65,9 @@ def main(arguments: list[str]) -> int:
         serve(FuseSpecification.from_json(text), ready)
     except OSError as error:
         name = f"{os.fsdecode(error.filename)}: " if isinstance(error.filename, str | bytes) else ""
-        say(error=f"{name}{error.strerror or error}", errno=error.errno)
-        return 1
+        return fail(f"{name}{error.strerror or error}", error.errno)
     except (LayerfsError, ImportError) as error:
-        say(error=str(error), errno=None)
-        return 1
+        return fail(str(error), None)
     except BaseException as error:
         if not say(error=f"{type(error).__name__}: {error}", errno=None):
             return 1  # whoever wanted the mount has given it up, with all that it needs

@@ -20,7 +20,7 @@ from typing import Any, NoReturn
 import pyfuse3
 from pyfuse3 import EntryAttributes, FileInfo, FUSEError, RequestContext, SetattrFields, readdir_reply
 
-from layerfs.linux.process import groups_of
+from layerfs.linux.process import groups_of, may_administer
 from layerfs.union.attribute import Attributes
 from layerfs.union.change import Changes
 from layerfs.union.listing import NOT_LOOKED_UP
@@ -244,7 +244,8 @@ class UnionOperations(pyfuse3.Operations):
     @_answered
     def listxattr(self, ino: int, context: RequestContext) -> list[bytes]:
         """List xattrs."""
-        return self._union.listxattr(ino, context)
+        pid: int = context.pid
+        return self._union.listxattr(ino, lambda: may_administer(pid))
 
     @_answered
     def setxattr(self, ino: int, name: bytes, value: bytes, _context: RequestContext) -> None:

@@ -325,6 +325,34 @@ def test_an_upper_directory_that_becomes_read_only(tmp_path: Path, disk: Disk) -
         assert (target / "file").read_text() == "kept"
 
 
+def test_a_server_that_ends_by_an_error_says_why(tmp_path: Path) -> None:
+    """Nobody waits for an answer any more, so it goes to the log."""
+    program = (
+        "import sys\n"
+        "from layerfs.mount.fuse import daemon, serve\n"
+        "def broken(wanted, ready):\n    ready()\n    raise OSError(5, 'Input/output error')\n"
+        "serve.serve = broken\n"
+        "sys.exit(daemon.main(sys.argv[1:]))\n"
+    )
+    source, text = os.pipe()
+    answer, ready = os.pipe()
+    log = tmp_path / "log"
+    command = [sys.executable, "-P", "-c", program, str(source), str(ready), str(log)]
+    with subprocess.Popen(command, pass_fds=(source, ready)):
+        for fd in (source, ready):
+            os.close(fd)
+        os.write(text, FuseSpecification(target=str(tmp_path), lowers=(str(tmp_path),)).to_json())
+        os.close(text)
+        with open(answer, "rb") as answered:
+            assert b'"pid"' in answered.read()
+    for _ in range(500):
+        if log.exists() and "the mount is dead: Input/output error" in log.read_text():
+            break
+        time.sleep(0.02)
+    else:
+        pytest.fail(f"the log says {log.read_text()!r}")
+
+
 def test_whoever_asked_for_a_mount_is_gone(tmp_path: Path) -> None:
     """Then there is none: nobody would know of it."""
     for name in ("lower", "mnt"):

@@ -16,7 +16,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.linux.mount_api import umount
-from layerfs.linux.mountinfo import find_mount
+from layerfs.linux.mountinfo import find_mount, read_mounts
 from layerfs.linux.process import wait_for_end
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_fuse]
@@ -93,6 +93,134 @@ def test_owners_and_modes_in_an_xattr(
     assert os.getxattr(upper / "file", name) == b"7:8:600"
     assert os.getxattr(upper / "made", name) == b"3:4:400"
     assert owner(upper / "made") == (0, 0)
+
+
+def test_acls_of_users_that_a_namespace_does_not_have(lower: Path, upper: Path, work: Path, target: Path) -> None:
+    """Their entries are lost, and all else works: nobody in the namespace could be meant by them."""
+    subprocess.run(["setfacl", "-d", "-m", "u:33:rwx", lower / "dir"], check=True)
+    subprocess.run(["setfacl", "-m", "u:33:rw,g::r", lower / "file"], check=True)
+    os.mknod(upper / "over", stat.S_IFCHR, 0)
+    subprocess.run(["setfacl", "-d", "-m", "u:33:rwx", upper], check=True)
+    for path in (lower.parent, lower.parent.parent):
+        path.chmod(0o755)
+    script = (
+        f'set -e; {_PROGRAM} -o "lowerdir={lower},upperdir={upper},workdir={work}" {target}; cd {target}\n'
+        "trap 'cd /; umount -l \"$OLDPWD\"' EXIT\n"
+        "echo new >dir/new; echo more >>file; chmod 640 dir; echo over >over; stat -c %a file dir; getfacl -cp file"
+    )
+    done = subprocess.run(
+        ["unshare", "--user", "--map-root-user", "--mount", "sh", "-c", script],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 0, done.stderr
+    assert done.stdout.split() == ["664", "640", "user::rw-", "group::r--", "mask::rw-", "other::r--"], done.stdout
+    assert (upper / "over").read_text() == "over\n"
+
+
+def test_whiteouts_are_links_to_one(lower: Path, upper: Path, work: Path, target: Path) -> None:
+    for number in range(5):
+        (lower / f"gone{number}").write_text("x")
+        (lower / f"empty{number}").mkdir()
+    with served(target, f"lowerdir={lower},upperdir={upper},workdir={work}"):
+        (target / "gone0").write_text("copied up")
+        for number in range(5):
+            (target / f"gone{number}").unlink()
+            (target / f"empty{number}").rmdir()
+        (target / "gone1").write_text("new")
+        assert {path.name for path in target.iterdir()} == {"dir", "file", "gone1"}
+    found = [path.stat() for path in upper.iterdir() if path.name != "gone1"]
+    assert {(stat.S_ISCHR(status.st_mode), status.st_rdev) for status in found} == {(True, 0)}
+    assert {(status.st_ino, status.st_nlink) for status in found} == {(found[0].st_ino, 9)}
+    assert not list((work / "work").iterdir())
+
+
+def test_a_whiteout_that_can_have_no_more_links(lower: Path, tmp_path: Path, target: Path) -> None:
+    """As on ext4, where it is 65,000: so many are on the disk from an earlier mount, in effect."""
+    upper, place = tmp_path / "many", tmp_path / "place"
+    upper.mkdir()
+    place.mkdir()
+    for number in range(20):
+        (lower / f"gone{number}").write_text("x")
+    with served(target, f"lowerdir={lower},upperdir={upper},workdir={place}"):
+        (target / "gone0").unlink()
+        (kept,) = (place / "work").iterdir()
+        extra = tmp_path / "extra"
+        extra.mkdir()
+        with suppress(OSError):
+            for number in range(70_000):
+                os.link(kept, extra / str(number))
+        for number in range(1, 10):
+            (target / f"gone{number}").unlink()
+        for path in (place / "work").iterdir():
+            path.unlink()
+        for number in range(10, 20):
+            (target / f"gone{number}").unlink()
+        assert not [path for path in target.iterdir() if path.name.startswith("gone")]
+    shutil.rmtree(extra)
+
+
+def test_nothing_of_a_layer_goes_from_a_directory_that_is_append_only(
+    lower: Path, upper: Path, work: Path, target: Path
+) -> None:
+    (lower / "dir/empty").mkdir()
+    (lower / "dir/one").write_text("x")
+    with served(target, f"lowerdir={lower},upperdir={upper},workdir={work}"):
+        (target / "dir/one").unlink()
+        subprocess.run(["chattr", "+a", target / "dir"], check=True)
+        try:
+            with pytest.raises(PermissionError):
+                (target / "dir/file").unlink()
+            with pytest.raises(PermissionError):
+                (target / "dir/empty").rmdir()
+            (target / "dir/new").write_text("new")
+            with pytest.raises(PermissionError):
+                (target / "dir/new").unlink()
+        finally:
+            subprocess.run(["chattr", "-a", target / "dir"], check=True)
+        (target / "dir/file").unlink()
+        (target / "dir/empty").rmdir()
+
+
+def test_trusted_xattrs_are_shown_to_who_may_read_them(lower: Path, upper: Path, work: Path, target: Path) -> None:
+    os.setxattr(lower / "file", "trusted.mine", b"1")
+    os.setxattr(lower / "file", "user.mine", b"1")
+    listing = f"exec {sys.executable} -c 'import os; print(*sorted(os.listxattr(\"{target}/file\")))'"
+    shells = {
+        "": "trusted.mine user.mine",
+        "capsh --drop=cap_sys_admin -- -c": "user.mine",
+        "unshare -Ur sh -c": "user.mine",
+    }
+    with served(target, f"lowerdir={lower},upperdir={upper},workdir={work}"):
+        for shell, shown in shells.items():
+            command = [*(shell.split() or ["sh", "-c"]), listing]
+            assert subprocess.run(command, check=True, capture_output=True, text=True).stdout.strip() == shown, shell
+
+
+def test_a_dead_mount_is_cleared_though_the_kernel_remembers_it(lower: Path, target: Path) -> None:
+    command = [str(_PROGRAM), "-o", f"lowerdir={lower}", str(target)]
+    subprocess.run(command, check=True)
+    (server,) = _servers(target)
+    os.stat(target)
+    os.kill(server, signal.SIGKILL)
+    assert wait_for_end(server, 10)
+    os.stat(target)  # which says that all is well
+    subprocess.run(command, check=True)
+    (server,) = _servers(target)
+    assert (target / "file").exists()
+    assert [entry.target for entry in read_mounts()].count(str(target)) == 1
+    umount(target)
+    assert wait_for_end(server, 10)
+
+
+def _servers(target: Path) -> list[int]:
+    """Return the processes that were started to mount there and run."""
+    found = []
+    for pid in filter(str.isdigit, os.listdir("/proc")):
+        with suppress(OSError):
+            words = Path(f"/proc/{pid}/cmdline").read_bytes().split(b"\0")
+            if str(target).encode() in words:
+                found.append(int(pid))
+    return found
 
 
 def test_an_acl_sets_the_mode_that_is_kept_beside_the_file(target: Path, lower: Path, upper: Path, work: Path) -> None:

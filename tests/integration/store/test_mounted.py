@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import hashlib
 import os
 import shutil
@@ -541,6 +542,25 @@ def test_two_unmount_at_once(container: tuple[Store, Path]) -> None:
 
 
 @pytest.mark.needs_overlay
+@pytest.mark.needs_overlay
+def test_a_mount_that_goes_while_it_is_taken_note_of(
+    container: tuple[Store, Path], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Another process has just unmounted it, and removed its record."""
+    store, target = container
+    store.mount("donor:1", target, name="box", backend="overlay")
+    shutil.rmtree(Path(store._handle.layout.runroot) / "mounts")
+
+    def gone(*_arguments: object, **_options: object) -> None:
+        raise MountError("the mount is gone", errno=errno.ENOENT)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(MountRecords, "add", gone)
+        assert store.mounts() == []
+    (mount,) = store.mounts()
+    assert mount.target == os.path.realpath(target)
+
+
 def test_unpacked_layers_of_a_mount_without_a_record_stay(container: tuple[Store, Path], tmp_path: Path) -> None:
     store, target = container
     store.mount("donor:1", target, read_only=True, lower="dirs")

@@ -10,6 +10,7 @@ import pytest
 
 from layerfs.changeset.change import Change
 from layerfs.changeset.upper import compare_upper
+from layerfs.errors import IntegrityError
 from layerfs.linux import probe
 from layerfs.linux.safe_path import remove_tree
 from tests.unit.changeset.lower import HostTree
@@ -216,5 +217,5 @@ def test_an_abandoned_comparison_closes_its_descriptors(upper: Path) -> None:
 
 
 def test_a_missing_upper(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError):
+    with pytest.raises(IntegrityError, match=r"none is missing"):
         list(compare_upper(tmp_path / "none", None))

@@ -7,7 +7,7 @@ from typing import Any
 
 import pytest
 
-from layerfs.errors import LimitExceeded, NotFound
+from layerfs.errors import LayerfsError, LimitExceeded, NotFound, Unauthorized, Unreachable
 from layerfs.formats.digest import Digest
 from layerfs.formats.media_type import OCI_CONFIG, OCI_INDEX, OCI_MANIFEST
 from layerfs.formats.oci import Descriptor, Index
@@ -91,3 +91,19 @@ def test_not_too_many_are_looked_into() -> None:
     with pytest.raises(LimitExceeded):
         choose_entry(found, AMD64, documents)
     assert len(documents.read) <= 200
+
+
+@pytest.mark.parametrize("error", [Unreachable("cut off"), Unauthorized("who are you?")])
+def test_what_a_registry_does_not_answer_is_not_passed_over(error: LayerfsError) -> None:
+    """The next best image would be taken for it."""
+    documents = Documents()
+    listed = entries(documents.image("amd64"), documents.image("arm64"))
+    assert choose_entry(listed, ARM64, documents) == listed[1]
+
+    def read(descriptor: Descriptor) -> bytes:
+        if descriptor.digest == listed[1].digest:
+            raise error
+        return documents(descriptor)
+
+    with pytest.raises(type(error)):
+        choose_entry(listed, ARM64, read)

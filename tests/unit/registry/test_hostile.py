@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import errno
 import gzip
 import hashlib
 import json
@@ -17,7 +18,9 @@ import pytest
 import zstandard
 
 from layerfs.api import Store
+from layerfs.api.copying import copy
 from layerfs.errors import FormatError, IntegrityError, LayerfsError, NotFound, UnsafePath, UnsupportedFormat
+from layerfs.registry import members as places
 from tests.image_builder import (
     END,
     Link,
@@ -322,6 +325,22 @@ def test_a_layout_whose_blobs_are_no_files(store: Store, tmp_path: Path) -> None
         with pytest.raises((FormatError, NotFound, UnsafePath)):
             store.load(layout)
     assert_clean(store)
+
+
+def test_a_layout_that_may_not_be_read_is_not_called_incomplete(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(_root: int, path: bytes, _flags: int) -> int:
+        raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+
+    layout = write_layout(tmp_path / "layout", oci(TestImage([LOWER], ["t:1"])))
+    monkeypatch.setattr(places, "open_in_root", refuse)
+    with pytest.raises(LayerfsError, match="Permission denied") as caught:
+        store.load(layout)
+    assert not isinstance(caught.value, NotFound)
+    with pytest.raises(LayerfsError, match="Permission denied") as caught:
+        copy(f"oci:{layout}", f"oci:{tmp_path}/copy")
+    assert not isinstance(caught.value, NotFound)
 
 
 def test_a_layout_may_link_its_blobs_within_itself(store: Store, tmp_path: Path) -> None:

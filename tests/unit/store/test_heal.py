@@ -2,19 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import os
+import resource
 import shutil
+import sqlite3
 from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import BinaryIO
 
 import pytest
 
 from layerfs.api import Store
-from layerfs.errors import IntegrityError, LayerfsError, StoreError
+from layerfs.errors import IntegrityError, LayerfsError, StoreError, StoreReadOnly
 from layerfs.formats.digest import Digest
+from layerfs.store import ingest
 from tests.image_builder import TestImage, docker_old, entry, layer, noise, oci, outer, pipe, write_layout
-from tests.store_audit import assert_whole, contents, tree_files
+from tests.store_audit import assert_clean, assert_whole, contents, tree_files
 
 SHARED = noise(100_000, "shared")
 DONOR = TestImage([layer({"donor": SHARED, "own": noise(20_000, 1)})], ["donor:1"])
@@ -344,3 +349,44 @@ def test_rot_that_only_a_check_sees_is_healed_after_it(store: Store, tmp_path: P
     assert problem.kind == "layer"
     store.load(_layout(tmp_path, DONOR))
     assert_whole(store)
+
+
+def test_what_cannot_be_cleaned_up_keeps_nobody_waiting(
+    store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A load that fails lets go of its locks and leases, whatever else goes wrong then."""
+    layout, under_way = _layout(tmp_path, BOTH), Path(store._handle.layout.ingest)
+
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+
+    def stop() -> None:
+        if list(under_way.glob("*/1")):
+            raise RuntimeError("mine")
+
+    with monkeypatch.context() as patch:
+        patch.setattr(ingest, "remove_tree", fail)
+        with pytest.raises(RuntimeError, match="mine"):
+            store.load(layout, check=stop)
+    assert list(under_way.iterdir())
+    store.load(layout)
+    assert_clean(store)
+
+
+def test_a_thread_that_cannot_open_the_database_says_so(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
+    def fail(*_arguments: object, **_options: object) -> None:
+        raise sqlite3.OperationalError("unable to open database file")
+
+    monkeypatch.setattr(sqlite3, "connect", fail)
+    with ThreadPoolExecutor(1) as pool:
+        with pytest.raises(StoreError, match="unable to open") as caught:
+            pool.submit(store.images).result()
+        assert isinstance(caught.value, StoreReadOnly)
+        few, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+        resource.setrlimit(resource.RLIMIT_NOFILE, (3, most))
+        try:
+            with pytest.raises(StoreError, match="Too many open files") as caught:
+                pool.submit(store.images).result()
+        finally:
+            resource.setrlimit(resource.RLIMIT_NOFILE, (few, most))
+    assert not isinstance(caught.value, StoreReadOnly)

@@ -60,6 +60,11 @@ class Work:
     upper: Path
     caller: Caller
 
+    def unfinished(self) -> list[str]:
+        """Return what lies in the work directory, but for the whiteout that others are links to."""
+        place = self.upper.parent / "work/work"
+        return [path.name for path in place.iterdir() if not path.is_char_device()]
+
     def find(self, path: str) -> Attributes | None:
         """Look a path up."""
         found: Attributes | None = self.union.getattr(ROOT)

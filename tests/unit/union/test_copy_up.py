@@ -22,11 +22,6 @@ def _upper(work: Work) -> Upper:
     return upper
 
 
-def _waiting(work: Work) -> list[str]:
-    """Return what lies in the work directory."""
-    return os.listdir(f"/proc/self/fd/{_upper(work).work}")
-
-
 @pytest.fixture(params=[True, False], ids=["nameless", "named"])
 def either(work: Work, request: pytest.FixtureRequest) -> Work:
     """A union that copies either way."""
@@ -85,7 +80,7 @@ def test_a_copy_is_what_its_original_is(either: Work) -> None:
     either.union.setattr(either.at("a/b/deep").ino, Changes(mode=0o751))
     assert stat.S_IMODE((either.upper / "a/b/deep").stat().st_mode) == 0o751
     assert (either.upper / "a/b/deep").read_bytes() == b"deep"
-    assert _waiting(either) == []
+    assert either.unfinished() == []
 
 
 def test_a_file_without_a_name_is_copied(either: Work) -> None:
@@ -95,7 +90,7 @@ def test_a_file_without_a_name_is_copied(either: Work) -> None:
     assert either.union.read(found.ino, 0, 5) == b"NEWxx"
     assert either.union.getattr(found.ino).nlink == 0
     assert not stat.S_ISREG((either.upper / "top").lstat().st_mode)
-    assert _waiting(either) == []
+    assert either.unfinished() == []
 
 
 @pytest.mark.parametrize("place", ["layerfs.union.copy_up._dress", "os.pwrite", "place"])
@@ -112,7 +107,7 @@ def test_a_copy_that_fails_leaves_nothing(either: Work, place: str, monkeypatch:
             broken.setattr(place, fail)
         with failing(EIO):
             either.union.write(found.ino, 0, b"NEW")
-    assert (_waiting(either), os.listdir(either.upper)) == ([], [])
+    assert (either.unfinished(), os.listdir(either.upper)) == ([], [])
     assert len(os.listdir("/proc/self/fd")) == before
     assert either.union.write(found.ino, 0, b"NEW") == 3
     assert (either.upper / "top").read_bytes() == b"NEW" + b"x" * 4997
@@ -124,7 +119,7 @@ def test_where_an_open_file_cannot_get_a_name(work: Work, monkeypatch: pytest.Mo
 
     monkeypatch.setattr("layerfs.union.upper.link_open_file", refuse)
     assert not _upper(work)._may_name_later()
-    assert _waiting(work) == []
+    assert work.unfinished() == []
 
 
 def test_an_open_file_never_takes_the_place_of_another(work: Work) -> None:

@@ -62,7 +62,7 @@ def test_the_mark_of_fuse_overlayfs_hides_no_more_than_it_hid(tmp_path: Path) ->
         assert work.names("d") == ["f"]
         work.create("d", "new")
         work.create("e", "new")
-        assert work.union.listxattr(work.at("d").ino, work.caller) == []
+        assert work.union.listxattr(work.at("d").ino, lambda: True) == []
         for name in (b"user.fuseoverlayfs.opaque", OVERRIDE_XATTR):
             if name == OVERRIDE_XATTR and work.union._upper is not None and work.union._upper.override is None:
                 continue
@@ -92,7 +92,7 @@ def test_marks_of_an_overlay_inside_the_union(tmp_path: Path) -> None:
         for _ in range(2):
             ino = work.at("n").ino
             assert work.union.getxattr(ino, b"user.overlay.opaque") == b"y"
-            assert work.union.listxattr(ino, work.caller) == [b"user.overlay.opaque"]
+            assert work.union.listxattr(ino, lambda: True) == [b"user.overlay.opaque"]
             with failing(ENODATA):
                 work.union.getxattr(ino, b"user.overlay.overlay.opaque")
             work.union.setattr(ino, Changes(mode=0o700))  # copies it up

@@ -151,11 +151,14 @@ def test_a_copy_that_lost_its_name_is_let_go_at_once(device: Device, copies: lis
     assert device.sent == inodes(copies[:2])
 
 
-def test_what_went_wrong_is_told_once_and_of_that_file(device: Device, copies: list[int]) -> None:
+def test_what_went_wrong_is_told_once_and_of_that_file(
+    device: Device, copies: list[int], caplog: pytest.LogCaptureFixture
+) -> None:
     late = WriteBack(delay=_LONG)
     device.broken = set(inodes(copies[3:4]))
     add(late, copies)
     late.finish()
+    assert "could not be written to the disk: broken" in caplog.text  # nobody may ever ask
     late.raise_failure(copies[2])
     with pytest.raises(OSError, match="Input/output error"):
         late.raise_failure(copies[3])
