@@ -10,7 +10,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.errors import FormatError, LimitExceeded
-from layerfs.formats.xattr import MAX_XATTR_NAME, MAX_XATTR_VALUE, accepted_xattrs
+from layerfs.formats.xattr import MAX_XATTR_NAME, MAX_XATTR_VALUE, accepted_xattrs, limited_acl
 
 ANYONE = 0xFFFFFFFF
 Entry = tuple[int, int, int]
@@ -156,6 +156,16 @@ def test_the_kernel_is_the_judge_of_kinds(tmp_path: Path, name: bytes, kind: int
         assert kept is None
     else:
         assert kept == {name: value}
+
+
+def test_an_acl_without_those_who_are_not_known() -> None:
+    entries = [*FULL[:2], (2, 4, ANYONE), *FULL[3:]]
+    found = limited_acl(acl(entries), {1000}.__contains__, {51}.__contains__)
+    assert found == acl([FULL[0], FULL[1], FULL[3], *FULL[5:]])
+    found = limited_acl(acl(entries), lambda _: False, lambda _: False)
+    assert found == acl([FULL[0], FULL[3], *FULL[5:]]), "the mask stays: nobody gains anything"
+    for other in (b"", b"no ACL", acl(FULL, version=3), acl(FULL[::-1])):
+        assert limited_acl(other, lambda _: False, lambda _: False) == other
 
 
 def test_no_more_names_than_can_be_listed() -> None:
