@@ -32,6 +32,7 @@ __all__ = [
     "policy_file",
     "policy_options",
     "registry_options",
+    "sending_options",
     "transfer_options",
 ]
 
@@ -92,13 +93,18 @@ def policy_options(function: Callable[..., Any]) -> Callable[..., Any]:
     return function
 
 
-def transfer_options(function: Callable[..., Any]) -> Callable[..., Any]:
-    """Add the options of :func:`registry_options`, and those about transfers."""
+def sending_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of :func:`registry_options`, and how many layers go at a time."""
     option = click.option(
         "-j", "--jobs", metavar="N", type=click.IntRange(1, 64), default=3, show_default=True,
         help="Layers transferred at a time.",
     )  # fmt: skip
-    return registry_options(option(policy_options(function)))
+    return registry_options(option(function))
+
+
+def transfer_options(function: Callable[..., Any]) -> Callable[..., Any]:
+    """Add the options of :func:`sending_options`, and those about the trust policy, which is about what comes in."""
+    return sending_options(policy_options(function))
 
 
 def access_of(options: dict[str, Any]) -> Access:
@@ -237,9 +243,10 @@ def auth_files() -> tuple[str, ...]:
 
 
 def _certificate_roots() -> tuple[str, ...]:
-    return (
-        os.path.join(_config_home(), "containers", "certs.d"), f"{_SYSTEM}/certs.d", "/etc/docker/certs.d",
-    )  # fmt: skip
+    # The manual knows no $XDG_CONFIG_HOME here, and whoever sets that expects it to count.
+    homes = dict.fromkeys((_config_home(), os.path.join(os.path.expanduser("~"), ".config")))
+    users = (os.path.join(home, "containers", "certs.d") for home in homes)
+    return (*users, f"{_SYSTEM}/certs.d", "/etc/docker/certs.d")
 
 
 def _registries() -> tuple[str, ...]:

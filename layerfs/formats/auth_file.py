@@ -48,8 +48,8 @@ class Credential:
 
     @property
     def basic(self) -> str:
-        """The base64 text of ``user:password``."""
-        return base64.b64encode(f"{self.username}:{self.password}".encode()).decode("ascii")
+        """The base64 text of ``user:password``, whose bytes are those that the user gave, in UTF-8 or not."""
+        return base64.b64encode(f"{self.username}:{self.password}".encode("utf-8", "surrogateescape")).decode("ascii")
 
 
 @dataclass(frozen=True, slots=True)

@@ -181,6 +181,16 @@ class Manifest:
             artifact_type=top.optional_text("artifactType") or None,
         )
 
+    def check_config(self) -> None:
+        """Refuse a manifest whose config is none of an image.
+
+        Raises:
+            UnsupportedFormat: it is something else; the message names its type.
+        """
+        if self.config.media_type not in CONFIG_TYPES:
+            kind = self.artifact_type or self.config.media_type
+            raise UnsupportedFormat(f"not a container image but {kind!r:.120}", where="config.mediaType")
+
     def check_image(self) -> None:
         """Refuse a manifest that is well formed but describes something that cannot be mounted.
 
@@ -188,9 +198,7 @@ class Manifest:
             UnsupportedFormat: the config is no image config, or a layer is encrypted, foreign or of an unknown type;
                 ``where`` is a path such as ``layers[3].mediaType``, the message names the type.
         """
-        if self.config.media_type not in CONFIG_TYPES:
-            kind = self.artifact_type or self.config.media_type
-            raise UnsupportedFormat(f"not a container image but {kind!r:.120}", where="config.mediaType")
+        self.check_config()
         for position, layer in enumerate(self.layers):
             layer_compression(layer.media_type, where=f"layers[{position}].mediaType")
 

@@ -15,10 +15,13 @@ from dataclasses import dataclass, field, replace
 from typing import Self
 
 from layerfs.errors import Denied, FormatError, InvalidReference, LimitExceeded
-from layerfs.formats.document import MAX_DOCUMENT_SIZE, JsonObject, json_objects
+from layerfs.formats.document import JsonObject, json_objects
 from layerfs.formats.reference import DEFAULT_DOMAIN, Reference
 
 __all__ = ["AUTH_FILES", "Endpoint", "Mirror", "RegistriesConfig", "Registry", "is_short_name"]
+
+#: Bytes of one file. Tables in tables cost the parser far more than they have bytes.
+_MAX_FILE = 256 << 10
 
 #: What stands in a list of credential helpers for the files of containers-auth.json(5).
 AUTH_FILES = "containers-auth.json"
@@ -155,11 +158,11 @@ class RegistriesConfig:
         return [Reference.parse(f"{host}/{short}{rest}") for host in self.search]
 
     def _with(self, name: str, raw: bytes) -> Self:
-        if len(raw) > MAX_DOCUMENT_SIZE:
-            raise LimitExceeded(f"{len(raw)} bytes, at most {MAX_DOCUMENT_SIZE} are read", where=name)
+        if len(raw) > _MAX_FILE:
+            raise LimitExceeded(f"{len(raw)} bytes, at most {_MAX_FILE} are read", where=name)
         try:
             document = tomllib.loads(raw.decode())
-        except (UnicodeDecodeError, tomllib.TOMLDecodeError, RecursionError) as error:
+        except (ValueError, RecursionError) as error:  # also of numbers with thousands of digits
             raise FormatError(f"not TOML: {error}", where=name) from error
         top = JsonObject(document, name)
         if isinstance(document.get("registries"), dict):

@@ -18,10 +18,14 @@ import dataclasses
 import errno
 import json
 import os
+import stat
 import time
 from dataclasses import dataclass
+from types import NoneType
+from typing import Any
 
 from layerfs.errors import MountError
+from layerfs.formats.digest import Digest
 from layerfs.linux.durable import write_document
 from layerfs.linux.mountinfo import Holder, MountEntry, find_holders, read_mounts
 from layerfs.linux.process import start_of, wait_for_end
@@ -30,6 +34,13 @@ from layerfs.linux.safe_path import make_private
 __all__ = ["MountRecord", "MountRecords"]
 
 _SUFFIX = ".json"
+#: Bytes of a record: two paths, and names.
+_MAX_RECORD = 64 << 10
+_READING = os.O_RDONLY | os.O_NONBLOCK | os.O_NOFOLLOW | os.O_CLOEXEC
+#: What the fields of a record may hold, by their annotation.
+_KINDS: dict[str, tuple[type, ...]] = {
+    "str": (str,), "int": (int,), "bool": (bool,), "str | None": (str, NoneType), "int | None": (int, NoneType),
+}  # fmt: skip
 _BOOT_ID = "/proc/sys/kernel/random/boot_id"
 
 
@@ -226,7 +237,7 @@ class MountRecords:
         Raises:
             OSError: EACCES, EROFS.
         """
-        with contextlib.suppress(FileNotFoundError):
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
             os.unlink(self._path(record_id))
 
     def _path(self, record_id: str) -> str:
@@ -266,13 +277,43 @@ class MountRecords:
 
     def _read(self, name: str) -> MountRecord | None:
         """Read a record; None for what is none, or is gone."""
-        names = {field.name for field in dataclasses.fields(MountRecord)}
         try:
-            with open(os.path.join(self.directory, name), "rb") as file:
-                document = json.load(file)
-            return MountRecord(**{key: value for key, value in document.items() if key in names})
-        except (FileNotFoundError, ValueError, TypeError, AttributeError):
+            fd = os.open(os.path.join(self.directory, name), _READING)
+        except FileNotFoundError:
             return None
+        except OSError as error:
+            if error.errno not in (errno.ELOOP, errno.ENXIO):  # a link; a socket
+                raise
+            return None
+        try:
+            if not stat.S_ISREG(os.fstat(fd).st_mode):
+                return None
+            return _parsed(name.removesuffix(_SUFFIX), os.read(fd, _MAX_RECORD))
+        except (ValueError, TypeError, RecursionError):
+            return None
+        finally:
+            os.close(fd)
+
+
+def _parsed(identifier: str, raw: bytes) -> MountRecord:
+    """Return the record that a file holds, which is called as the file is.
+
+    Raises:
+        ValueError, TypeError, RecursionError: it holds none.
+    """
+    document = dict(json.loads(raw))
+    values: dict[str, Any] = {"id": identifier}
+    for field in dataclasses.fields(MountRecord)[1:]:
+        if field.name not in document and field.default is not dataclasses.MISSING:
+            continue
+        value = values[field.name] = document.get(field.name)
+        if type(value) not in _KINDS[str(field.type)] or (type(value) is int and not 0 <= value < 1 << 63):
+            raise ValueError(f"no {field.name}")
+    record = MountRecord(**values)
+    Digest.parse(record.image_id)
+    if record.pid is not None and not 0 < record.pid < 1 << 31:
+        raise ValueError("no process")
+    return record
 
 
 def _current(record: MountRecord, mounts: dict[int, MountEntry]) -> MountRecord | None:

@@ -15,7 +15,7 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from urllib.parse import urlencode, urlsplit
 
-from layerfs.errors import FormatError, LayerfsError, RegistryError, Unauthorized
+from layerfs.errors import FormatError, LayerfsError, RegistryError, Unauthorized, Unreachable
 from layerfs.formats.auth_file import Credential
 from layerfs.formats.challenge import Challenge
 from layerfs.formats.document import JsonObject, parse_document
@@ -139,7 +139,7 @@ class Authorizer:
         secrets += [token.header.removeprefix(_BEARER) for token in list(self._tokens.values())]
         for secret in sorted(secrets, key=len, reverse=True):
             if len(secret) >= _SHORTEST_SECRET:
-                text = text.replace(secret, "***")
+                text = text.replace(secret, "***").replace(secret.rstrip("="), "***")
         return text
 
     def _answer(self, challenge: Challenge, scopes: Sequence[str]) -> str | None:
@@ -194,7 +194,11 @@ class Authorizer:
             sent = headers if origin(url) == home else {**headers}
             if origin(url) != home:
                 sent.pop("Authorization", None)
-            answer = self._http.request("GET", url, headers=sent, registry=self._domain, verify=not self._insecure)
+            try:
+                answer = self._http.request("GET", url, headers=sent, registry=self._domain, verify=not self._insecure)
+            except Unreachable as error:
+                error.args = (f"{error}, where {self._domain} sends us for a token",)
+                raise
             place = answer.header("Location")
             if answer.status not in (301, 302, 303, 307, 308) or not place:
                 return answer

@@ -12,6 +12,7 @@ import http.client
 import os
 import ssl
 import stat
+import string
 import threading
 import time
 from collections.abc import Callable, Iterable, Iterator, Mapping
@@ -51,6 +52,12 @@ _TLS_PORT = 443
 _KEPT = 8
 
 _USER_AGENT = "layerfs"
+
+#: Bytes of the line before a chunk.
+_MAX_CHUNK_LINE = 8 << 10
+
+#: What OpenSSL says of a certificate for another host: X509_V_ERR_HOSTNAME_MISMATCH, X509_V_ERR_IP_ADDRESS_MISMATCH.
+_OTHER_NAME = (62, 64)
 
 #: Bytes of a file with certificates that are compared; all authorities of a machine take a quarter of a million.
 _LARGEST_BUNDLE = 16 << 20
@@ -174,11 +181,11 @@ class HttpClient:
                 target = url  # a plain proxy wants to know all of it
         try:
             pool = self._pool(_Peer(scheme, host, port, registry, verify, proxy))
-        except (urllib3.exceptions.HTTPError, ValueError) as error:
+        except (urllib3.exceptions.HTTPError, ValueError):
             if proxy is None:
-                raise
+                raise RegistryError(f"not a URL: {_shown(url)}") from None
             raise LayerfsError(
-                f"{shown} cannot be used: {type(error).__name__}", hint="Proxies are http://[USER:PASSWORD@]HOST:PORT."
+                f"the proxy {_without_user(proxy)} cannot be used", hint="Proxies are http://[USER:PASSWORD@]HOST:PORT."
             ) from None
         sent = {"User-Agent": _USER_AGENT, "Accept-Encoding": "identity", **headers}
         seconds = self._access.timeout if timeout is None else timeout
@@ -364,10 +371,27 @@ def _failures_of(what: str, watch: Watch) -> Iterator[None]:
         raise _explain(what, error) from None
 
 
+class _StrictResponse(http.client.HTTPResponse):
+    """An answer whose chunks have the sizes that RFC 9112 allows, section 7.1.
+
+    The standard library takes what Python takes for a hexadecimal number: a chunk of -1 bytes would be read to the end
+    of the connection at once, whatever it holds.
+    """
+
+    def _read_next_chunk_size(self) -> int:
+        line = self.fp.readline(_MAX_CHUNK_LINE + 1)
+        size = line.partition(b";")[0].strip()
+        if not line.endswith(b"\n") or not 0 < len(size) <= 15 or size.strip(string.hexdigits.encode()):
+            self.close()
+            raise http.client.IncompleteRead(b"")
+        return int(size, 16)
+
+
 def _tracked(watch: Watch, base: type[HTTPConnection]) -> type[HTTPConnection]:
     """Return a class of connections that tell the watch about themselves and can be cut from another thread."""
 
     class Tracked(base):  # type: ignore[misc, valid-type]
+        response_class = _StrictResponse
         _handle: Any = None
 
         def _new_conn(self) -> Any:
@@ -440,6 +464,9 @@ def _add_certificates(context: ssl.SSLContext, directory: str, *, required: bool
         return
     except OSError as error:
         raise LayerfsError(f"cannot read certificates in {directory}: {error.strerror}") from error
+    for name in (*names.authorities, *(name for pair in names.pairs for name in pair)):
+        if not os.path.isfile(os.path.join(directory, name)):  # OpenSSL would wait for who writes to a fifo
+            raise LayerfsError(f"bad certificate in {directory}: {name} is no regular file")
     try:
         for name in names.authorities:
             context.load_verify_locations(os.path.join(directory, name))
@@ -469,10 +496,13 @@ def _explain(what: str, error: BaseException) -> RegistryError:
     """Return the error that an exception of the HTTP library means, in one line and without its objects' names."""
     cause = _root_cause(error)
     if isinstance(cause, ssl.SSLCertVerificationError):
-        return Unreachable(
-            f"{what}: certificate is not trusted: {cause.verify_message or cause.reason}",
-            hint="Put its authority into certs.d, or pass --tls-verify=false if you must.",
-        )
+        hint = "Put its authority into certs.d, or pass --tls-verify=false if you must."
+        if cause.verify_code in _OTHER_NAME:
+            hint = "Write the name that is in its certificate, or pass --tls-verify=false if you must."
+        said = cause.verify_message or cause.reason
+        return Unreachable(f"{what}: certificate is not trusted: {said}", hint=hint)
+    if isinstance(cause, urllib3.exceptions.LocationParseError):
+        return Unreachable(f"{what}: not the name of a host")
     if isinstance(cause, ssl.SSLError) and cause.reason in ("WRONG_VERSION_NUMBER", "HTTP_REQUEST", "UNKNOWN_PROTOCOL"):
         return NotTls(f"{what}: speaks plain HTTP, not TLS", hint="Pass --tls-verify=false if that is meant to be so.")
     if isinstance(cause, ssl.SSLError):
@@ -484,7 +514,8 @@ def _explain(what: str, error: BaseException) -> RegistryError:
         return Unreachable(f"{what}: {cause.strerror}", temporary=True)
     if isinstance(cause, OSError) and "Tunnel connection failed: 407" in str(cause):
         return Unreachable(
-            f"{what}: the proxy wants credentials", hint="Name them with it: http://USER:PASSWORD@HOST:PORT"
+            f"{what}: the proxy wants credentials, or others",
+            hint="Name them with it: http://USER:PASSWORD@HOST:PORT",
         )
     if isinstance(cause, TimeoutError | urllib3.exceptions.TimeoutError):
         return Unreachable(f"{what}: no answer in time", temporary=True)

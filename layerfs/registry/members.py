@@ -181,6 +181,7 @@ class DirectoryMembers:
         Raises:
             OSError: as open.
         """
+        self._path = path
         self._root = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
 
     def open(self, name: str) -> MemberReader:
@@ -190,7 +191,7 @@ class DirectoryMembers:
             flags = os.O_RDONLY | os.O_CLOEXEC | os.O_NONBLOCK
             fd = open_in_root(self._root, member_name(name.encode()).encode(), flags)
         except (FileNotFoundError, NotADirectoryError) as error:
-            raise NotFound("file in the layout", name) from error
+            raise NotFound("file in the layout", os.path.join(self._path, name)) from error
         except OSError as error:
             kind = FormatError if error.errno in (errno.ELOOP, errno.ENAMETOOLONG) else LayerfsError
             raise kind(f"cannot read {name} in the layout: {error.strerror}") from error

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 
-from layerfs.errors import FormatError, InvalidReference, LayerfsError, NotFound, RegistryError
+from layerfs.errors import FormatError, InvalidReference, LayerfsError, NotFound, RegistryError, Unauthorized
 from layerfs.formats.auth_file import HUB_KEY, AuthFile, Credential, normal_key
 from layerfs.formats.digest import Digest
 from layerfs.formats.oci import Descriptor, ImageConfig, Index, Manifest, check_media_type, parse_manifest_or_index
@@ -110,6 +110,7 @@ def fetch_image(access: Access, name: str, platform: Platform) -> RemoteImage:
         As :func:`fetch_config`.
     """
     reference, digest, manifest, raw = _fetch(access, name, platform)
+    manifest.check_config()
     config = ImageConfig.parse(raw, algorithm=manifest.config.digest.algorithm)
     return RemoteImage(f"{reference.domain}/{reference.path}", digest, manifest, config)
 
@@ -126,7 +127,6 @@ def _fetch(access: Access, name: str, platform: Platform) -> tuple[Reference, Di
         digest = document.digest
         for _ in range(MAX_NESTING + 2):
             if isinstance(document, Manifest):
-                document.check_image()
                 return reference, digest, document, described(document.config)
             assert isinstance(document, Index)
             entry = choose_entry(document.images, platform, described)
@@ -171,7 +171,11 @@ def log_in(access: Access, key: str, credential: Credential, auth_file: str) -> 
     with Registries.open(replace(access, credential=credential, anonymous=False, token=None)) as registries:
         server = registries.server(domain)
         scopes = (f"repository:{path}:pull",) if path else ()
-        server.send("GET", "/v2/", what="a login", missing="registry", scopes=scopes, attempts=2).close()
+        tries = min(2, access.attempts)
+        try:
+            server.send("GET", "/v2/", what="a login", missing="registry", scopes=scopes, attempts=tries).close()
+        except Unauthorized as error:
+            raise Unauthorized(f"{domain} does not accept this user and password", status=error.status) from None
         helpers = registries.config.credential_helpers
     failures: list[RegistryError] = []
     for helper in helpers:

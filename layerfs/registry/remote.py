@@ -92,12 +92,16 @@ class Registries:
         return [self._repository(endpoint.reference, insecure=endpoint.insecure) for endpoint in endpoints]
 
     def write_to(self, reference: Reference) -> Repository:
-        """Return the repository itself, which is the only one to write to.
+        """Return the repository itself: mirrors, and other locations, are for reading alone.
 
         Raises:
             Denied: its registry is blocked.
+
+        Source: containers-registries.conf(5), "Remapping and mirroring registries".
         """
-        return self.read_from(reference)[-1]
+        registry = self.config.find(f"{reference.domain}/{reference.path}")
+        self._named = self._named or reference.domain
+        return self._repository(reference, insecure=registry is not None and registry.insecure)
 
     def server(self, domain: str) -> Server:
         """Return a registry without a repository.

@@ -10,7 +10,7 @@ import re
 from collections.abc import Iterator
 from dataclasses import dataclass
 from typing import Any
-from urllib.parse import quote
+from urllib.parse import quote, urlsplit
 
 from layerfs.errors import (
     DigestMismatch,
@@ -26,7 +26,7 @@ from layerfs.formats.document import MAX_DOCUMENT_SIZE, JsonObject, parse_docume
 from layerfs.formats.media_type import INDEX_TYPES, MANIFEST_TYPES, OCI_INDEX, SCHEMA_1_TYPES, document_kind
 from layerfs.formats.oci import Descriptor, Index, Manifest, check_blob, parse_manifest_or_index
 from layerfs.formats.reference import is_tag
-from layerfs.registry.http import HttpResponse, origin, resolve
+from layerfs.registry.http import HttpResponse, resolve
 from layerfs.registry.server import Server
 
 __all__ = ["ReceivedManifest", "Repository"]
@@ -42,7 +42,10 @@ _MAX_PAGES = 10_000
 #: Bytes of one page of tags.
 _MAX_LIST = 16 << 20
 
-_NEXT = re.compile(r'<([^>]*)>\s*;[^,]*\brel="?next"?')
+#: Bytes of a header with links.
+_MAX_LINKS = 16 << 10
+
+_NEXT = re.compile(r'\s*;.*\brel="?next"?(?![\w-])')
 
 #: Types that a server says when it says nothing.
 _VAGUE = frozenset({"", "application/json", "application/octet-stream", "text/plain"})
@@ -115,7 +118,8 @@ class Repository:
             try:
                 expected = Digest.parse(promised.strip())
             except InvalidReference:
-                raise RegistryError(f"{self.server.domain} promises no digest for {what}: {promised!r:.80}") from None
+                said = self.server.authorizer.clean(promised)
+                raise RegistryError(f"{self.server.domain} promises no digest for {what}: {said!r:.80}") from None
         digest = Digest.of(raw, expected.algorithm if expected is not None else "sha256")
         if expected is not None and digest != expected:
             raise DigestMismatch(what, expected=str(expected), actual=str(digest), size=len(raw))
@@ -216,6 +220,7 @@ class Repository:
         """
         self.server.send(
             "DELETE", self.target(f"manifests/{reference}"), what=f"deleting manifest {self._called(reference)}",
+            missing=f"manifest {self._called(reference)}",
             scopes=self._delete, expect=(202, 200, 204),
         ).close()  # fmt: skip
 
@@ -303,19 +308,20 @@ class Repository:
         seen = set()
         for _ in range(_MAX_PAGES):
             with self.server.send(
-                "GET", target, what=what, scopes=self._pull, headers={"Accept": accept}
+                "GET", target, what=what, scopes=self._pull, headers={"Accept": accept},
+                missing=f"repository {self.path}",
             ) as answer:  # fmt: skip
                 raw = answer.read_all(_MAX_LIST, what)
-                link, url = _NEXT.search(answer.header("Link") or ""), answer.url
+                place, url = _next_page(answer.header("Link") or ""), answer.url
             try:
                 yield JsonObject(parse_document(raw, "list", _MAX_LIST))
             except FormatError as error:
                 raise RegistryError(f"{self.server.domain} answers nonsense for {what}: {error}") from error
-            if link is None:
+            if place is None:
                 return
-            target = self.server.url(resolve(url, link[1]))
-            if origin(target) != origin(self.server.url("")):
-                raise RegistryError(f"{self.server.domain} continues {what} on another host")
+            # A registry behind a proxy may call itself something else here: its path counts.
+            parts = urlsplit(resolve(url, place))
+            target = (parts.path or "/") + (f"?{parts.query}" if parts.query else "")
             if target in seen:
                 raise RegistryError(f"{self.server.domain} sends {what} in a circle")
             seen.add(target)
@@ -323,6 +329,23 @@ class Repository:
 
     def _called(self, reference: str | Digest) -> str:
         return f"{self.path}{'@' if isinstance(reference, Digest) else ':'}{reference}"
+
+
+def _next_page(header: str) -> str | None:
+    """Return the place of the next page that links name, if any.
+
+    Raises:
+        RegistryError: the header is longer than any that names pages.
+
+    Source: RFC 8288, section 3.
+    """
+    if len(header) > _MAX_LINKS:
+        raise RegistryError(f"a header with links has {len(header)} bytes, more than {_MAX_LINKS}")
+    for link in header.split("<")[1:]:
+        place, _, rest = link.partition(">")
+        if _NEXT.match(rest.partition(",")[0]):
+            return place
+    return None
 
 
 def _referrers_tag(digest: Digest) -> str:

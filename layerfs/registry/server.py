@@ -46,6 +46,10 @@ _TEMPORARY = frozenset({408, 425, 429, 500, 502, 503, 504})
 Body = bytes | Callable[[], Iterator[bytes]]
 
 
+#: How names of what may be missing begin.
+_KINDS = frozenset({"manifest", "blob", "repository"})
+
+
 class Server:
     """One registry as one user sees it. Thread-safe.
 
@@ -127,10 +131,10 @@ class Server:
             body: of the request.
             expect: statuses to return; others are errors.
             attempts: how often to try; None for the usual number.
-            missing: what is not there after a 404; None for ``what``.
+            missing: what is not there after a 404, its kind first; None for ``what``.
 
         Raises:
-            NotFound: status 404; ``kind`` is ``missing``.
+            NotFound: status 404.
             Unauthorized, Denied, RateLimited, Unreachable, RegistryError: as they say.
         """
         tries = Backoff(attempts or self._access.attempts, self._access.retry_delay, self._poll)
@@ -143,6 +147,7 @@ class Server:
                 with answer:
                     raise self._refusal(answer, what, missing)
             except RegistryError as error:
+                error.args = tuple(self.authorizer.clean(str(text)) for text in error.args)
                 # Who waits for a transfer to go on has patience; who names a registry that is down wants to know.
                 tries.wait(error, None if self._answered else _FIRST_CONTACT)
 
@@ -154,7 +159,7 @@ class Server:
         """
         home = f"{self._base or f'https://{self._host}'}/"
         url = resolve(home, target)
-        if not url.startswith("http:") or not home.startswith("https:"):
+        if urlsplit(url).scheme != "http" or not home.startswith("https:"):
             return url
         if origin(url)[1] == origin(home)[1]:
             # A registry behind a proxy that ends TLS may not know that there is any.
@@ -260,7 +265,10 @@ class Server:
         status = answer.status
         said = self._message(answer)
         if status == 404:
-            return NotFound(missing or what, f"on {self.domain}{said}")
+            kind, _, name = (missing or what).partition(" ")
+            if not name or kind not in _KINDS:
+                return NotFound(missing or what, f"on {self.domain}{said}")
+            return NotFound(kind, f"{name} on {self.domain}{said}")
         if status == 403:
             return Denied(f"{self.domain} denies {what}{said}", status=status)
         after = parse_retry_after(answer.header("Retry-After"))

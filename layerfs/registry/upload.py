@@ -166,7 +166,7 @@ class Uploader:
         with self._to.server.send(
             "POST", self._to.target("blobs/uploads/"), what=f"uploading to {self._to.path}",
             scopes=self._to.push_scopes, headers={"Content-Length": "0"}, expect=(202,), attempts=attempts,
-            missing=_REPOSITORY,
+            missing=f"{_REPOSITORY} {self._to.path}",
         ) as answer:  # fmt: skip
             least = answer.header("OCI-Chunk-Min-Length") or ""
             return self._place(answer), int(least) if least.isascii() and least.isdigit() and len(least) < 12 else 0

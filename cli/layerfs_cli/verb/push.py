@@ -11,7 +11,7 @@ from layerfs_cli.digest_file import digestfile_option, write_digest
 from layerfs_cli.output import as_json, write
 from layerfs_cli.program import verb
 from layerfs_cli.progress import events_option, show_progress
-from layerfs_cli.registry_option import access_of, transfer_options
+from layerfs_cli.registry_option import access_of, sending_options
 from layerfs_cli.settings import settings_of
 
 __all__ = ["command"]
@@ -24,7 +24,7 @@ __all__ = ["command"]
 @digestfile_option
 @click.option("-q", "--quiet", is_flag=True, help="No progress; print the digest alone.")
 @events_option
-@transfer_options
+@sending_options
 @click.pass_context
 def command(
     context: click.Context,

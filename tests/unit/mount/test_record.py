@@ -143,3 +143,41 @@ def test_a_mount_that_is_gone_is_not_recorded(records: MountRecords) -> None:
     with pytest.raises(MountError, match=f"the mount at {entry.target} is gone"):
         _add(records, entry)
     assert not os.path.exists(records.directory)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"mount_id": []}, {"created": "x"}, {"created": None}, {"pid": "x"}, {"pid": 1.5}, {"pid": 10**30}, {"pid": 0},
+        {"image_id": 5}, {"image_id": "x"}, {"container": []}, {"read_only": 1}, {"target": None}, {"mount_id": -1},
+        {"mount_id": True},
+    ],
+)  # fmt: skip
+def test_a_record_whose_fields_are_something_else_is_none(records: MountRecords, changes: dict[str, object]) -> None:
+    good, bad = _add(records, MOUNTS[0]), _add(records, MOUNTS[1])
+    _rewrite(records, bad, **changes)
+    assert records.live() == [good]
+    assert os.listdir(records.directory) == [good.id + ".json"]
+
+
+def test_a_record_is_called_as_its_file(records: MountRecords) -> None:
+    """What it says itself may lead anywhere."""
+    record = _add(records, MOUNTS[0])
+    victim = Path(records.directory).parent / "victim.json"
+    victim.write_text("{}")
+    _rewrite(records, record, id="../victim", boot_id="another")
+    assert records.live() == []
+    assert victim.exists()
+    assert not os.listdir(records.directory)
+
+
+def test_what_is_no_file_is_no_record(records: MountRecords, tmp_path: Path) -> None:
+    good = _add(records, MOUNTS[0])
+    place = Path(records.directory)
+    os.mkfifo(place / "fifo.json")
+    (place / "link.json").symlink_to("/dev/zero")
+    (place / "directory.json").mkdir()
+    (place / "deep.json").write_text("[" * 200_000)
+    (place / "text.json").write_text('"text"')
+    assert records.live() == [good]
+    assert sorted(os.listdir(place)) == sorted([good.id + ".json", "directory.json"])

@@ -6,6 +6,7 @@ import gzip
 import json
 import time
 from collections.abc import Callable
+from contextlib import suppress
 
 from layerfs.api import Store
 from layerfs.registry.access import Access
@@ -192,6 +193,21 @@ def body(data: bytes, kind: str = "blobs", **headers: str) -> Callable[[Handler]
         if handler.kind != kind or (kind == "blobs" and handler.what != BIG):
             return False
         handler.answer(200, data, {name.replace("_", "-"): value for name, value in headers.items()})
+        return True
+
+    return fault
+
+
+def chunk(size: bytes) -> Callable[[Handler], bool]:
+    """Send a blob in chunks of which the first has a size like this."""
+
+    def fault(handler: Handler) -> bool:
+        if handler.kind != "blobs" or handler.what not in handler.registry.blobs:
+            return False
+        handler.answer(200, b"", {"Content-Length": "", "Transfer-Encoding": "chunked", "Connection": "close"})
+        with suppress(OSError):
+            handler.wfile.write(size + b"\r\n" + bytes(1000))
+        handler.close_connection = True
         return True
 
     return fault

@@ -62,6 +62,25 @@ def test_a_mirror_that_is_broken_is_asked_once(
         store.pull(f"{registry.address}/app", access=access)
 
 
+def test_what_is_written_goes_where_it_is_called(
+    store: Store, tmp_path: Path, two: tuple[FaultyRegistry, FaultyRegistry]
+) -> None:
+    """Other locations are for reading: whoever has a mirror there does not want to find pushes in it."""
+    named, elsewhere = two
+    access = configured(
+        tmp_path / "registries.conf",
+        f'[[registry]]\nprefix = "{named.address}/team"\nlocation = "{elsewhere.address}"\n',
+    )
+    (image,) = store.pull(f"{named.address}/team/app", access=access)
+    assert not named.asked
+    with pytest.raises(NotFound, match="no such repository"):  # the other one is not asked to take it
+        store.push(image, f"{named.address}/team/new", access=access)
+    assert named.asked
+    assert not elsewhere.count("/new/")
+    with pytest.raises(NotFound):
+        list(list_tags(access, f"{named.address}/team/new"))
+
+
 def test_a_short_name_is_looked_for_everywhere(
     store: Store, tmp_path: Path, two: tuple[FaultyRegistry, FaultyRegistry]
 ) -> None:

@@ -229,14 +229,31 @@ def test_tags_and_referrers(registry: FaultyRegistry) -> None:
 
 
 def test_a_list_that_goes_on_elsewhere(registry: FaultyRegistry) -> None:
+    """A registry behind a proxy may say what it is called inside: nobody else is asked, and the list goes on."""
     from layerfs.registry.query import list_tags
 
     def fault(handler: Handler) -> bool:
-        handler.answer(200, b'{"tags": ["a"]}', {"Link": '<http://127.0.0.2:1/v2/x>; rel="next"'})
+        if handler.path.endswith("/v2/inner?last=a"):
+            handler.answer(200, b'{"tags": ["b"]}')
+        else:
+            link = '<http://127.0.0.2:1/v2/inner?last=a>; title="x" ;rel="next"; y, </v2/other>; rel="prev"'
+            handler.answer(200, b'{"tags": ["a"]}', {"Link": link})
         return True
 
     registry.fault = fault
-    with pytest.raises(RegistryError, match="another host"):
+    assert list(list_tags(QUICK, f"{registry.address}/team/app")) == ["a", "b"]
+
+
+@pytest.mark.parametrize("link", ["<" * 60_000, "<a>;" * 16_000, "<a>" + " " * 60_000 + ";"])
+def test_links_that_take_long_to_read(registry: FaultyRegistry, link: str) -> None:
+    from layerfs.registry.query import list_tags
+
+    def fault(handler: Handler) -> bool:
+        handler.answer(200, b'{"tags": ["a"]}', {"Link": link})
+        return True
+
+    registry.fault = fault
+    with pytest.raises(RegistryError, match="header with links has"):
         list(list_tags(QUICK, f"{registry.address}/team/app"))
 
 

@@ -144,7 +144,7 @@ def test_an_upload_that_is_gone_is_begun_again(registry: FaultyRegistry) -> None
 
 def test_a_repository_that_is_not_there(registry: FaultyRegistry) -> None:
     registry.fault = taking("", begins=404)
-    with pytest.raises(NotFound, match="no such repository: on "):
+    with pytest.raises(NotFound, match="no such repository: app on "):
         put(registry)
 
 
