@@ -204,6 +204,7 @@ class LayerTree:
 
     def finish(self) -> Node:
         """Apply the whiteouts and return the root; nothing may be added afterwards."""
+        unnamed: list[tuple[Node, bytes]] = []
         for parent, hidden in self._hidden:
             assert parent.children is not None
             if not hidden:
@@ -212,11 +213,17 @@ class LayerTree:
             own = parent.children.get(hidden)
             if own is None:
                 parent.children[hidden] = whiteout()
-            elif own.children is not None and not own.is_implicit:
-                own.set_xattr(OPAQUE_XATTR, b"y")
             elif own.children is not None:
-                own.drop_xattr(IMPLICIT_XATTR)
+                if own.is_implicit:
+                    unnamed.append((parent, hidden))
                 own.set_xattr(OPAQUE_XATTR, b"y")
+        shown = [_shows_anything((parent.children or {})[hidden]) for parent, hidden in unnamed]
+        for (parent, hidden), shows in zip(unnamed, shown, strict=True):
+            assert parent.children is not None
+            if shows:
+                parent.children[hidden].drop_xattr(IMPLICIT_XATTR)
+            else:  # the layer only has it to hide what is in it
+                parent.children[hidden] = whiteout()
         self._hidden.clear()
         self._parents.clear()
         return self.root
@@ -412,3 +419,18 @@ def _is_bookkeeping(parts: list[bytes]) -> bool:
 
 def _kind_name(kind: bytes) -> str:
     return {b"0": "file", b"1": "hard link", b"2": "symlink"}.get(kind, "special file")
+
+
+def _shows_anything(top: Node) -> bool:
+    """Return whether a directory without an entry of its own has anything but whiteouts in it."""
+    stack = [top]
+    while stack:
+        for node in (stack.pop().children or {}).values():
+            if node.children is None:
+                if not node.is_whiteout:
+                    return True
+            elif not node.is_implicit:
+                return True
+            else:
+                stack.append(node)
+    return False

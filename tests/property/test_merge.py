@@ -109,7 +109,14 @@ def apply(view: View, entries: list[Entry]) -> View:
             drop(merged, entry.path, itself=True)
         elif entry.kind == "opaque":
             drop(merged, entry.path, itself=False)
+    hidden = {entry.path for entry in entries if entry.kind == "whiteout"}
+    named = [
+        path for path in hidden.intersection(own)
+        if all(own[other].implicit for other in own if other[: len(path)] == path)
+    ]  # fmt: skip
     for path in sorted(own, key=len):
+        if any(path[: len(top)] == top for top in named):
+            continue  # hidden itself, and only named to hide what is in it
         thing, below = own[path], merged.get(path)
         if not thing.directory:
             drop(merged, path, itself=True)

@@ -77,6 +77,22 @@ def byte_sum(block: bytes) -> int:
     return (adler32(block[:half]) & 0xFFFF) + (adler32(block[half:]) & 0xFFFF) - 2
 
 
+def old_prefix(block: bytes) -> bytes:
+    """Return what stands before the name in a header that says it is GNU's, and has a prefix all the same.
+
+    GNU has times there. Go before 1.8, and so docker of that time, wrote such headers; Go takes for a prefix what is no
+    time (archive/tar/reader.go, readHeader).
+    """
+    try:
+        for start in (345, 357):
+            if block[start]:
+                parse_number(block[start : start + 12])
+    except FormatError:
+        found = block[345:500].partition(b"\0")[0]
+        return found if found.isascii() else b""
+    return b""
+
+
 def parse_number(field: bytes) -> int:
     """Return the value of a numeric header field.
 

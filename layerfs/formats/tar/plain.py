@@ -64,8 +64,11 @@ class PlainHeaders:
         except FormatError:
             return None
         name = name.partition(b"\0")[0]
-        if prefix[0] and magic == b"ustar\0":
-            name = prefix.partition(b"\0")[0] + b"/" + name
+        if prefix[0]:
+            if magic == b"ustar ":
+                return None  # other things, or by a mistake a prefix
+            if magic == b"ustar\0":
+                name = prefix.partition(b"\0")[0] + b"/" + name
         return Member(
             name, kind, mode, uid, gid, mtime, 0, size, link.partition(b"\0")[0] if link[0] else b"", 0, 0, None,
             offset, offset + BLOCK, size, None,

@@ -14,7 +14,7 @@ import base64
 import binascii
 
 from layerfs.errors import DamagedData, FormatError, LimitExceeded, UnsupportedFormat, quoted
-from layerfs.formats.tar.header import BLOCK, HEADER, NUL_BLOCK, checksum_matches, parse_number
+from layerfs.formats.tar.header import BLOCK, HEADER, NUL_BLOCK, checksum_matches, old_prefix, parse_number
 from layerfs.formats.tar.member import MAX_ID, Member
 from layerfs.formats.tar.pax import parse_records, parse_time
 from layerfs.formats.tar.plain import PlainHeaders
@@ -156,8 +156,11 @@ class TarReader:
             self._begin_extension(kind, parse_number(size))
             return
         name = name.partition(b"\0")[0]
-        if prefix[0] and magic[:6] == b"ustar\0":
-            name = prefix.partition(b"\0")[0] + b"/" + name
+        if prefix[0]:
+            if magic[:6] == b"ustar\0":
+                name = prefix.partition(b"\0")[0] + b"/" + name
+            elif magic[:6] == b"ustar " and (old := old_prefix(block)):
+                name = old + b"/" + name
         length = parse_number(size)
         self._next += BLOCK
         member = Member(
@@ -290,6 +293,9 @@ class TarReader:
             _check_size(member)
             if kind == b"\0":  # how v7 wrote files, and, with a slash at the end, directories
                 member.kind = b"5" if member.name.endswith(b"/") and member.sparse is None else b"0"
+                if member.kind == b"5" and member.data_size:
+                    # Some readers take the data for what it is, others for further members.
+                    raise FormatError(f"directory {quoted(member.name)} has {member.data_size} bytes of data")
             if member.sparse is not None:
                 member.sparse = check_map(list(member.sparse), member.size, member.data_size)
         elif kind == b"V":
@@ -365,7 +371,10 @@ def _apply(member: Member, records: list[tuple[bytes, bytes]]) -> bool:
 
 def _apply_sparse(member: Member, records: list[tuple[bytes, bytes]], values: dict[bytes, bytes]) -> bool:
     member.name = values.get(b"GNU.sparse.name", member.name)
-    size = values.get(b"GNU.sparse.realsize", values.get(b"GNU.sparse.size"))
+    sizes = {values[key] for key in (b"GNU.sparse.realsize", b"GNU.sparse.size") if key in values}
+    if len(sizes) > 1:
+        raise FormatError(f"{quoted(member.name)} is sparse and has two sizes")
+    size = next(iter(sizes), None)
     version = (values.get(b"GNU.sparse.major"), values.get(b"GNU.sparse.minor"))
     if version not in ((None, None), (b"1", b"0"), (b"0", b"0"), (b"0", b"1")):
         raise UnsupportedFormat(f"{quoted(member.name)} is sparse in format {version[0]!r}.{version[1]!r}")
@@ -375,7 +384,7 @@ def _apply_sparse(member: Member, records: list[tuple[bytes, bytes]], values: di
     if version == (b"1", b"0"):
         return True
     pieces = map_from_records(records)
-    if pieces is None:
+    if pieces is None or (not pieces and version == (None, None)):  # which others take for no sparse file
         raise FormatError(f"{quoted(member.name)} is sparse without a map")
     member.sparse = tuple(pieces)
     return False

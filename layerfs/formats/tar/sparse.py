@@ -21,6 +21,9 @@ __all__ = [
 #: and each costs some 200 bytes of memory. Go's reader stops at 1 MiB of text, which is about as many.
 MAX_PIECES = 1 << 17
 
+#: The keys of PAX format 0.0, one pair after the other.
+_PAIR = (b"GNU.sparse.offset", b"GNU.sparse.numbytes")
+
 _PIECES_IN_HEADER = 4
 _PIECES_IN_EXTENSION = 21
 
@@ -38,18 +41,29 @@ def pieces_of_block(block: bytes, *, extension: bool) -> tuple[list[tuple[int, i
 
 
 def map_from_records(records: list[tuple[bytes, bytes]]) -> list[tuple[int, int]] | None:
-    """Return the pieces of PAX formats 0.0 (repeated keys) or 0.1 (one list), or None when neither is there."""
-    offsets = [value for key, value in records if key == b"GNU.sparse.offset"]
-    lengths = [value for key, value in records if key == b"GNU.sparse.numbytes"]
-    for key, value in records:
-        if key == b"GNU.sparse.map":
-            numbers = value.split(b",") if value else []
-            offsets, lengths = numbers[::2], numbers[1::2]
-    if len(offsets) != len(lengths):
+    """Return the pieces of PAX formats 0.0 (repeated keys) or 0.1 (one list), or None when neither is there.
+
+    Raises:
+        FormatError: it is no map, or has both forms, of which readers take one or the other.
+    """
+    pairs = [(key, value) for key, value in records if key in _PAIR]
+    lists = [value for key, value in records if key == b"GNU.sparse.map"]
+    counts = [value for key, value in records if key == b"GNU.sparse.numblocks"]
+    if pairs and lists:
+        raise FormatError("sparse map stands in two forms")
+    if len(pairs) % 2 or any(key != _PAIR[number % 2] for number, (key, _) in enumerate(pairs)):
         raise FormatError("sparse map has an offset without a length")
-    if not offsets and not any(key in (b"GNU.sparse.map", b"GNU.sparse.numblocks") for key, _ in records):
+    numbers = [value for _, value in pairs]
+    if lists:
+        numbers = lists[-1].split(b",") if lists[-1] else []
+        if len(numbers) % 2:
+            raise FormatError("sparse map has an offset without a length")
+    if counts and 2 * _decimal(counts[-1]) != len(numbers):
+        raise FormatError(f"sparse map of {len(numbers) // 2} pieces, not {_decimal(counts[-1])}")
+    if not numbers and not lists and not counts:
         return None
-    return [(_decimal(offset), _decimal(length)) for offset, length in zip(offsets, lengths, strict=True)]
+    found = [_decimal(number) for number in numbers]
+    return list(zip(found[::2], found[1::2], strict=True))
 
 
 def text_map(payload: bytes) -> tuple[list[tuple[int, int]], int] | None:

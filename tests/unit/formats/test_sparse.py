@@ -85,8 +85,8 @@ def test_two_pieces(archive: bytes) -> None:
     "archive",
     [
         old_gnu(9000, b"", []),
-        pax(repeated()) + entry(b"name"),
-        pax(listed(b"")) + entry(b"x"),
+        pax(repeated((b"9000", b"0"))) + entry(b"name"),
+        pax(listed(b"9000,0")) + entry(b"x"),
         version_1(b"9000", b"0\n", b""),
     ],
     ids=["gnu", "0.0", "0.1", "1.0"],
@@ -128,6 +128,24 @@ def test_a_map_longer_than_a_block() -> None:
         pax(repeated((b"0", b"512"), (b"8000", b"100"))[:-1]) + entry(b"x", DATA),
         pax({b"GNU.sparse.size": b"9000"}) + entry(b"x", DATA),  # no map
         pax({b"GNU.sparse.map": b"0,612"}) + entry(b"x", DATA),  # no size
+        pax(repeated()) + entry(b"name"),  # what others take for no sparse file at all
+        pax(listed(b"")) + entry(b"x"),
+        pax([*repeated((b"0", b"612")), (b"GNU.sparse.map", b"8388,612")]) + entry(b"x", DATA),  # two maps
+        pax([(b"GNU.sparse.map", b"8388,612"), *repeated((b"0", b"612"))]) + entry(b"x", DATA),
+        pax({**listed(b"0,612"), b"GNU.sparse.realsize": b"9001"}) + entry(b"x", DATA),  # two sizes
+        pax({**VERSION_1, b"GNU.sparse.realsize": b"9000", b"GNU.sparse.size": b"8000"}) + entry(b"x", DATA),
+        pax([*repeated((b"0", b"512"))[:1], (b"GNU.sparse.numblocks", b"2"), *repeated((b"0", b"612"))[2:]])
+        + entry(b"x", DATA),  # another count
+        pax(
+            [
+                (b"GNU.sparse.size", b"9000"),
+                (b"GNU.sparse.offset", b"0"),
+                (b"GNU.sparse.offset", b"8900"),
+                (b"GNU.sparse.numbytes", b"512"),
+                (b"GNU.sparse.numbytes", b"100"),
+            ]
+        )
+        + entry(b"x", DATA),  # no pairs
         pax({b"GNU.sparse.map": b"0,612", b"GNU.sparse.size": b"9" * 20}) + entry(b"x", DATA),
         version_1(b"x", b"2\n0\n512\n8000\n100\n", DATA),
         version_1(b"9000", b"2\n0\n512\n8000\n", b""),  # ends too soon

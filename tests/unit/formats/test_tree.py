@@ -128,6 +128,14 @@ ROOT = {b"/": "dir implicit"}
         ([entry(b".wh.d"), directory(b"d"), entry(b"d/f")], ROOT | {b"/d": "dir opaque", b"/d/f": "file 0"}),
         ([entry(b".wh.d"), entry(b"d/f")], ROOT | {b"/d": "dir opaque", b"/d/f": "file 0"}),
         ([entry(b".wh.l"), symlink(b"l", b"t")], ROOT | {b"/l": "-> t"}),
+        # a directory that is named to hide what is in it, and hidden itself
+        ([entry(b".wh.b"), entry(b"b/.wh.c")], ROOT | {b"/b": "whiteout"}),
+        ([entry(b"b/.wh.c"), entry(b".wh.b")], ROOT | {b"/b": "whiteout"}),
+        ([entry(b"b/c/.wh.d"), entry(b"b/.wh.c"), entry(b".wh.b"), entry(b"b/.wh..wh..opq")],
+         ROOT | {b"/b": "whiteout"}),
+        ([entry(b"b/c/.wh.d"), entry(b"b/.wh.c")], ROOT | {b"/b": "dir implicit", b"/b/c": "whiteout"}),
+        ([entry(b"b/.wh.c"), entry(b".wh.b"), directory(b"b/d")],
+         ROOT | {b"/b": "dir opaque", b"/b/c": "whiteout", b"/b/d": "dir"}),
         # AUFS's bookkeeping is no part of a layer
         ([entry(b".wh..wh.aufs"), directory(b".wh..wh.plnk/"), entry(b".wh..wh.plnk/1.2"), directory(b".wh..wh.orph"),
           directory(b".wh..wh.plnk/d"), entry(b"f")], ROOT | {b"/f": "file 0"}),
