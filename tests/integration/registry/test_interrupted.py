@@ -61,6 +61,13 @@ def process(root: Path, registry: FaultyRegistry, *options: str) -> subprocess.P
     )  # fmt: skip
 
 
+def wait_for(running: subprocess.Popen[bytes], registry: FaultyRegistry, count: int) -> None:
+    """Wait until a pull was sent so many bytes of blobs, and is still running."""
+    while registry.sent < count:
+        assert running.poll() is None
+        time.sleep(0.001)
+
+
 def finish(root: Path, registry: FaultyRegistry) -> None:
     done = process(root, registry)
     _, said = done.communicate(timeout=60)
@@ -75,8 +82,9 @@ def finish(root: Path, registry: FaultyRegistry) -> None:
 def test_killed_at_any_moment(tmp_path: Path, registry: FaultyRegistry, number: int) -> None:
     root = tmp_path / "store"
     killed = process(root, registry)
-    # Python's own start, and then all of the pull.
-    time.sleep(random.Random(number).uniform(0.2, 2.2))
+    when = random.Random(number).uniform(0, 1.1)
+    wait_for(killed, registry, int(min(when, 1) * TOTAL))
+    time.sleep(2 * max(0, when - 1))  # when all was received, and before it is an image
     killed.send_signal(signal.SIGKILL)
     killed.communicate()
     if root.exists():
@@ -90,7 +98,7 @@ def test_killed_again_and_again(tmp_path: Path, registry: FaultyRegistry) -> Non
     root = tmp_path / "store"
     for number in range(4):
         killed = process(root, registry)
-        time.sleep(0.6 + 0.15 * number)
+        wait_for(killed, registry, (number + 1) * TOTAL // 6)
         killed.send_signal(signal.SIGKILL)
         killed.communicate()
     finish(root, registry)

@@ -4,8 +4,10 @@ from __future__ import annotations
 
 import subprocess
 import sys
+import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -26,6 +28,28 @@ Mount = Callable[..., Path]
 
 def load_command(root: Path, *sources: Path) -> list[str]:
     return [sys.executable, "-c", LOAD, str(root), *map(str, sources)]
+
+
+def wait_until(true: Callable[[], bool], process: subprocess.Popen[Any], seconds: float = 60) -> None:
+    """Wait for something that a process brings about, or for its end."""
+    end = time.monotonic() + seconds
+    while not true() and process.poll() is None:
+        assert time.monotonic() < end, "nothing happened"
+        time.sleep(0.001)
+
+
+def is_loading(root: Path) -> bool:
+    """Whether a load has begun to lay layers down."""
+    return any((root / "ingest").glob("*/1"))
+
+
+def time_of_load(root: Path, source: Path) -> float:
+    """Return the seconds from when a load begins to lay layers down until it has ended; the image stays."""
+    process = subprocess.Popen(load_command(root, source), stdout=subprocess.DEVNULL)
+    wait_until(lambda: is_loading(root), process)
+    began = time.monotonic()
+    assert process.wait() == 0
+    return time.monotonic() - began
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ import pytest
 
 from layerfs.api import Store
 from tests.image_builder import TestImage, docker_old, layer, noise, oci, outer
-from tests.integration.store.conftest import load_command
+from tests.integration.store.conftest import is_loading, load_command, time_of_load, wait_until
 from tests.power_cut import Disk
 from tests.store_audit import assert_clean, assert_whole, contents
 
@@ -123,8 +123,10 @@ def test_a_cut_in_the_middle_of_a_load(disk: Disk, tmp_path: Path, number: int) 
     with Store.open(root) as store:
         store.load(_archive(tmp_path, BASE, "oci"))
     archive = _archive(tmp_path, IMAGE, "docker")
+    lasting = time_of_load(disk.path / "measured", archive)
     process = subprocess.Popen(load_command(root, archive), stdout=subprocess.PIPE, stderr=subprocess.DEVNULL)
-    time.sleep(random.Random(number).uniform(0.1, 0.5))
+    wait_until(lambda: is_loading(root), process)
+    time.sleep(random.Random(number).uniform(0, 1.2) * lasting)
     done = process.poll() is not None
     disk.lose_power()
     process.kill()
