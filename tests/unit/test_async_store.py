@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import inspect
+import threading
 import time
 from collections.abc import Callable, Iterator
+from functools import partial
 from pathlib import Path
 
 import pytest
@@ -14,7 +16,8 @@ from layerfs.api import Store
 from layerfs.api.async_store import AsyncStore
 from layerfs.errors import NotFound
 from layerfs.store import check
-from tests.image_builder import TestImage, layer, oci, write_layout
+from tests.image_builder import TestImage, layer, noise, oci, write_layout
+from tests.store_audit import assert_clean
 
 
 def public(cls: type) -> dict[str, inspect.Signature]:
@@ -70,6 +73,31 @@ def test_a_load_can_be_cancelled(tmp_path: Path) -> None:
                 await store.load(layout)
             assert scope.cancelled_caught
             assert await store.images() == []
+
+    trio.run(run)
+
+
+def test_a_load_can_be_cancelled_in_its_midst(tmp_path: Path) -> None:
+    image = TestImage([layer({"f": noise(5_000_000)}), layer({"g": b"g"})], ["a:1"])
+    layout, begun = write_layout(tmp_path / "oci", oci(image)), threading.Event()
+
+    class Told:
+        def update(self, _key: str, state: str, _done: int, _total: int | None) -> None:
+            if state == "Loading":
+                begun.set()
+                time.sleep(0.05)
+
+    async def run() -> None:
+        async with await AsyncStore.open(tmp_path / "store", sync=False) as store:
+            with trio.CancelScope() as scope:
+                async with trio.open_nursery() as nursery:
+                    nursery.start_soon(partial(store.load, layout, progress=Told()))
+                    await trio.to_thread.run_sync(begun.wait)
+                    scope.cancel()
+            assert scope.cancelled_caught
+        with Store.open(tmp_path / "store", sync=False) as opened:
+            assert opened.images() == []
+            assert_clean(opened)
 
     trio.run(run)
 

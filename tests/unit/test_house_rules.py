@@ -60,8 +60,13 @@ def test_only_what_is_public_is_imported(path: Path) -> None:
             assert found, f"line {node.lineno}: {name.name} is not in __all__ of {node.module}"
 
 
+_ENVIRONMENT = {"environ", "environb", "getenv", "getenvb"}
+
+
 @pytest.mark.parametrize("path", LIBRARY, ids=_id)
 def test_only_the_command_line_reads_the_environment(path: Path) -> None:
     for node in ast.walk(ast.parse(path.read_text())):
         if isinstance(node, ast.Attribute) and isinstance(node.value, ast.Name) and node.value.id == "os":
-            assert node.attr not in {"environ", "environb", "getenv", "getenvb"}, f"line {node.lineno}"
+            assert node.attr not in _ENVIRONMENT, f"line {node.lineno}"
+        if isinstance(node, ast.ImportFrom) and node.module == "os":
+            assert _ENVIRONMENT.isdisjoint(name.name for name in node.names), f"line {node.lineno}"

@@ -110,11 +110,8 @@ def test_any_call_may_fail(root: Path, tmp_path: Path, calls: str, fault: str) -
             "-e", f"trace={calls}", "-e", f"inject={calls}:{fault}:when={number}", "-o", "/dev/null",
             command=load_command(root, source),
         )  # fmt: skip
-        assert (
-            not ran.stderr
-            or ran.stderr.splitlines()[-1].startswith(("layerfs.errors.", "another", "layer "))
-            or (ran.returncode == 0)
-        ), (number, ran.stderr)
+        if "Traceback" in ran.stderr:  # what the library raises in the end is an error of its own
+            assert ran.stderr.splitlines()[-1].startswith("layerfs.errors."), (number, ran.stderr)
         if ran.returncode == 0:
             with Store.open(root, sync=False) as store:
                 assert len(store.images()) == 2

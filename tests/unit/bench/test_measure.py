@@ -121,6 +121,8 @@ def test_what_fails_of_ours_fails_the_run(monkeypatch: pytest.MonkeyPatch, tmp_p
 def test_files_are_warmed_without_being_written_elsewhere(tmp_path: Path) -> None:
     (tmp_path / "a").write_bytes(bytes(3 << 20))
     warm(tmp_path / "a")
+    assert [path.name for path in tmp_path.iterdir()] == ["a"]
+    assert (tmp_path / "a").read_bytes() == bytes(3 << 20)
 
 
 def test_first_names_are_all_different(tmp_path: Path) -> None:
