@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import fcntl
 import os
 import shutil
 import tempfile
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager, suppress
 from dataclasses import dataclass, replace
 from io import FileIO
 from typing import Literal
@@ -16,11 +18,19 @@ from layerfs.api import Store
 from layerfs.api.base import refuse_inside_trio
 from layerfs.api.callback import callbacks
 from layerfs.api.together import each
-from layerfs.errors import Conflict, FormatError, InvalidReference, LayerfsError, NotFound, UnsupportedFormat
+from layerfs.errors import (
+    Conflict,
+    FormatError,
+    InvalidReference,
+    LayerfsError,
+    NotFound,
+    StoreError,
+    UnsupportedFormat,
+)
 from layerfs.formats.compress import check_level
 from layerfs.formats.digest import Digest
-from layerfs.formats.media_type import Compression
-from layerfs.formats.oci import Descriptor
+from layerfs.formats.media_type import CONFIG_TYPES, Compression
+from layerfs.formats.oci import Descriptor, ImageConfig, Manifest
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import DEFAULT_TAG, Reference
 from layerfs.formats.transport import ImageSource, parse_source, registry_name
@@ -55,6 +65,10 @@ from layerfs.store import image as catalog
 from layerfs.values import Image
 
 __all__ = ["copy"]
+
+#: How directories begin that are needed until a copy is done, and seconds until one is locked at the latest.
+_SCRATCH = ".layerfs-"
+_FRESH = 60
 
 #: Bytes of a blob between two reports of progress.
 _STEP = 1 << 20
@@ -219,6 +233,7 @@ class _Copy:
             raise UnsupportedFormat("a docker archive holds no index", hint="Copy to oci-archive: instead.")
         with (
             _scratch(self.target) as scratch,
+            _writing_scratch(self.destination, scratch),
             Store.open(os.path.join(scratch, "store"), sync=False) as store,
         ):
             images = store.pull(
@@ -242,6 +257,7 @@ class _Copy:
             else:
                 came = stack.enter_context(_members(self.source, self.access))
             plan = plan_copy(came, self.platform or Platform.host(), everything=self.everything)
+            self._refuse_platform(came)
             if self.compression is not None:
                 scratch = stack.enter_context(_scratch(self.target))
                 anew = RecompressedSource(came, scratch, self.compression, self.level)
@@ -262,6 +278,20 @@ class _Copy:
         if self.platform is not None and not self.platform.matches(image.platform):
             raise NotFound("platform of the image", str(self.platform), hint=f"There is: {image.platform}.")
         return image
+
+    def _refuse_platform(self, came: CopySource) -> None:
+        """Refuse an image that is for one platform, if another one is asked for.
+
+        Raises:
+            NotFound: it is for another one.
+        """
+        top = came.top()
+        if self.platform is None or not isinstance(top, Manifest) or top.config.media_type not in CONFIG_TYPES:
+            return
+        raw = b"".join(verified(came.blob(top.config), top.config))
+        found = ImageConfig.parse(raw, algorithm=top.config.digest.algorithm).platform
+        if not self.platform.matches(found):
+            raise NotFound("platform of the image", str(self.platform), hint=f"There is: {found}.")
 
     def _moving(self, connections: Sequence[HttpClient]) -> _Moving:
         return _Moving(connections, self.destination, self.progress, self.check)
@@ -406,11 +436,46 @@ def _scratch(target: ImageSource) -> Iterator[str]:
     while place is not None and target.transport in ("oci", "dir") and not os.path.isdir(place):
         place = os.path.dirname(place)  # what is missing is made by who writes there
     with _writing(target.path or tempfile.gettempdir()):
-        directory = tempfile.mkdtemp(prefix=".layerfs-", dir=place)
+        _sweep(place or tempfile.gettempdir())
+        directory = tempfile.mkdtemp(prefix=_SCRATCH, dir=place)
+    held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
+        fcntl.flock(held, fcntl.LOCK_EX)
         yield directory
     finally:
+        os.close(held)
         shutil.rmtree(directory)
+
+
+def _sweep(place: str) -> None:
+    """Remove what copies have left in a directory that were killed: nobody holds it any more."""
+    with suppress(OSError):  # it may not be ours to look at, or another sweep is at it
+        for name in os.listdir(place):
+            path = os.path.join(place, name)
+            if not name.startswith(_SCRATCH) or os.lstat(path).st_uid != os.geteuid():
+                continue
+            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+            try:
+                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+                if time.time() - os.fstat(fd).st_ctime > _FRESH:
+                    shutil.rmtree(path)
+            except BlockingIOError:
+                pass
+            finally:
+                os.close(fd)
+
+
+@contextmanager
+def _writing_scratch(destination: str, scratch: str) -> Iterator[None]:
+    """Say of what goes wrong with the store beside a destination that it goes wrong there: nobody named the store."""
+    try:
+        yield
+    except StoreError as error:
+        if not error.root.startswith(scratch):
+            raise
+        cause = error.__cause__
+        said = cause.strerror if isinstance(cause, OSError) else error
+        raise LayerfsError(f"cannot write {destination}: {said}") from error
 
 
 @contextmanager

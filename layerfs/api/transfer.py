@@ -243,7 +243,7 @@ class TransferPart(StorePart):
         if not is_registry(destination):
             raise InvalidReference(
                 f"{destination} is on no registry",
-                hint=f"Use: layerfs copy store:IMAGE {destination}. An image of that name goes to docker://{destination}",
+                hint=f"Use: layerfs copy store:IMAGE TRANSPORT:PATH. An image of that name goes to docker://{destination}",
             )
         reference = Reference.parse(registry_name(destination)).with_default_tag()
         if reference.digest is not None:

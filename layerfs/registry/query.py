@@ -18,7 +18,7 @@ from layerfs.linux.durable import write_document
 from layerfs.linux.lock import FileLock
 from layerfs.registry.access import Access
 from layerfs.registry.choice import MAX_NESTING, choose_entry
-from layerfs.registry.credential import ask_helper, is_dockercfg, list_helper, read_auth_file
+from layerfs.registry.credential import Credentials, ask_helper, is_dockercfg, list_helper, read_auth_file
 from layerfs.registry.remote import Registries, find_remote, from_first, parse_received
 
 __all__ = [
@@ -26,6 +26,7 @@ __all__ = [
     "fetch_config",
     "fetch_image",
     "fetch_manifest",
+    "is_logged_in",
     "list_tags",
     "log_in",
     "log_out",
@@ -149,6 +150,31 @@ def registry_domain(text: str) -> str:
     return key
 
 
+def is_logged_in(access: Access, key: str) -> str | None:
+    """Return the user whose credential is kept for a registry, if there is one and the registry accepts it.
+
+    Raises:
+        RegistryError: it cannot be reached.
+        LayerfsError: a file or helper is broken.
+    """
+    domain, _, path = key.partition("/")
+    with Registries.open(access) as registries:
+        found = Credentials(access, registries.config.credential_helpers).find(domain, path)
+        if found is None:
+            return None
+        try:
+            _check_login(registries, domain, path, min(2, access.attempts))
+        except Unauthorized:
+            return None
+    return found.username
+
+
+def _check_login(registries: Registries, domain: str, path: str, tries: int) -> None:
+    scopes = (f"repository:{path}:pull",) if path else ()
+    server = registries.server(domain)
+    server.send("GET", "/v2/", what="a login", missing="registry", scopes=scopes, attempts=tries).close()
+
+
 def log_in(access: Access, key: str, credential: Credential, auth_file: str) -> str:
     """Check a credential with its registry and keep it.
 
@@ -169,11 +195,8 @@ def log_in(access: Access, key: str, credential: Credential, auth_file: str) -> 
     """
     domain, _, path = key.partition("/")
     with Registries.open(replace(access, credential=credential, anonymous=False, token=None)) as registries:
-        server = registries.server(domain)
-        scopes = (f"repository:{path}:pull",) if path else ()
-        tries = min(2, access.attempts)
         try:
-            server.send("GET", "/v2/", what="a login", missing="registry", scopes=scopes, attempts=tries).close()
+            _check_login(registries, domain, path, min(2, access.attempts))
         except Unauthorized as error:
             raise Unauthorized(f"{domain} does not accept this user and password", status=error.status) from None
         helpers = registries.config.credential_helpers

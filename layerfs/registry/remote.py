@@ -5,6 +5,7 @@ Documents that the store has already are not asked for again: their digests name
 
 from __future__ import annotations
 
+import logging
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass
@@ -40,6 +41,8 @@ from layerfs.registry.server import Server
 from layerfs.store.handle import StoreHandle
 
 __all__ = ["Registries", "RemoteImages", "find_remote", "from_first", "parse_received", "plan_remote"]
+
+_log = logging.getLogger(__name__)
 
 
 class Registries:
@@ -289,6 +292,9 @@ class _Planner:
         wanted = self._selection
         if wanted.platform_required and not wanted.all_platforms and not wanted.platform.matches(config.platform):
             raise NotFound("platform of the image", str(wanted.platform), hint=f"There is: {config.platform}.")
+        fits = wanted.platform.matches(config.platform) or config.platform.is_unknown
+        if not fits and not wanted.all_platforms and not wanted.platform_required:
+            _log.warning("%s is for %s, and this machine is %s", self._reference, config.platform, wanted.platform)
         layers = tuple(
             LayerPlan(str(blob.digest), diff_id, blob)
             for blob, diff_id in zip(manifest.layers, config.diff_ids, strict=True)

@@ -112,7 +112,9 @@ class Repository:
             media_type = (answer.header("Content-Type") or "").partition(";")[0].strip().lower()
             promised = answer.header("Docker-Content-Digest")
         if document_kind(media_type) is None and media_type not in _VAGUE:
-            raise RegistryError(f"{self.server.domain} answers {media_type!r:.80} for {what}")
+            raise RegistryError(
+                f"{self.server.domain} answers {self.server.authorizer.clean(media_type)!r:.80} for {what}"
+            )
         expected = reference if isinstance(reference, Digest) else None
         if expected is None and promised:
             try:
@@ -301,6 +303,7 @@ class Repository:
         """
         said = (answer.header("Docker-Content-Digest") or "").strip()
         if said and said != str(digest) and said.partition(":")[0] == digest.algorithm:
+            said = self.server.authorizer.clean(said)
             raise IntegrityError(f"{self.server.domain} has stored {what} as {said:.140}, not {digest}")
 
     def _pages(self, rest: str, what: str, accept: str = "application/json") -> Iterator[JsonObject]:

@@ -147,7 +147,6 @@ class Server:
                 with answer:
                     raise self._refusal(answer, what, missing)
             except RegistryError as error:
-                error.args = tuple(self.authorizer.clean(str(text)) for text in error.args)
                 # Who waits for a transfer to go on has patience; who names a registry that is down wants to know.
                 tries.wait(error, None if self._answered else _FIRST_CONTACT)
 

@@ -114,6 +114,31 @@ def test_completes_names(shell: Shell, image: Built) -> None:
     assert "--read-only" in complete(shell, "mount", "--r")
 
 
+@pytest.mark.parametrize(
+    ("line", "found"),
+    [
+        ("layerfs inspect example.org:5000/team/app:", ["1.0"]),
+        ("layerfs inspect example.org:5", ["5000/team/app:1.0"]),
+        ("layerfs inspect exam", ["example.org/team/app:1.0", "example.org:5000/team/app:1.0"]),
+        ("layerfs inspect other ", ["example.org/team/app:1.0", "example.org:5000/team/app:1.0"]),
+        ("layerfs  mo", ["mount"]),
+    ],
+)
+def test_bash_ends_words_at_colons(shell: Shell, image: Built, tmp_path: Path, line: str, found: list[str]) -> None:
+    shell("tag", image.id, "example.org:5000/team/app:1.0")
+    (tmp_path / "script").write_text(shell("completion", "bash"))
+    (tmp_path / "layerfs").write_text(f'#!/bin/sh\nexec {sys.executable} -m layerfs_cli "$@"\n')
+    (tmp_path / "layerfs").chmod(0o755)
+    words = line.replace(":", " : ").split() + ([""] if line[-1] in " :" else [])
+    program = (
+        f"source {tmp_path}/script\nCOMP_LINE='{line}' COMP_POINT={len(line)} COMP_WORDS=({' '.join(words)})\n"
+        f"COMP_CWORD={len(words) - 1}\n_layerfs_completion layerfs\nprintf '%s\\n' \"${{COMPREPLY[@]}}\""
+    )
+    env = {**shell.env, "PATH": f"{tmp_path}:/usr/bin:/bin"}
+    done = subprocess.run(["bash", "--norc", "-c", program], env=env, check=True, capture_output=True, text=True)
+    assert sorted(done.stdout.split()) == found
+
+
 def test_completion_makes_no_store(shell: Shell) -> None:
     assert complete(shell, "inspect", "x") == []
     assert not Path(shell.env["LAYERFS_ROOT"]).exists()

@@ -37,12 +37,15 @@ def command(
 ) -> None:
     """Log in to a registry, docker.io by default, and keep the credential for pull, push and tags.
 
-    It is checked with the registry, then kept where docker and podman find it as well: in the file of --authfile,
-    $REGISTRY_AUTH_FILE or $DOCKER_CONFIG, else in containers/auth.json below $XDG_RUNTIME_DIR; or by the helper that
-    this file names.
+    Without a user and password it says whether the credential that is kept already is a good one, and asks only if not.
+    What is given is checked with the registry, then kept where docker and podman find it as well: in the file of
+    --authfile, $REGISTRY_AUTH_FILE or $DOCKER_CONFIG, else in containers/auth.json below $XDG_RUNTIME_DIR; or by the
+    helper that this file names.
     """
+    from dataclasses import replace
+
     from layerfs.formats.auth_file import Credential
-    from layerfs.registry.query import log_in, registry_domain
+    from layerfs.registry.query import is_logged_in, log_in, registry_domain
 
     place = login_file(options["authfile"])
     options["authfile"] = None
@@ -54,6 +57,12 @@ def command(
         raise click.UsageError("--password and --password-stdin exclude each other", context)
     if password is not None and access.credential is None:
         settings_of(context).log("warning", "a password on the command line is seen by others; use --password-stdin")
+    if username is None and password is None and not password_stdin:
+        already = is_logged_in(replace(access, auth_files=(place,)), key)
+        if already is not None:
+            settings_of(context).log("info", f"already logged in as {already or 'the owner of a token'}")
+            write("Login Succeeded!\n")
+            return
     if username is None:
         if password_stdin or sys.stdin is None or not sys.stdin.isatty():
             raise click.UsageError("--username is needed", context)

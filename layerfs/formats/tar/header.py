@@ -36,6 +36,7 @@ __all__ = [
     "NUL_BLOCK",
     "byte_sum",
     "checksum_matches",
+    "old_prefix",
     "parse_number",
 ]
 

@@ -3,9 +3,12 @@
 from __future__ import annotations
 
 import bz2
+import errno
+import fcntl
 import gzip
 import hashlib
 import json
+import os
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -14,12 +17,13 @@ import pytest
 import zstandard
 
 from bench.registry import Registry
-from layerfs.api import Store
+from layerfs.api import Store, copying
 from layerfs.api.copying import copy
-from layerfs.errors import DigestMismatch, FormatError, InvalidReference, LayerfsError
+from layerfs.errors import DigestMismatch, FormatError, InvalidReference, LayerfsError, NotFound
 from layerfs.formats.media_type import Compression
 from layerfs.formats.reference import Reference
 from layerfs.registry.remote import Registries
+from layerfs.store.layer_writer import LayerWriter
 from tests.cli.conftest import Shell
 from tests.image_builder import (
     Members,
@@ -241,6 +245,42 @@ def test_a_temporary_directory_that_is_not_there(layout: Path, tmp_path: Path, m
     monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "missing"))
     with pytest.raises(LayerfsError, match=r"cannot write .*missing"):
         copy(f"oci:{layout}:app", "docker://127.0.0.1:1/x:y", compression="zstd", access=PLAIN)
+
+
+def test_what_a_killed_copy_has_left_goes(layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    out = tmp_path / "out"
+    for name in (".layerfs-dead", ".layerfs-used", "layerfs-other"):
+        (out / name / "store").mkdir(parents=True)
+    fd = os.open(out / ".layerfs-used", os.O_RDONLY)
+    fcntl.flock(fd, fcntl.LOCK_EX)
+    copy(f"oci:{layout}:app", f"docker-archive:{out}/fresh.tar")
+    assert (out / ".layerfs-dead").exists(), "it may be about to be locked"
+    monkeypatch.setattr(copying, "_FRESH", -1)
+    copy(f"oci:{layout}:app", f"docker-archive:{out}/one.tar")
+    os.close(fd)
+    assert {path.name for path in out.iterdir()} == {".layerfs-used", "layerfs-other", "fresh.tar", "one.tar"}
+
+
+def test_a_disk_that_is_full_is_that_of_the_destination(
+    layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def full(*_arguments: object) -> None:
+        raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+
+    monkeypatch.setattr(LayerWriter, "write", full)
+    with pytest.raises(
+        LayerfsError, match=r"^cannot write docker-archive:.*one.tar: No space left on device$"
+    ) as caught:
+        copy(f"oci:{layout}:app", f"docker-archive:{tmp_path}/one.tar")
+    assert caught.value.hint is None
+    assert not list(tmp_path.iterdir())
+
+
+@pytest.mark.parametrize("place", ["oci:{0}/x", "dir:{0}/x", "docker-archive:{0}/x.tar"])
+def test_an_image_for_another_platform_is_not_copied_for_this_one(layout: Path, tmp_path: Path, place: str) -> None:
+    with pytest.raises(NotFound, match="linux/arm64"):
+        copy(f"oci:{layout}:app", place.format(tmp_path), platform="linux/arm64")
+    copy(f"oci:{layout}:app", place.format(tmp_path), platform="linux/amd64")
 
 
 def test_what_layers_are_not_compressed_with(tmp_path: Path) -> None:
