@@ -1,6 +1,6 @@
 """What :class:`layerfs.api.Store` returns: immutable values.
 
-Digests are full, times are nanoseconds since the epoch.
+Digests are full, times are nanoseconds since the epoch. (Inodes of a tree have seconds, and the rest apart.)
 """
 
 from __future__ import annotations

@@ -9,6 +9,7 @@
     ROOT/images/ALG/HEX.erofs          HEX is the chainID: the merged tree
     ROOT/unpacked/ALG/HEX/             layers as directories, made on demand for mounts without EROFS
     ROOT/snapshots/ID/{upper,work}     writable container layers
+    ROOT/snapshots/ID/dressed          there when upper has the attributes of the image's root; how owners are kept
     ROOT/ingest/RANDOM/                work in progress
     ROOT/partial/ALG-HEX               what pulls received of blobs whose image is not there yet
     ROOT/locks/                        lock files

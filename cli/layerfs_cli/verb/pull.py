@@ -49,10 +49,12 @@ def command(
       docker-archive:FILE[:REFERENCE|:@INDEX]   what docker save writes
       oci-archive:FILE[:NAME|:@INDEX]           an OCI layout in a tar archive
       oci:DIRECTORY[:NAME|:@INDEX]              an OCI layout
+      dir:DIRECTORY                             plain files, as skopeo lays them down
 
     Layers that the store has are not fetched. What a pull that was interrupted or killed has received is kept: the next
     one goes on where it stopped. Prints what load prints: the last line is the full image ID. With --format jsonl every
-    line is an object: {"id", "status", "current", "total"} as it goes on, {"Id", "RepoTags"} for each image at the end.
+    line is an object: {"id", "status"} as it goes on, with {"current", "total"} where bytes move; at the end {"Id",
+    "RepoTags"} for each image.
     """  # noqa: D301, D415 - \b tells click not to wrap; the first line goes on below
     chosen = selected_platform(context, platform, all_platforms=all_platforms)
     access = access_of(options)
