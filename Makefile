@@ -50,7 +50,7 @@ test: setup
 test-large:
 	@$(MAKE) --no-print-directory test T="--large $(T)"
 
-# The long comparison of the union with overlayfs of the kernel; needs root, takes half an hour (N=100 for a
+# The long comparison of the union with overlayfs of the kernel; needs root, takes some twenty minutes (N=100 for a
 # part). It takes longer than a test that hangs is given before it is asked where it is.
 oracle: setup
 	LAYERFS_ORACLE=$(or $(N),5000) $(BIN)/pytest -o faulthandler_timeout=3600 tests/stateful/test_union_oracle.py

@@ -110,7 +110,7 @@ def verb(name: str, **attributes: Any) -> Callable[[Callable[..., Any]], Verb]:
     return click.command(name, cls=Verb, **attributes)
 
 
-def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001
+def _print_version(context: click.Context, _parameter: click.Parameter, value: bool) -> None:  # noqa: FBT001 - of click
     if value and not context.resilient_parsing:
         from layerfs import __version__
 

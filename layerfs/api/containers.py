@@ -75,6 +75,8 @@ class ContainerPart(StorePart):
             Conflict: the container is mounted, or belongs to another image, or the target is in use.
             BackendUnavailable: no backend works here; says why for each.
             MountError: the target is no directory, or a step failed.
+            IntegrityError: the image is damaged.
+            StoreError: the store cannot be written to, for a container or for unpacked layers.
 
         Atomicity: when it fails nothing is mounted, and a container that was made for it is gone.
         """
@@ -164,6 +166,8 @@ class ContainerPart(StorePart):
         Raises:
             NotFound: no such container.
             Conflict: it is mounted, or was unmounted lazily and is still in use.
+            MountError: with ``force``, it is in use and cannot be unmounted.
+            StoreError: the store cannot be written to.
         """
         from layerfs.mount.mounted import container_lock, refuse_mounted
 

@@ -51,7 +51,10 @@ class ImagePart(StorePart):
             return ImageConfig.parse(self._handle.read_blob(record.digest), algorithm=record.digest.algorithm)
 
     def manifest(self, image: str | Image) -> Manifest:
-        """Return the manifest that an image came with; one was made for images from docker archives."""
+        """Return the manifest that an image came with; one was made for images from docker archives.
+
+        Raises as :meth:`config`.
+        """
         from layerfs.formats.oci import Manifest
 
         with self._there(image) as record:
@@ -70,7 +73,7 @@ class ImagePart(StorePart):
             return self._handle.read_blob(asked if asked is not None and is_index else record.manifest)
 
     def layers(self, image: str | Image) -> list[Layer]:
-        """Return an image's layers, bottom first."""
+        """Return an image's layers, bottom first. Raises as :meth:`config`, and IntegrityError if some are missing."""
         from layerfs.store.usage import shared_bytes
         from layerfs.values import Layer
 
@@ -90,7 +93,7 @@ class ImagePart(StorePart):
         return found
 
     def history(self, image: str | Image) -> list[HistoryRow]:
-        """Return the steps in which an image was made, last first."""
+        """Return the steps in which an image was made, last first. Raises as :meth:`config`."""
         from layerfs.values import HistoryRow
 
         with self._there(image) as record:
@@ -112,13 +115,18 @@ class ImagePart(StorePart):
         return rows[::-1]
 
     def tree(self, image: str | Image) -> ImageTree:
-        """Return an image's files, to look into without a mount; a context manager."""
+        """Return an image's files, to look into without a mount; a context manager.
+
+        Raises as :meth:`resolve`; what is damaged in it, its methods tell.
+        """
         return ImageTree(self._handle, self._record(image))
 
     def which(self, image: str | Image, path: bytes) -> list[Provenance]:
         """Return what the image's layers do to a path, top first.
 
         Raises:
+            NotFound, Conflict, InvalidReference: as :meth:`resolve`, for the image.
+            FormatError, IntegrityError: a tree is damaged or missing.
             OSError: ELOOP.
         """
         from layerfs.store.provenance import find_provenance

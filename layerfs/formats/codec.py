@@ -140,7 +140,7 @@ class _Source:
 
 def _unzstd(read: Callable[[int], bytes]) -> Iterator[bytes]:
     # Here, because most layers are gzip and it takes as long to import as a load with nothing new.
-    import zstandard  # noqa: PLC0415
+    import zstandard  # noqa: PLC0415 - see above
 
     # The library does not tell a stream that ends inside a frame. So a frame of ours follows: its content comes out
     # last if a new frame could begin there. Its checksum is behind that, lest a raw block take it in and look the same.

@@ -98,11 +98,11 @@ def _stream(compression: str, level: int | None, *, fast: bool) -> _Stream | Non
     if compression == "none":
         return None
     if compression == "zstd":
-        import zstandard  # noqa: PLC0415
+        import zstandard  # noqa: PLC0415 - see above
 
         return zstandard.ZstdCompressor(level=level or _ZSTD_LEVEL, write_checksum=True).compressobj()
     if fast and level is None:
-        from isal import isal_zlib  # noqa: PLC0415
+        from isal import isal_zlib  # noqa: PLC0415 - see above
 
         return cast("_Stream", isal_zlib.compressobj(_ISAL_LEVEL, wbits=_GZIP_WINDOW))
     return zlib.compressobj(level or _GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)

@@ -19,7 +19,8 @@ from layerfs.errors import FormatError, LayerfsError, RegistryError, Unauthorize
 from layerfs.formats.auth_file import Credential
 from layerfs.formats.challenge import Challenge
 from layerfs.formats.document import JsonObject, parse_document
-from layerfs.registry.http import HttpClient, HttpResponse, origin, resolve
+from layerfs.registry.http import HttpClient, HttpResponse, origin
+from layerfs.registry.redirect import followed
 
 __all__ = ["Authorizer", "refuse_unauthorized"]
 
@@ -31,9 +32,6 @@ _DEFAULT_LIFE = 60
 
 #: Seconds before its end from which on a token is not used any more.
 _MARGIN = 5
-
-#: Redirects of a realm that are followed.
-_MAX_REDIRECTS = 5
 
 _CLIENT_ID = "layerfs"
 _BEARER = "Bearer "
@@ -190,23 +188,17 @@ class Authorizer:
     def _followed(self, url: str, headers: dict[str, str]) -> HttpResponse:
         """Ask a realm, and follow where it redirects to; the password goes to the realm alone."""
         home = origin(url)
-        for _ in range(_MAX_REDIRECTS + 1):
-            sent = headers if origin(url) == home else {**headers}
-            if origin(url) != home:
-                sent.pop("Authorization", None)
+
+        def ask(url: str) -> HttpResponse:
+            own = origin(url) == home
+            sent = headers if own else {name: value for name, value in headers.items() if name != "Authorization"}
             try:
-                answer = self._http.request("GET", url, headers=sent, registry=self._domain, verify=not self._insecure)
+                return self._http.request("GET", url, headers=sent, registry=self._domain, verify=not self._insecure)
             except Unreachable as error:
                 error.args = (f"{error}, where {self._domain} sends us for a token",)
                 raise
-            place = answer.header("Location")
-            if answer.status not in (301, 302, 303, 307, 308) or not place:
-                return answer
-            answer.close()
-            url = resolve(answer.url, place)
-            if origin(url)[0] == "http" and home[0] == "https" and not self._insecure:
-                raise RegistryError(f"{home[1]} redirects to {origin(url)[1]} without TLS")
-        raise RegistryError(f"{home[1]} redirects more than {_MAX_REDIRECTS} times")
+
+        return followed(ask(url), ask, home, home[1], insecure=self._insecure)
 
     def _read(self, answer: HttpResponse, host: str) -> _Token:
         raw = answer.read_all(_MAX_TOKEN, "token")

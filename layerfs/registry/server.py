@@ -20,15 +20,13 @@ from layerfs.registry.access import Access
 from layerfs.registry.authorize import Authorizer, refuse_unauthorized
 from layerfs.registry.credential import Credentials
 from layerfs.registry.http import HttpClient, HttpResponse, NotTls, origin, resolve
+from layerfs.registry.redirect import followed
 from layerfs.registry.retry import Backoff, parse_retry_after
 
 __all__ = ["Body", "Server"]
 
 #: Host behind ``docker.io``.
 _HUB_HOST = "registry-1.docker.io"
-
-#: Redirects followed for one request; registries need one, mirrors behind them another.
-_MAX_REDIRECTS = 5
 
 #: Answers 401 to one request that are taken as a wish for another token.
 _MAX_CHALLENGES = 4
@@ -203,22 +201,14 @@ class Server:
         """Send a request and follow redirects; also return whether the answer is from the registry itself."""
         answer = self._first(method, target, headers, header, body)
         home = origin(self.url(""))
-        for count in range(_MAX_REDIRECTS + 1):
-            place = answer.header("Location")
-            if answer.status not in (301, 302, 303, 307, 308) or not place or method not in ("GET", "HEAD"):
-                return answer, origin(answer.url) == home
-            answer.close()
-            if count == _MAX_REDIRECTS:
-                break
-            url = resolve(answer.url, place)
-            there = origin(url)
-            if there[0] == "http" and home[0] == "https" and not self._insecure:
-                raise RegistryError(f"{self.domain} redirects to {there[1]} without TLS")
-            sent = {**headers, "Authorization": header} if header and there == home else headers
-            answer = self._http.request(
-                method, url, headers=sent, registry=self.domain, verify=not self._insecure
-            )  # fmt: skip
-        raise RegistryError(f"{self.domain} redirects more than {_MAX_REDIRECTS} times")
+
+        def ask(url: str) -> HttpResponse:
+            sent = {**headers, "Authorization": header} if header and origin(url) == home else headers
+            return self._http.request(method, url, headers=sent, registry=self.domain, verify=not self._insecure)
+
+        if method in ("GET", "HEAD"):
+            answer = followed(answer, ask, home, self.domain, insecure=self._insecure)
+        return answer, origin(answer.url) == home
 
     def _first(
         self, method: str, target: str, headers: dict[str, str], header: str | None, body: Body | None

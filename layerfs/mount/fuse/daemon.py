@@ -60,7 +60,7 @@ def main(arguments: list[str]) -> int:
 
     try:
         from layerfs.mount.fuse.serve import serve  # noqa: PLC0415 - what is missing is to be reported
-        from layerfs.mount.fuse.specification import FuseSpecification  # noqa: PLC0415
+        from layerfs.mount.fuse.specification import FuseSpecification  # noqa: PLC0415 - as above
 
         serve(FuseSpecification.from_json(text), ready)
     except OSError as error:

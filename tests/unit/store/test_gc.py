@@ -172,7 +172,7 @@ def test_loads_and_removals_side_by_side(store: Store, tmp_path: Path) -> None:
                         own.load(pipe(outer(docker_old(images[mine]))))
                     with contextlib.suppress(NotFound):
                         own.remove_image(f"{('donor', 'one', 'two', 'stack')[(mine + turn) % 4]}:1")
-        except Exception as error:  # noqa: BLE001
+        except Exception as error:  # noqa: BLE001 - told by the test
             failures.append(error)
 
     threads = [threading.Thread(target=work, args=(number,)) for number in range(4)]
