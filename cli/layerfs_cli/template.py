@@ -1,8 +1,8 @@
 r"""The part of Go's templates that users of docker and podman write after ``--format``.
 
-``{{.Field}}``, ``{{.Field.Inner}}``, ``{{.}}``, strings in double or back quotes, the functions json, join, lower,
-upper, split and println, pipes; outside the braces, ``\t`` and ``\n`` are tab and newline. Nothing else: a template
-that needs more is refused before any work is done.
+``{{.Field}}``, ``{{.Field.Inner}}``, ``{{.}}``, strings in double or back quotes, whole numbers, the functions json,
+join, lower, upper, split, println, index and len, pipes; outside the braces, ``\t`` and ``\n`` are tab and newline.
+Nothing else: a template that needs more is refused before any work is done.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ from layerfs_cli.text import printable
 
 __all__ = ["Template"]
 
-_SUBSET: Final = "supported are {{.Field}}, json, join, lower, upper, split, println, pipes and the prefix 'table'"
-_TOKEN: Final = re.compile(r'\s*("(?:[^"\\]|\\.)*"|`[^`]*`|\.[\w.]*|[A-Za-z]+|\|)')
+_SUBSET: Final = (
+    "supported are {{.Field}}, json, join, lower, upper, split, println, index, len, pipes and the prefix 'table'"
+)
+_TOKEN: Final = re.compile(r'\s*("(?:[^"\\]|\\.)*"|`[^`]*`|\.[\w.]*|[A-Za-z]+|\d{1,9}|\|)')
 
 Value = object
 Term = Callable[[Value], Value]
@@ -90,13 +92,16 @@ class Template:
         arguments = [self._term(token, code) for token in rest]
         if piped is not None:
             arguments.append(piped)
-        if function is None or len(arguments) != _ARITY.get(head, 1):
+        if function is None or len(arguments) not in _ARITY.get(head, (1,)):
             raise _unsupported(code)
         return lambda data: function(*(argument(data) for argument in arguments))
 
     def _term(self, token: str, code: str) -> Term:
         if token[0] == "`":
             return lambda _: token[1:-1]
+        if token.isdigit():
+            number = int(token)
+            return lambda _: number
         if token[0] == '"':
             try:
                 text = json.loads(token)
@@ -149,6 +154,26 @@ def _join(items: Value, separator: Value) -> str:
     return _text(separator).join(map(_text, items))
 
 
+def _index(found: Value, *keys: Value) -> Value:
+    """Return what a list has at a position, or a map under a key: nothing where a map has no such key, as in Go."""
+    for key in keys:
+        if isinstance(found, list | tuple) and isinstance(key, int):
+            if key >= len(found):
+                raise click.UsageError(f"index in a template: there is no item {key} of {len(found)}")
+            found = found[key]
+        elif found is None or (isinstance(found, Mapping) and isinstance(key, str)):
+            found = None if found is None else found.get(key)
+        else:
+            raise click.UsageError("index in a template needs a list and a number, or a map and a text")
+    return found
+
+
+def _len(value: Value) -> int:
+    if value is not None and not isinstance(value, str | list | tuple | Mapping):
+        raise click.UsageError("len in a template needs a text, a list or a map")
+    return 0 if value is None else len(value)
+
+
 _FUNCTIONS: Final[dict[str, Callable[..., Value]]] = {
     "json": as_json,
     "join": _join,
@@ -156,8 +181,11 @@ _FUNCTIONS: Final[dict[str, Callable[..., Value]]] = {
     "upper": lambda value: _text(value).upper(),
     "split": lambda value, separator: _text(value).split(_text(separator)),
     "println": lambda value: _text(value) + "\n",
+    "index": _index,
+    "len": _len,
 }
-_ARITY: Final = {"join": 2, "split": 2}
+#: How many arguments a function may have, if it is not one.
+_ARITY: Final = {"join": (2,), "split": (2,), "index": (2, 3, 4)}
 
 
 def _unsupported(code: str) -> click.UsageError:

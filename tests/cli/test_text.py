@@ -65,7 +65,13 @@ def test_json_keeps_every_byte(name: bytes) -> None:
     assert os.fsencode(json.loads(text)["name"]) == name
 
 
-DATA = {"Id": "abc", "Names": ["a", "b"], "Config": {"Env": ["X=1"], "exposed_ports": None}, "ok": True}
+DATA = {
+    "Id": "abc",
+    "Names": ["a", "b"],
+    "Config": {"Env": ["X=1"], "exposed_ports": None},
+    "ok": True,
+    "Labels": {"a.b": "c"},
+}
 
 
 @pytest.mark.parametrize(
@@ -91,6 +97,15 @@ DATA = {"Id": "abc", "Names": ["a", "b"], "Config": {"Env": ["X=1"], "exposed_po
         ("{{..}}", None),
         ("{{.None}}", None),
         ("{{.Id.Inner}}", None),
+        ("{{index .Names 0}}", "a"),
+        ("{{index .Names 1 | upper}}", "B"),
+        ("{{len .Names}}", "2"),
+        ('{{index .Labels "a.b"}}|{{index .Labels "none"}}', "c|"),
+        ("{{index .Names 2}}", None),
+        ("{{index .Names}}", None),
+        ('{{index .Names "a"}}', None),
+        ("{{len 5}}", None),
+        ("{{.Names 0}}", None),
     ],
 )
 def test_template(template: str, text: str | None) -> None:
