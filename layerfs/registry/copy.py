@@ -296,9 +296,12 @@ class MemberSource:
                 raise NotFound("image in the layout", f"@{selection.position}", hint=f"It has {len(entries)}.")
             entries = [entries[selection.position]]
         elif selection.reference is not None:
-            entries = [entry for entry in entries if selection.reference in (entry.ref_name, entry.image_name)]
-            if not entries:
-                raise NotFound("image in the layout", selection.reference)
+            fitting = [entry for entry in entries if selection.reference in (entry.ref_name, entry.image_name)]
+            if not fitting:
+                names = [name for entry in entries if (name := entry.image_name or entry.ref_name)]
+                hint = f"There is: {', '.join(names[:20]) or 'nothing with a name'}."
+                raise NotFound("image in the layout", selection.reference, hint=hint)
+            entries = fitting
         if len({entry.digest for entry in entries}) != 1:
             raise FormatError(
                 f"layout has {len(entries)} images", hint="Name one as PATH:NAME, or its position as PATH:@INDEX."

@@ -283,6 +283,12 @@ def test_an_image_for_another_platform_is_not_copied_for_this_one(layout: Path, 
     copy(f"oci:{layout}:app", place.format(tmp_path), platform="linux/amd64")
 
 
+def test_a_name_that_a_layout_does_not_have(layout: Path, tmp_path: Path) -> None:
+    with pytest.raises(NotFound, match="nope") as caught:
+        copy(f"oci:{layout}:nope", f"oci:{tmp_path}/x")
+    assert caught.value.hint == "There is: app."
+
+
 def test_what_layers_are_not_compressed_with(tmp_path: Path) -> None:
     members = dict(oci(IMAGE))
     raw = bz2.compress(IMAGE.layers[0])
