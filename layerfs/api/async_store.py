@@ -1,5 +1,12 @@
 """The porcelain for trio programs: :class:`AsyncStore`, the same methods as :class:`layerfs.api.Store`, awaited.
 
+    async with await AsyncStore.open("/var/lib/layerfs") as store:
+        with trio.move_on_after(60):
+            await store.pull("registry.example/app", access=Access(auth_files=("/etc/app/auth.json",)))
+        async with aclosing(store.diff("box")) as changes:
+            async for change in changes:
+                print(change.kind, change.path)
+
 Pulls and pushes are trio functions; everything else runs in a worker thread. When a call is cancelled whose method
 takes ``check``, its thread ends at its next look at that, and leaves what an interrupted one leaves; others are waited
 for.

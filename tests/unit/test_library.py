@@ -258,6 +258,16 @@ def test_the_run_root_is_private_whatever_the_umask(tmp_path: Path) -> None:
         assert stat.S_IMODE((tmp_path / directory).stat().st_mode) == 0o700
 
 
+def test_what_the_library_needs_can_be_imported_from_one_place() -> None:
+    import layerfs.api
+
+    for name in layerfs.api.__all__:
+        assert getattr(layerfs.api, name) is not None
+    with pytest.raises(AttributeError, match="no attribute 'Nonsense'"):
+        _ = layerfs.api.Nonsense
+    assert layerfs.api.Access().jobs
+
+
 def test_what_is_no_store_and_no_images(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidReference, match="must not be empty"):
