@@ -162,6 +162,7 @@ class StorePart:
         # Mounting is imported where it is used: loads and lists do without, and start a fifth sooner.
         from layerfs.mount.mounted import adopt_mounts, records_of
 
+        _ = self._handle.database.connection  # which a store that was closed has not
         adopt_mounts(self._handle)
         return records_of(self._handle)
 

@@ -268,6 +268,15 @@ def test_what_the_library_needs_can_be_imported_from_one_place() -> None:
     assert layerfs.api.Access().jobs
 
 
+def test_a_store_that_was_closed_knows_nothing_of_mounts(tmp_path: Path) -> None:
+    store = Store.open(tmp_path / "store", sync=False)
+    assert store.mounts() == []
+    store.close()
+    for ask in (store.mounts, store.containers, store.images):
+        with pytest.raises(StoreError, match="the store is closed"):
+            ask()
+
+
 def test_what_is_no_store_and_no_images(store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     with pytest.raises(InvalidReference, match="must not be empty"):
