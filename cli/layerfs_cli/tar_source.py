@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from contextlib import ExitStack
 
 import click
@@ -22,7 +22,7 @@ def tar_pieces(context: click.Context, source: str, stack: ExitStack) -> Iterato
         source: path, or ``-``.
         stack: closes the file.
     """
-    from layerfs.formats.codec import decompress, detect
+    from layerfs.formats.codec import decompress, detect, rejoined
 
     if source == "-":
         if sys.stdin is None or os.isatty(sys.stdin.fileno()):
@@ -34,19 +34,4 @@ def tar_pieces(context: click.Context, source: str, stack: ExitStack) -> Iterato
     head = file.read(1 << 16)
     while len(head) < 512 and (more := file.read(512)):
         head += more
-    return decompress(_joined(head, file.read), detect(head))
-
-
-def _joined(head: bytes, read: Callable[[int], bytes]) -> Callable[[int], bytes]:
-    """Return a read function that gives what was read already first."""
-    rest = [head] if head else []
-
-    def joined(size: int) -> bytes:
-        if rest:
-            data = rest.pop()
-            if len(data) > size:
-                rest.append(data[size:])
-            return data[:size]
-        return read(size)
-
-    return joined
+    return decompress(rejoined(head, file.read), detect(head))

@@ -16,7 +16,7 @@ from isal import igzip_lib
 from layerfs.errors import DamagedData, UnsupportedFormat
 from layerfs.formats.tar.header import BLOCK, checksum_matches
 
-__all__ = ["MAX_WINDOW", "PIECE", "decompress", "detect"]
+__all__ = ["MAX_WINDOW", "PIECE", "decompress", "detect", "rejoined"]
 
 #: Bytes per decompressed piece: each one handed to another thread costs that thread's wait for the interpreter. With
 #: 256 KiB, which stays in a CPU's cache, a load of 1 GB took 3.36 s instead of 3.23 (medians of 4, interleaved).
@@ -76,6 +76,21 @@ def decompress(read: Callable[[int], bytes], codec: str) -> Iterator[bytes]:
     if codec == "zstd":
         return _unzstd(read)
     return iter(lambda: read(PIECE), b"")
+
+
+def rejoined(head: bytes, read: Callable[[int], bytes]) -> Callable[[int], bytes]:
+    """Return a read function that gives first what was read already, to find the compression out."""
+    rest = [head] if head else []
+
+    def joined(size: int) -> bytes:
+        if rest:
+            data = rest.pop()
+            if len(data) > size:
+                rest.append(data[size:])
+            return data[:size]
+        return read(size)
+
+    return joined
 
 
 def _is_skippable_frame(prefix: bytes) -> bool:

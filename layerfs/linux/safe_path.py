@@ -19,7 +19,7 @@ from collections.abc import Callable
 from layerfs.linux import inode_flags
 from layerfs.linux.syscall import declare_syscall
 
-__all__ = ["make_private", "open_in_root", "remove_tree"]
+__all__ = ["make_private", "open_in_root", "private_opener", "remove_tree"]
 
 _RESOLVE_NO_XDEV = 0x01
 _RESOLVE_NO_MAGICLINKS = 0x02
@@ -75,6 +75,11 @@ def make_private(path: str) -> None:
     except FileNotFoundError:
         make_private(os.path.dirname(path))
         make_private(path)
+
+
+def private_opener(path: str, flags: int) -> int:
+    """Open a new file that is its owner's alone, as the opener of :func:`open`; a link there is not followed."""
+    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
 
 
 def remove_tree(

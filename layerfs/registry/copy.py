@@ -16,7 +16,6 @@ from typing import Protocol
 from layerfs.errors import DigestMismatch, FormatError, IntegrityError, NotFound
 from layerfs.formats.codec import decompress, detect
 from layerfs.formats.digest import Digest, new_hash
-from layerfs.formats.document import MAX_DOCUMENT_SIZE
 from layerfs.formats.image_layout import IMAGE_NAME, LAYOUT, REF_NAME, blob_path, encode_index, member_header, name_of
 from layerfs.formats.media_type import DOCKER_INDEX, DOCKER_MANIFEST, is_foreign_layer
 from layerfs.formats.oci import (
@@ -38,7 +37,7 @@ from layerfs.registry.choice import MAX_IMAGES, MAX_NESTING, choose_entry
 from layerfs.registry.download import Receiver
 from layerfs.registry.image_directory import VERSION, blob_file
 from layerfs.registry.layout_directory import LayoutDirectory, has_others, put_blob
-from layerfs.registry.members import Members, chunks
+from layerfs.registry.members import Members, chunks, read_document
 from layerfs.registry.plan import LayerPlan, Selection, plan_images, synthesize_manifest
 from layerfs.registry.remote import Registries, find_remote, from_first, parse_received
 from layerfs.registry.repository import Repository
@@ -320,17 +319,7 @@ class MemberSource:
             reader.close()
 
     def _read(self, name: str) -> bytes | None:
-        if not self._members.has(name):
-            return None
-        reader = self._members.open(name)
-        try:
-            parts, left = [], MAX_DOCUMENT_SIZE + 1
-            while left and (data := reader.read(left)):
-                parts.append(data)
-                left -= len(data)
-            return b"".join(parts)
-        finally:
-            reader.close()
+        return read_document(self._members, name)
 
 
 class RegistryTarget:

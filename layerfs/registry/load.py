@@ -11,16 +11,16 @@ import contextlib
 import os
 import stat
 from collections.abc import Callable, Iterable, Iterator
+from functools import partial
 from io import FileIO
 from typing import BinaryIO
 
 from layerfs.errors import LayerfsError, NotFound
 from layerfs.formats.codec import detect
 from layerfs.formats.digest import Digest
-from layerfs.formats.document import MAX_DOCUMENT_SIZE
 from layerfs.formats.tar.header import BLOCK
 from layerfs.registry.loader import Loader, Progress
-from layerfs.registry.members import DirectoryMembers, Members, TarMembers, stream_reader
+from layerfs.registry.members import DirectoryMembers, Members, TarMembers, read_document, stream_reader
 from layerfs.registry.pipeline import DigestBacklog, LayerEvent, prefetch, read_blob
 from layerfs.registry.plan import LayerPlan, Selection, plan_images
 from layerfs.registry.stream import read_stream
@@ -123,20 +123,7 @@ def load_archive(
 
     Atomicity: the images become visible together, when all are complete and durable.
     """
-
-    def document(name: str) -> bytes | None:
-        if not members.has(name):
-            return None
-        reader = members.open(name)
-        try:
-            parts = []
-            left = MAX_DOCUMENT_SIZE + 1
-            while left and (data := reader.read(left)):
-                parts.append(data)
-                left -= len(data)
-            return b"".join(parts)
-        finally:
-            reader.close()
+    document = partial(read_document, members)
 
     plans = plan_images(document, selection)
     loader = Loader(handle, progress, check, keep_blobs=keep_blobs)

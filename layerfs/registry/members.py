@@ -13,6 +13,7 @@ from collections.abc import Callable, Iterator
 from typing import BinaryIO, Protocol
 
 from layerfs.errors import FormatError, LayerfsError, LimitExceeded, NotFound, UnsafePath
+from layerfs.formats.document import MAX_DOCUMENT_SIZE
 from layerfs.formats.tar.header import BLOCK, NUL_BLOCK, checksum_matches
 from layerfs.formats.tar.member import Member
 from layerfs.formats.tar.reader import TarReader
@@ -27,6 +28,7 @@ __all__ = [
     "check_archive",
     "chunks",
     "member_name",
+    "read_document",
     "resolve_link",
     "stream_reader",
 ]
@@ -300,6 +302,25 @@ def stream_reader(file: BinaryIO) -> Callable[[int], bytes]:
         return b"".join(parts)
 
     return read
+
+
+def read_document(members: Members, name: str) -> bytes | None:
+    """Return a small member, at most a byte more than documents may have; None if it is not there.
+
+    Raises:
+        FormatError, LayerfsError: as :meth:`Members.open`.
+    """
+    if not members.has(name):
+        return None
+    reader = members.open(name)
+    try:
+        parts, left = [], MAX_DOCUMENT_SIZE + 1
+        while left and (data := reader.read(left)):
+            parts.append(data)
+            left -= len(data)
+        return b"".join(parts)
+    finally:
+        reader.close()
 
 
 def chunks(reader: MemberReader, size: int) -> Iterator[bytes]:

@@ -9,11 +9,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import suppress
-from itertools import chain
 
 from layerfs.errors import FormatError, UnsupportedFormat
 from layerfs.formats.amend import layer_type, with_blobs
-from layerfs.formats.codec import PIECE, decompress, detect
+from layerfs.formats.codec import PIECE, decompress, detect, rejoined
 from layerfs.formats.compress import check_level, compress
 from layerfs.formats.digest import Digest, new_hash
 from layerfs.formats.media_type import CONFIG_TYPES, DOCKER_MANIFEST, Compression, layer_compression
@@ -150,7 +149,7 @@ def _plain(layer: Descriptor, pieces: Iterator[bytes]) -> Iterator[bytes]:
     while len(head) < BLOCK and (more := read(BLOCK - len(head))):
         head += more
     try:
-        yield from decompress(_reader(chain([head], iter(lambda: read(PIECE), b""))), detect(head))
+        yield from decompress(rejoined(head, read), detect(head))
     except FormatError as error:
         while read(PIECE):  # that the blob is another, which is told at its end, says more than what is wrong inside
             pass

@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from layerfs.errors import FormatError, LimitExceeded, UnsupportedFormat
-from layerfs.formats.codec import PIECE, decompress, detect
+from layerfs.formats.codec import PIECE, decompress, detect, rejoined
 from layerfs.formats.digest import Digest
 from layerfs.formats.document import MAX_DOCUMENT_SIZE
 from layerfs.formats.tar.header import BLOCK, NUL_BLOCK, checksum_matches
@@ -67,17 +67,7 @@ class _Outer:
         head = read(PIECE)
         if not head:
             raise FormatError("the archive is empty")
-        rest = [head]
-
-        def joined(size: int) -> bytes:
-            if rest:
-                data = rest.pop()
-                if len(data) > size:
-                    rest.append(data[size:])
-                return data[:size]
-            return read(size)
-
-        self._pieces = decompress(joined, detect(head))
+        self._pieces = decompress(rejoined(head, read), detect(head))
         self._buffer = b""
         self._at = 0
 

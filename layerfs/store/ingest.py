@@ -30,7 +30,7 @@ from layerfs.formats.tree import MAX_TEXT, Node
 from layerfs.linux.disk_use import tree_disk
 from layerfs.linux.durable import publish
 from layerfs.linux.lock import FileLock
-from layerfs.linux.safe_path import remove_tree
+from layerfs.linux.safe_path import private_opener, remove_tree
 from layerfs.store.database import stored_digest
 from layerfs.store.derive import LayerKeys, encode_layer_tree, restore_record, rewrite_merged_trees
 from layerfs.store.handle import StoreHandle
@@ -146,7 +146,7 @@ class Ingest:
         self._lock.acquire()
         try:
             os.mkdir(self._directory, 0o700)
-            with open(os.path.join(self._directory, "reserve"), "xb", opener=_private) as file:
+            with open(os.path.join(self._directory, "reserve"), "xb", opener=private_opener) as file:
                 os.posix_fallocate(file.fileno(), 0, _RESERVE)
         except BaseException:
             with contextlib.suppress(OSError):
@@ -437,7 +437,7 @@ class Ingest:
         """Make one layer durable, give it its place, and record it, in this order."""
         pending, layout = job.pending, self.handle.layout
         tree = os.path.join(pending.directory, "tree.erofs")
-        with open(tree, "xb", buffering=0, opener=_private) as file:
+        with open(tree, "xb", buffering=0, opener=private_opener) as file:
             file.write(job.image)
         tree_status = os.stat(tree)
         tar_status = pending.writer.status()
@@ -549,7 +549,3 @@ def sweep(handle: StoreHandle) -> int:
 def _layer_id(connection: sqlite3.Connection, diff_id: Digest) -> int:
     row = connection.execute("SELECT id FROM layer WHERE diff_id = ?", (str(diff_id),)).fetchone()
     return int(row[0])
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)

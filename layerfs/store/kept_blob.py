@@ -15,6 +15,7 @@ from layerfs.errors import DigestMismatch, FormatError, StoreError
 from layerfs.formats.digest import Digest, new_hash
 from layerfs.formats.oci import Descriptor, Manifest
 from layerfs.linux.durable import publish
+from layerfs.linux.safe_path import private_opener
 from layerfs.store.handle import StoreHandle
 
 __all__ = ["KeptBlobs", "has_blob", "manifest_blobs", "verify_blob"]
@@ -46,7 +47,7 @@ class KeptBlobs:
         """
         self._count += 1
         path = os.path.join(self._directory, f"blob-{self._count}")
-        file = self._files[member] = open(path, "xb", buffering=0, opener=_private)  # noqa: SIM115 - see close
+        file = self._files[member] = open(path, "xb", buffering=0, opener=private_opener)  # noqa: SIM115 - see close
         return lambda data: _write_all(file, data)
 
     def end(self, member: str, digest: Digest) -> None:
@@ -112,7 +113,3 @@ def _write_all(file: BinaryIO, data: bytes) -> None:
     view = memoryview(data)
     while view:
         view = view[file.write(view) :]
-
-
-def _private(path: str, flags: int) -> int:
-    return os.open(path, flags | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
