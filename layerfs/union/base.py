@@ -342,6 +342,7 @@ class UnionPart:
         if node.kind == stat.S_IFDIR:
             if named:
                 upper.hold(node, fd)
+                upper.removable.add(node.ino)  # a copy is not append-only
             else:
                 os.close(fd)
             return

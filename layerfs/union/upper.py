@@ -66,6 +66,7 @@ class Upper:
         quiet: the flag with which files are opened whose atimes are to stay as they are, or 0.
         nameless: whether files can be made without a name and get one later.
         plain_whiteouts: whether whiteouts are devices; else empty files with an xattr, as in nested overlays.
+        removable: numbers of directories that are known to let names go, since they are not append-only.
         alone: whether it is reached apart from what is mounted below it, and on top of it.
         places: device and inode number of the upper and the work directory.
     """
@@ -97,8 +98,7 @@ class Upper:
         #: Directories held open; climbing to others costs one open per level.
         self._kept = descriptor_share()
         self._serial = 0
-        #: Directories that are known to let names go, by inode number.
-        self._removable: set[int] = set()
+        self.removable: set[int] = set()
         with contextlib.ExitStack() as stack:
             root, lock, self.alone = _open_alone(upper, work)
             self.root, self._lock = _opened(stack, root), _opened(stack, lock)
@@ -379,10 +379,10 @@ class Upper:
             OSError: EPERM in a directory that is append-only: for the file system a whiteout is only a new name there.
         """
         dir_fd = self.directory(directory)
-        if directory.ino not in self._removable:
+        if directory.ino not in self.removable:
             if _is_append_only(dir_fd):
                 raise OSError(errno.EPERM, os.strerror(errno.EPERM))
-            self._removable.add(directory.ino)
+            self.removable.add(directory.ino)
         if self.plain_whiteouts:
             self.make_whiteout(name, dir_fd)
         else:
@@ -390,7 +390,7 @@ class Upper:
 
     def flags_changed(self, ino: int) -> None:
         """Take note that an inode's flags are others."""
-        self._removable.discard(ino)
+        self.removable.discard(ino)
 
     def make_whiteout(self, name: bytes, dir_fd: int) -> None:
         """Make a whiteout; see :class:`layerfs.union.whiteouts.Whiteouts`."""
