@@ -29,7 +29,15 @@ if TYPE_CHECKING:
 __all__ = ["EventProgress", "PlainProgress", "TerminalProgress", "events_option", "layer_label", "show_progress"]
 
 _FINISHED: Final = frozenset(
-    {"Load complete", "Pull complete", "Already exists", "Pushed", "Layer already exists", "Copy complete"}
+    {
+        "Load complete",
+        "Pull complete",
+        "Already exists",
+        "Pushed",
+        "Layer already exists",
+        "Copy complete",
+        "Compressed",
+    }
 )
 
 #: How a state begins that is finished as well, and says from where.

@@ -22,7 +22,13 @@ __all__ = ["Template"]
 _SUBSET: Final = (
     "supported are {{.Field}}, json, join, lower, upper, split, println, index, len, pipes and the prefix 'table'"
 )
-_TOKEN: Final = re.compile(r'\s*("(?:[^"\\]|\\.)*"|`[^`]*`|\.[\w.]*|[A-Za-z]+|\d{1,9}|\|)')
+_TOKEN: Final = re.compile(r'\s*("(?:[^"\\]|\\.)*"|`[^`]*`|\.[\w.]*|[A-Za-z]+|\d{1,9}(?![\w.])|\|)')
+
+#: Settings of an image that its config need not have.
+_SETTINGS: Final = frozenset(
+    ("cmd", "entrypoint", "env", "exposedports", "healthcheck", "labels", "onbuild", "shell", "stopsignal", "user",
+     "volumes", "workingdir")
+)  # fmt: skip
 
 Value = object
 Term = Callable[[Value], Value]
@@ -124,8 +130,12 @@ def _walk(data: Value, path: Sequence[str]) -> Value:
             continue
         wanted = name.replace("_", "").lower()
         found = [key for key in data if str(key).replace("_", "").lower() == wanted]
+        if not found and wanted in _SETTINGS and path[0].lower() == "config":
+            return None  # docker lists all of them, and configs have those that are set
         if not found:
-            raise click.UsageError(f"there is no field .{name}; there are {', '.join(f'.{key}' for key in data)}")
+            raise click.UsageError(
+                f"there is no field .{name}; there are {', '.join(f'.{key}' for key in data) or 'none'}"
+            )
         data = data[found[0]]
     return data
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import fcntl
 import os
+import re
 import shutil
 import tempfile
 import threading
@@ -66,8 +67,11 @@ from layerfs.values import Image
 
 __all__ = ["copy"]
 
-#: How directories begin that are needed until a copy is done, and seconds until one is locked at the latest.
-_SCRATCH = ".layerfs-"
+#: How directories begin that are needed until a copy is done, all of such a name, the file that tells one from what
+#: somebody else has called so, and seconds until one is locked at the latest.
+_SCRATCH = ".layerfs-copy-"
+_LEFT = re.compile(r"\.layerfs-copy-[a-z0-9_]{8}")
+_MARKER = ".made-by-layerfs-copy"
 _FRESH = 60
 
 #: Bytes of a blob between two reports of progress.
@@ -377,6 +381,7 @@ class _Moving:
         def compress(layer: Descriptor) -> None:
             self._tell(str(layer.digest), "Compressing", 0, layer.size)
             anew.compress(layer, self._polled(verified(came.blob(layer), layer), layer, "Compressing"))
+            self._tell(str(layer.digest), "Compressed", layer.size, layer.size)
 
         with _writing(self._destination):
             each(compress, anew.changed(plan), jobs, self._stop, self._check)
@@ -431,38 +436,47 @@ def _members(source: str, access: Access) -> Iterator[MemberSource]:
 
 @contextmanager
 def _scratch(target: ImageSource) -> Iterator[str]:
-    """Make a directory beside a destination for as long as it is written; for a registry, where such things go."""
-    place = os.path.dirname(os.path.abspath(target.path)) if target.path else None
-    while place is not None and target.transport in ("oci", "dir") and not os.path.isdir(place):
+    """Make a directory beside a destination for as long as it is written; else where such things go."""
+    place = os.path.dirname(os.path.abspath(target.path)) if target.path else tempfile.gettempdir()
+    is_directory = target.transport in ("oci", "dir")
+    while is_directory and not os.path.isdir(place):
         place = os.path.dirname(place)  # what is missing is made by who writes there
-    with _writing(target.path or tempfile.gettempdir()):
-        _sweep(place or tempfile.gettempdir())
+    if is_directory and not os.access(
+        place, os.W_OK
+    ):  # as of a volume in a container: only the destination takes files
+        place = tempfile.gettempdir()
+    with _writing(place):
+        _sweep(place)
         directory = tempfile.mkdtemp(prefix=_SCRATCH, dir=place)
     held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
     try:
         fcntl.flock(held, fcntl.LOCK_EX)
+        with _writing(place), open(os.path.join(directory, _MARKER), "xb"):
+            pass
         yield directory
     finally:
+        shutil.rmtree(directory, ignore_errors=True)  # what stays, the next copy sweeps
         os.close(held)
-        shutil.rmtree(directory)
 
 
 def _sweep(place: str) -> None:
-    """Remove what copies have left in a directory that were killed: nobody holds it any more."""
-    with suppress(OSError):  # it may not be ours to look at, or another sweep is at it
-        for name in os.listdir(place):
-            path = os.path.join(place, name)
-            if not name.startswith(_SCRATCH) or os.lstat(path).st_uid != os.geteuid():
-                continue
-            fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-            try:
-                fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-                if time.time() - os.fstat(fd).st_ctime > _FRESH:
-                    shutil.rmtree(path)
-            except BlockingIOError:
-                pass
-            finally:
-                os.close(fd)
+    """Remove what killed copies have left in a directory: they have marked it, and nobody holds it any more."""
+    with suppress(OSError):
+        for name in filter(_LEFT.fullmatch, os.listdir(place)):
+            with suppress(OSError):  # it is no directory, not ours, just being removed
+                _remove_left(os.path.join(place, name))
+
+
+def _remove_left(path: str) -> None:
+    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
+    try:
+        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        status = os.fstat(fd)
+        is_ours = status.st_uid == os.geteuid() and os.path.isfile(os.path.join(path, _MARKER))
+        if is_ours and time.time() - status.st_ctime > _FRESH:
+            shutil.rmtree(path)
+    finally:
+        os.close(fd)
 
 
 @contextmanager

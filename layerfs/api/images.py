@@ -231,6 +231,7 @@ class ImagePart(StorePart):
         Raises:
             NotFound, InvalidReference: as :meth:`resolve`.
             Conflict: a container or mount uses it, or an ID was given and it has several names.
+            StoreError: the store cannot be written to, or its database contradicts itself.
 
         Atomicity: the image is not listed any more before its layers go.
         """
@@ -238,6 +239,7 @@ class ImagePart(StorePart):
 
         if not isinstance(name, str):
             name = str(name.id)
+        self._handle.database.refuse_contradictions()
         record = catalog.find_image(self._handle, name)
         with self._handle.database.transaction():
             going, gone = catalog.remove_references(self._handle, record, name)

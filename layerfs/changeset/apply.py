@@ -12,6 +12,7 @@ Source: OCI image-spec v1.1 layer.md, "Applying Changesets"; Linux Documentation
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import stat
@@ -20,7 +21,7 @@ from contextlib import contextmanager
 
 from layerfs.changeset.build import building, ingest_layer, not_empty, tree_of
 from layerfs.changeset.entry import IGNORED_XATTRS, read_xattrs
-from layerfs.errors import FormatError, StoreError, UnsupportedFormat, quoted
+from layerfs.errors import FormatError, LayerfsError, StoreError, UnsupportedFormat, quoted
 from layerfs.formats.tree import MAX_SYMLINKS, Node
 from layerfs.formats.whiteout import (
     LINK_XATTR,
@@ -89,7 +90,8 @@ def apply_tar(
                 os.close(fd)
     except OSError as error:
         raise StoreError(f"cannot apply the layer: {error.strerror}", root=handle.layout.root) from error
-    collect(handle)
+    with contextlib.suppress(OSError, LayerfsError):  # the container is changed; what stays goes another time
+        collect(handle)
 
 
 class _Applying:

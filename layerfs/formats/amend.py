@@ -158,7 +158,7 @@ def with_blobs(raw: bytes, blobs: Mapping[Digest, Descriptor]) -> bytes:
     layers = document["layers"]
     for position, layer in enumerate(layers):
         found = blobs.get(Digest.parse(layer["digest"]))
-        if found is not None and str(found.digest) != layer["digest"]:
+        if found is not None and (str(found.digest), found.media_type) != (layer["digest"], layer["mediaType"]):
             # Annotations of a layer may speak of its compressed bytes, which are others now.
             layers[position] = {"mediaType": found.media_type, "digest": str(found.digest), "size": found.size}
     changed = json.dumps(document, separators=(",", ":"), ensure_ascii=False).encode()

@@ -24,7 +24,7 @@ from layerfs.formats.media_type import (
     OCI_MANIFEST,
 )
 
-__all__ = ["as_oci", "index_as_oci", "index_of"]
+__all__ = ["about", "as_oci", "index_as_oci", "index_of"]
 
 #: The annotation by which builders say of which manifest an attestation is.
 _ATTESTED = "vnd.docker.reference.digest"
@@ -88,6 +88,23 @@ def index_of(raw: bytes, forms: Mapping[Digest, bytes]) -> bytes:
         annotations = entry.get("annotations")
         if isinstance(annotations, dict) and annotations.get(_ATTESTED) in digests:
             annotations[_ATTESTED] = digests[annotations[_ATTESTED]]
+    return _dump(document)
+
+
+def about(raw: bytes, forms: Mapping[Digest, bytes]) -> bytes:
+    """Return a manifest whose subject is what has become of it.
+
+    Args:
+        raw: a manifest with a subject, well formed.
+        forms: as for :func:`index_of`.
+    """
+    document = json.loads(raw)
+    subject = document["subject"]
+    form = forms.get(Digest.parse(subject["digest"]))
+    if form is None:
+        return raw
+    subject["digest"], subject["size"] = str(Digest.of(form, Digest.parse(subject["digest"]).algorithm)), len(form)
+    subject.pop("data", None)  # of the old one
     return _dump(document)
 
 

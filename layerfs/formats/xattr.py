@@ -143,15 +143,23 @@ def mapped_acl(value: bytes, user: Callable[[int], int | None], group: Callable[
 def limited_acl(value: bytes, is_user: Callable[[int], bool], is_group: Callable[[int], bool]) -> bytes:
     """Return an ACL without the users and groups that two functions do not know; what is no ACL stays.
 
-    Nobody gains anything: the mask stays. IDs may be -1, as a user namespace shows those that it does not have.
+    Nobody gains anything: the mask stays, and where one of them had less than those among whom he is now, they have as
+    little. IDs may be -1, as a user namespace shows those that it does not have.
     """
     if not _is_acl(value, nobody=True):
         return value
     known = {_USER: is_user, _GROUP: is_group}
+    kept, for_groups, for_others = [], 7, 7
+    for tag, permissions, identity in _ACL_ENTRY.iter_unpack(value[4:]):
+        if tag not in known or known[tag](identity):
+            kept.append((tag, permissions, identity))
+            continue
+        for_others &= permissions
+        if tag == _USER:  # who may be in any group
+            for_groups &= permissions
+    most = {_GROUP_OBJ: for_groups, _GROUP: for_groups, _OTHER: for_others}
     return value[:4] + b"".join(
-        _ACL_ENTRY.pack(tag, permissions, identity)
-        for tag, permissions, identity in _ACL_ENTRY.iter_unpack(value[4:])
-        if tag not in known or known[tag](identity)
+        _ACL_ENTRY.pack(tag, permissions & most.get(tag, 7), identity) for tag, permissions, identity in kept
     )
 
 

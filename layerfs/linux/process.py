@@ -23,8 +23,11 @@ def groups_of(pid: int) -> set[int]:
 
 
 def may_administer(pid: int) -> bool:
-    """Return whether a process has CAP_SYS_ADMIN in the user namespace that this one is in; not of one that is gone."""
+    """Return whether a process has CAP_SYS_ADMIN where it counts, in the initial user namespace; not if it is gone."""
     try:
+        with open("/proc/self/uid_map", "rb") as file:
+            if file.read().split() != [b"0", b"0", b"4294967295"]:
+                return False
         if os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user"):
             return False
         with open(f"/proc/{pid}/status", "rb") as file:

@@ -37,7 +37,7 @@ from layerfs.mount.unpacked import unpacked_directories
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_names, merged_tree
 from layerfs.store.layer import device_paths, map_tree
-from layerfs.store.snapshot import Snapshot, is_dressed, keeps_owners, mark_dressed
+from layerfs.store.snapshot import Snapshot, is_dressed, keeps_owners, mark_dressed, require_directories
 
 __all__ = ["dressed_upper", "mount_image", "unmount_record"]
 
@@ -82,7 +82,7 @@ def mount_image(
         Conflict: the container is mounted already, or something of layerfs is mounted at the target.
         BackendUnavailable: no backend works here.
         MountError: a step failed.
-        IntegrityError: the image is damaged.
+        IntegrityError: the image is damaged, or the container.
 
     Atomicity: nothing is left mounted when it fails.
     """
@@ -96,6 +96,7 @@ def mount_image(
         covered = _refuse_taken(records, place)
         if snapshot is not None:
             refuse_mounted(handle, snapshot)
+            require_directories(handle, snapshot)
         upper = work = None
         if snapshot is not None:
             upper, work = handle.layout.upper(snapshot.id), handle.layout.work(snapshot.id)

@@ -133,11 +133,12 @@ class Authorizer:
         credential = self._credential
         secrets = [(self._fixed or "").removeprefix(_BEARER), self._refresh or ""]
         if credential is not None:
-            secrets += [credential.password, credential.identity_token or "", credential.basic]
+            basic = credential.basic  # with the padding of base64 and without
+            secrets += [credential.password, credential.identity_token or "", basic, basic.rstrip("=")]
         secrets += [token.header.removeprefix(_BEARER) for token in list(self._tokens.values())]
         for secret in sorted(secrets, key=len, reverse=True):
             if len(secret) >= _SHORTEST_SECRET:
-                text = text.replace(secret, "***").replace(secret.rstrip("="), "***")
+                text = text.replace(secret, "***")
         return text
 
     def _answer(self, challenge: Challenge, scopes: Sequence[str]) -> str | None:

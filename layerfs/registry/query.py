@@ -158,6 +158,7 @@ def is_logged_in(access: Access, key: str) -> str | None:
         LayerfsError: a file or helper is broken.
     """
     domain, _, path = key.partition("/")
+    access = replace(access, token=None)  # which would be what is accepted
     with Registries.open(access) as registries:
         found = Credentials(access, registries.config.credential_helpers).find(domain, path)
         if found is None:

@@ -17,7 +17,7 @@ from layerfs.formats.compress import check_level, compress
 from layerfs.formats.digest import Digest, new_hash
 from layerfs.formats.media_type import CONFIG_TYPES, DOCKER_MANIFEST, Compression, layer_compression
 from layerfs.formats.oci import Descriptor, Index, Manifest
-from layerfs.formats.oci_form import index_as_oci, index_of
+from layerfs.formats.oci_form import about, index_as_oci, index_of
 from layerfs.formats.tar.header import BLOCK
 from layerfs.registry.copy import CopyPlan, CopySource
 from layerfs.registry.pipeline import name_layer
@@ -110,28 +110,30 @@ class RecompressedSource:
         forms: dict[Digest, bytes] = {}
         of_oci: set[Digest] = set()  # that were of docker: an index of docker lists none of them
         blobs: dict[Digest, Descriptor] = {}
-        documents: list[Manifest | Index] = []
-        for document in plan.documents:  # what an index lists comes before it
+        became: dict[Digest, Manifest | Index] = {}
+        # First what others are about, last what lists them; of indexes, the inner ones come first.
+        for document in sorted(plan.documents, key=_rank):
             found: Manifest | Index = document
+            algorithm = document.digest.algorithm
             if isinstance(document, Index):
                 listed = {entry.digest for entry in document.manifests}
                 if not listed.isdisjoint(forms):
-                    raw = (
-                        index_of(document.raw, forms)
-                        if listed.isdisjoint(of_oci)
-                        else index_as_oci(document.raw, forms)
-                    )
-                    found = Index.parse(raw, algorithm=document.digest.algorithm)
-            elif made := self._replaced(document):
-                blobs |= made
-                found = Manifest.parse(with_blobs(document.raw, made), algorithm=document.digest.algorithm)
+                    change = index_of if listed.isdisjoint(of_oci) else index_as_oci
+                    found = Index.parse(change(document.raw, forms), algorithm=algorithm)
+            else:
+                raw = document.raw if document.subject is None else about(document.raw, forms)
+                if made := self._replaced(document):
+                    blobs |= made
+                    raw = with_blobs(raw, made)
+                if raw is not document.raw:
+                    found = Manifest.parse(raw, algorithm=algorithm)
             if found is not document:
                 forms[document.digest] = found.raw
             if found.media_type != document.media_type:
                 of_oci.add(document.digest)
-            documents.append(found)
+            became[document.digest] = found
         moved = {blob.digest: blob for blob in (blobs.get(blob.digest, blob) for blob in plan.blobs)}
-        return CopyPlan(tuple(moved.values()), tuple(documents))
+        return CopyPlan(tuple(moved.values()), tuple(became[document.digest] for document in plan.documents))
 
     def _replaced(self, manifest: Manifest) -> dict[Digest, Descriptor]:
         media_type = layer_type(self._compression, docker=manifest.media_type == DOCKER_MANIFEST)
@@ -174,3 +176,9 @@ def _reader(pieces: Iterable[bytes]) -> Callable[[int], bytes]:
         return data
 
     return read
+
+
+def _rank(document: Manifest | Index) -> int:
+    if isinstance(document, Index):
+        return 2
+    return 0 if document.subject is None else 1

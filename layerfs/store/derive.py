@@ -27,6 +27,7 @@ from layerfs.store.handle import StoreHandle
 from layerfs.store.layer import LayerRecord, chain_layers, device_tag, find_layer, open_tree, read_layer
 from layerfs.store.layer_writer import MIN_SHARED, LayerKey, spread_range
 from layerfs.store.nodes import read_nodes
+from layerfs.store.poll import raise_own
 
 __all__ = [
     "TREE_LATER",
@@ -261,7 +262,8 @@ def rewrite_merged_trees(handle: StoreHandle, layers: Sequence[LayerRecord], *, 
                 if chain_id([layer.diff_id for layer in own]) != stored_digest(chain):
                     raise NotFound("image", str(chain))
                 merged = merge_stored(handle, own)
-            except (OSError, LayerfsError):
+            except (OSError, LayerfsError) as error:
+                raise_own(error)
                 # Another of its layers is damaged too.
                 with contextlib.suppress(FileNotFoundError):
                     os.unlink(path)

@@ -38,9 +38,6 @@ __all__ = ["Reclaimed", "collect"]
 
 _log = logging.getLogger(__name__)
 
-#: The tables that say what is in use.
-_TABLES = ("layer", "image_layer", "image", "name", "origin", "snapshot", "lease")
-
 _UNUSED = f"""
 SELECT id FROM layer WHERE NOT EXISTS (SELECT 1 FROM image_layer WHERE image_layer.layer = layer.id)
     AND NOT EXISTS (SELECT 1 FROM lease WHERE lease.layer = layer.id AND owner != '{COLLECTOR}')
@@ -80,7 +77,7 @@ def collect(handle: StoreHandle, *, check: Callable[[], None] | None = None) -> 
 
     Blocking: waits for loads that are just making their images visible.
     """
-    handle.database.refuse_contradictions(*_TABLES)
+    handle.database.refuse_contradictions()
     size = sweep(handle)
     lock = FileLock(handle.layout.lock(f"ingest-{COLLECTOR}"))
     if not lock.try_acquire():
@@ -90,7 +87,7 @@ def collect(handle: StoreHandle, *, check: Callable[[], None] | None = None) -> 
         # The newest first: what a failed load brought in borrows from older layers, and has not to inherit from them.
         rows = handle.database.connection.execute(f"{_UNUSED} ORDER BY id DESC").fetchall()
         if rows:
-            handle.database.refuse_contradictions("extent")
+            handle.database.refuse_contradictions(borrowed=True)
         for (identifier,) in rows:
             if check is not None:
                 check()

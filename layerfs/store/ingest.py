@@ -141,7 +141,13 @@ class Ingest:
         self._restored: list[LayerRecord] = []
 
     def __enter__(self) -> Self:
-        """Take the lock that tells other processes that this load is alive."""
+        """Take the lock that tells other processes that this load is alive.
+
+        Raises:
+            StoreError: the database contradicts itself, or cannot be written.
+            OSError: ENOSPC, EIO.
+        """
+        self.handle.database.refuse_contradictions()
         sweep(self.handle)
         self._lock.acquire()
         try:

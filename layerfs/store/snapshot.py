@@ -8,7 +8,7 @@ import sqlite3
 import time
 from dataclasses import dataclass
 
-from layerfs.errors import Conflict, InvalidReference, NotFound
+from layerfs.errors import Conflict, IntegrityError, InvalidReference, NotFound
 from layerfs.formats.digest import Digest
 from layerfs.linux.disk_use import tree_disk
 from layerfs.linux.durable import fsync_directory
@@ -28,6 +28,7 @@ __all__ = [
     "list_snapshots",
     "mark_dressed",
     "remove_snapshot",
+    "require_directories",
     "sweep_snapshots",
 ]
 
@@ -80,6 +81,7 @@ def create_snapshot(handle: StoreHandle, image: ImageRecord, name: str | None) -
         raise InvalidReference(
             f"{name!r} is no container name", hint="Use letters, digits, '_', '.' and '-', a letter or digit first."
         )
+    handle.database.refuse_contradictions()
     identifier = os.urandom(32).hex()
     directory = handle.layout.snapshot(identifier)
     # Held until it is listed: what is neither listed nor locked was left by somebody who died.
@@ -150,6 +152,17 @@ def mark_dressed(upper: str, *, keeps_owners: bool) -> None:
         file.write(_KEEPS_OWNERS if keeps_owners else b"")
 
 
+def require_directories(handle: StoreHandle, snapshot: Snapshot) -> None:
+    """Refuse a container that has lost one of its directories.
+
+    Raises:
+        IntegrityError: it has.
+    """
+    for path in (handle.layout.upper(snapshot.id), handle.layout.work(snapshot.id)):
+        if not os.path.isdir(path):
+            raise IntegrityError(f"{path} is missing", hint="Run: layerfs check --repair")
+
+
 def keeps_owners(upper: str | os.PathLike[str]) -> bool:
     """Tell whether owners and modes are kept in xattrs of an upper directory, as by who may give no file away."""
     try:
@@ -178,7 +191,7 @@ def sweep_snapshots(handle: StoreHandle) -> int:
     Raises:
         StoreError: the database contradicts itself; nothing is removed then.
     """
-    handle.database.refuse_contradictions("snapshot")
+    handle.database.refuse_contradictions()
     connection = handle.database.connection
     directory = os.path.join(handle.layout.root, "snapshots")
     known = {row[0] for row in connection.execute("SELECT id FROM snapshot")}

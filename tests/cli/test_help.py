@@ -122,6 +122,7 @@ def test_completes_names(shell: Shell, image: Built) -> None:
         ("layerfs inspect exam", ["example.org/team/app:1.0", "example.org:5000/team/app:1.0"]),
         ("layerfs inspect other ", ["example.org/team/app:1.0", "example.org:5000/team/app:1.0"]),
         ("layerfs  mo", ["mount"]),
+        ("layerfs rebase --onto=example.org:5000/team/app:", ["1.0"]),
     ],
 )
 def test_bash_ends_words_at_colons(shell: Shell, image: Built, tmp_path: Path, line: str, found: list[str]) -> None:

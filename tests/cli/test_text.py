@@ -105,6 +105,10 @@ DATA = {
         ("{{index .Names}}", None),
         ('{{index .Names "a"}}', None),
         ("{{len 5}}", None),
+        ('{{index .Config.Labels "a"}}{{len .Config.Cmd}}', "0"),
+        ("{{.Config.Nonsense}}", None),
+        ("{{index .Names 0000000000}}", None),
+        ("{{index .Names 99999999999}}", None),
         ("{{.Names 0}}", None),
     ],
 )

@@ -22,7 +22,7 @@ _BASH = """\
         [[ $line == *[[:space:]] ]] && split+=("")
         words="${split[*]}"
         count=$((${#split[@]} - 1))
-        current="${split[count]}"
+        current="${split[count]##*=}"
         [[ $current == *:* ]] && before="${current%%:*}:"
     fi
     response=$(env COMP_WORDS="$words" COMP_CWORD=$count %(complete_var)s=bash_complete "$1")

@@ -208,6 +208,31 @@ def test_what_is_refused(store: Store, layout: Path, tmp_path: Path, shell: Shel
     assert not (tmp_path / "x").exists()
 
 
+def test_a_media_type_that_lies_is_put_right(layout: Path, tmp_path: Path) -> None:
+    """A plain tar that is announced as gzip."""
+    members = dict(oci(IMAGE))
+    manifest = json.loads(IMAGE.manifest)
+    manifest["layers"][0] |= {"digest": digest(IMAGE.layers[0]), "size": len(IMAGE.layers[0])}
+    encoded = json.dumps(manifest).encode()
+    members |= {blob_path(digest(encoded)): encoded, blob_path(digest(IMAGE.layers[0])): IMAGE.layers[0]}
+    members["index.json"] = json.dumps({"schemaVersion": 2, "manifests": [
+        {"mediaType": manifest["mediaType"], "digest": digest(encoded), "size": len(encoded)},
+    ]}).encode()  # fmt: skip
+    copy(f"oci:{write_layout(tmp_path / 'in', members)}", f"oci:{tmp_path}/out:x", compression="none")
+    assert_compressed(tmp_path / "out", "none")
+
+
+def test_progress_comes_to_an_end(layout: Path, tmp_path: Path) -> None:
+    told: dict[str, str] = {}
+
+    class Told:
+        def update(self, key: str, state: str, _done: int, _total: int | None) -> None:
+            told[key] = state
+
+    copy(f"oci:{layout}:app", f"oci:{tmp_path}/x", compression="zstd", progress=Told())
+    assert set(told.values()) == {"Compressed", "Copy complete"}
+
+
 def test_what_is_no_layer_stays(tmp_path: Path) -> None:
     """An attestation is listed beside the image, and speaks of its manifest."""
     statement = b'{"predicate": "any"}'
@@ -216,13 +241,14 @@ def test_what_is_no_layer_stays(tmp_path: Path) -> None:
     def descriptor(kind: str, raw: bytes) -> dict[str, Any]:
         return {"mediaType": kind, "digest": digest(raw), "size": len(raw)}
 
+    members = dict(oci(IMAGE))
+    image = json.loads(document(members, "index.json"))["manifests"][0]
     attestation = json.dumps({
         "schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "subject": {key: image[key] for key in ("mediaType", "digest", "size")},
         "config": descriptor("application/vnd.oci.image.config.v1+json", config),
         "layers": [descriptor("application/vnd.in-toto+json", statement)],
     }).encode()  # fmt: skip
-    members = dict(oci(IMAGE))
-    image = json.loads(document(members, "index.json"))["manifests"][0]
     kind = "application/vnd.oci.image.index.v1+json"
     index = json.dumps({"schemaVersion": 2, "mediaType": kind, "manifests": [
         {**image, "annotations": {}},
@@ -237,7 +263,11 @@ def test_what_is_no_layer_stays(tmp_path: Path) -> None:
     source = write_layout(tmp_path / "attested", members)
     copy(f"oci:{source}", f"oci:{tmp_path}/out:x", everything=True, compression="zstd")
     first, second = inspected(tmp_path / "out")["manifests"]
-    assert second["digest"] == digest(attestation)
+    about = json.loads(skopeo("inspect", "--raw", f"oci:{tmp_path}/out:x"))["manifests"][1]["digest"]
+    found = json.loads((tmp_path / "out" / blob_path(about)).read_text())
+    assert found["subject"]["digest"] == first["digest"]
+    assert found["subject"]["size"] == first["size"]
+    assert found["layers"] == json.loads(attestation)["layers"]
     assert second["annotations"]["vnd.docker.reference.digest"] == first["digest"] != image["digest"]
 
 
@@ -249,16 +279,44 @@ def test_a_temporary_directory_that_is_not_there(layout: Path, tmp_path: Path, m
 
 def test_what_a_killed_copy_has_left_goes(layout: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     out = tmp_path / "out"
-    for name in (".layerfs-dead", ".layerfs-used", "layerfs-other"):
+    dead, used = ".layerfs-copy-deaddead", ".layerfs-copy-usedused"
+    others = {".layerfs-copy-precious", ".layerfs-mine", ".layerfs-copy-afile_12"}
+    for name in (dead, used, ".layerfs-copy-precious", ".layerfs-mine"):
         (out / name / "store").mkdir(parents=True)
-    fd = os.open(out / ".layerfs-used", os.O_RDONLY)
+    for name in (dead, used, ".layerfs-mine"):
+        (out / name / copying._MARKER).touch()
+    (out / ".layerfs-copy-afile_12").touch()
+    fd = os.open(out / used, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     copy(f"oci:{layout}:app", f"docker-archive:{out}/fresh.tar")
-    assert (out / ".layerfs-dead").exists(), "it may be about to be locked"
+    assert (out / dead).exists(), "it may be about to be locked"
     monkeypatch.setattr(copying, "_FRESH", -1)
     copy(f"oci:{layout}:app", f"docker-archive:{out}/one.tar")
     os.close(fd)
-    assert {path.name for path in out.iterdir()} == {".layerfs-used", "layerfs-other", "fresh.tar", "one.tar"}
+    assert {path.name for path in out.iterdir()} == {used, "fresh.tar", "one.tar"} | others
+
+
+def test_beside_a_volume_nothing_can_be_written(
+    layout: Path, store: Store, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (image,) = store.load(layout)
+    access = os.access
+    monkeypatch.setattr(os, "access", lambda path, mode: str(path) != str(tmp_path) and access(path, mode))
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path / "temporary"))
+    (tmp_path / "temporary").mkdir()
+    used: list[str] = []
+    make = tempfile.mkdtemp
+
+    def made(**options: str) -> str:
+        used.append(options["dir"])
+        return make(**options)
+
+    monkeypatch.setattr(tempfile, "mkdtemp", made)
+    copy(f"oci:{layout}:app", f"oci:{tmp_path}/volume:x", compression="zstd")
+    copy(f"store:{image.id}", f"dir:{tmp_path}/other", store=store)
+    assert_compressed(tmp_path / "volume", "zstd")
+    assert used == [str(tmp_path / "temporary")] * 2
+    assert not list((tmp_path / "temporary").iterdir())
 
 
 def test_a_disk_that_is_full_is_that_of_the_destination(

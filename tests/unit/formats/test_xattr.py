@@ -161,9 +161,16 @@ def test_the_kernel_is_the_judge_of_kinds(tmp_path: Path, name: bytes, kind: int
 def test_an_acl_without_those_who_are_not_known() -> None:
     entries = [*FULL[:2], (2, 4, ANYONE), *FULL[3:]]
     found = limited_acl(acl(entries), {1000}.__contains__, {51}.__contains__)
-    assert found == acl([FULL[0], FULL[1], FULL[3], *FULL[5:]])
+    # The user had 4, the group too; so the groups, which the user may be in, have no more now, and neither have others.
+    assert found == acl([FULL[0], FULL[1], (4, 4, ANYONE), *FULL[5:]])
     found = limited_acl(acl(entries), lambda _: False, lambda _: False)
-    assert found == acl([FULL[0], FULL[3], *FULL[5:]]), "the mask stays: nobody gains anything"
+    assert found == acl([FULL[0], (4, 4, ANYONE), *FULL[5:]]), "the mask stays"
+    denied = [(1, 7, ANYONE), (2, 0, 1000), (4, 5, ANYONE), (8, 7, 50), (16, 7, ANYONE), (32, 5, ANYONE)]
+    found = limited_acl(acl(denied), lambda _: False, lambda _: True)
+    assert found == acl([denied[0], (4, 0, ANYONE), (8, 0, 50), denied[4], (32, 0, ANYONE)])
+    denied[1:2] = []
+    denied[2] = (8, 1, 50)
+    assert limited_acl(acl(denied), lambda _: True, lambda _: False) == acl([*denied[:2], denied[3], (32, 1, ANYONE)])
     for other in (b"", b"no ACL", acl(FULL, version=3), acl(FULL[::-1])):
         assert limited_acl(other, lambda _: False, lambda _: False) == other
 

@@ -107,6 +107,13 @@ def test_nothing_to_forget_makes_no_file(tmp_path: Path) -> None:
     assert not (tmp_path / "auth.json").exists()
 
 
+@pytest.mark.parametrize("password", ["====", "a===", "="])
+def test_a_password_of_what_pads_leaves_messages_whole(password: str) -> None:
+    with HttpClient(QUICK) as http:
+        made = Authorizer(http, "r.example", Credential("me", password), token=None, insecure=False)
+        assert made.clean("UNAUTHORIZED: authentication required") == "UNAUTHORIZED: authentication required"
+
+
 def test_a_password_that_is_no_text() -> None:
     assert base64.b64decode(Credential("me", os.fsdecode(b"\xff pw")).basic) == b"me:\xff pw"
 

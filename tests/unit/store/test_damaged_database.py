@@ -13,6 +13,7 @@ import pytest
 
 from layerfs.api import Store
 from layerfs.errors import IntegrityError, LayerfsError, StoreError
+from layerfs.store.image import list_images
 from layerfs.store.snapshot import create_snapshot
 from layerfs.values import Image
 from tests.image_builder import TestImage, layer, noise, oci, write_layout
@@ -68,9 +69,15 @@ def contradicting(store: Store, image: Image, upper: Path, request: pytest.Fixtu
 def test_nothing_goes_while_an_index_contradicts_its_table(contradicting: Store, upper: Path) -> None:
     root = Path(contradicting.info().root)
     before = sorted(path for path in root.rglob("*") if path.is_file() and "store.db" not in path.name)
-    with pytest.raises(StoreError, match=r"missing from index|wrong # of entries") as caught:
-        contradicting.gc()
-    assert "check --repair" in (caught.value.hint or "")
+    for change in (
+        contradicting.gc,
+        lambda: contradicting.remove_image(IMAGE.id),
+        lambda: contradicting.load(write_layout(root.parent / "again", oci(IMAGE))),
+        lambda: create_snapshot(contradicting._handle, list_images(contradicting._handle)[0], "other"),
+    ):
+        with pytest.raises(StoreError, match=r"missing from index|wrong # of entries") as caught:
+            change()
+        assert "check --repair" in (caught.value.hint or "")
     problems = [problem for problem in contradicting.check() if problem.name == "store.db"]
     assert problems
     assert not any(problem.repaired for problem in problems)
@@ -81,6 +88,16 @@ def test_nothing_goes_while_an_index_contradicts_its_table(contradicting: Store,
     assert (upper / "written").read_text() == "mine"
     assert contents(contradicting, IMAGE.id)[b"/b"] == b"b"
     assert_whole(contradicting)
+
+
+def test_extents_are_looked_at_before_a_layer_goes(store: Store, image: Image, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[bool] = []
+    database = store._handle.database
+    monkeypatch.setattr(database, "refuse_contradictions", lambda *, borrowed=False: asked.append(borrowed))
+    store.gc()
+    assert True not in asked
+    store.remove_image(image)
+    assert True in asked
 
 
 def test_a_table_that_is_damaged_is_not_called_mended(store: Store, image: Image) -> None:
@@ -133,6 +150,9 @@ def test_containers_are_looked_at(store: Store, upper: Path) -> None:
     (problem,) = store.check()
     assert (problem.kind, problem.name, problem.repaired) == ("container", "box", False)
     assert not work.exists()
+    with pytest.raises(IntegrityError, match=r"work is missing") as caught:
+        store.mount(None, name="box")
+    assert "check --repair" in (caught.value.hint or "")
     (problem,) = store.check(repair=True)
     assert problem.repaired
     assert work.is_dir()

@@ -6,12 +6,13 @@ import contextlib
 import os
 import stat
 from collections.abc import Iterator
-from errno import EIO, ENODATA, ENOTSUP
+from errno import EIO, ENODATA, ENOTSUP, EPERM
 from pathlib import Path
 
 import pytest
 
 from layerfs.formats.whiteout import OVERRIDE_XATTR, USER_PREFIX
+from layerfs.linux.inode_flags import FLAGS
 from layerfs.union.change import Changes
 from layerfs.union.stack import StackLower
 from layerfs.union.union import Union
@@ -149,3 +150,30 @@ def test_a_large_file_whose_layer_was_cut_is_not_copied(tmp_path: Path, monkeypa
         with failing(EIO):
             union.write(work.at("top").ino, 0, b"x")
         assert os.listdir(work.upper) == []
+
+
+def test_nothing_of_a_layer_goes_from_a_directory_that_is_append_only(
+    work: Work, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Found out once: the copy of a directory is not, and what is set through the mount is known."""
+    asked: list[int] = []
+
+    def ask(fd: int) -> bool:
+        asked.append(fd)
+        return True
+
+    monkeypatch.setattr("layerfs.union.upper.is_append_only", ask)
+    monkeypatch.setattr("layerfs.union.flags.write_flags", lambda *_: None)
+    union, top, inner = work.union, work.at("a").ino, work.at("a/b").ino
+    union.unlink(inner, b"deep")
+    assert not asked
+    union.set_flags(top, FLAGS, bytes(4))
+    for _ in range(2):
+        with failing(EPERM):
+            union.unlink(top, b"f")
+    assert len(asked) == 2
+    monkeypatch.setattr("layerfs.union.upper.is_append_only", lambda _: False)
+    union.unlink(top, b"f")
+    monkeypatch.setattr("layerfs.union.upper.is_append_only", ask)
+    union.rmdir(top, b"b")
+    assert len(asked) == 2
