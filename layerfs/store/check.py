@@ -12,6 +12,7 @@ from layerfs.errors import IntegrityError, LayerfsError, NotFound, StoreError
 from layerfs.formats.digest import Digest, chain_id
 from layerfs.linux.durable import write_document
 from layerfs.linux.lock import FileLock
+from layerfs.store.database import stored_digest
 from layerfs.store.derive import derive_layer_tree, is_tree_later, merge_stored, restore_record
 from layerfs.store.gc import collect
 from layerfs.store.handle import StoreHandle
@@ -73,6 +74,10 @@ def check_store(
     poll = Poll(check)
     found = _check_database(handle, repair=repair)
     yield from found
+    unreadable = list(_unreadable_rows(handle))
+    yield from unreadable
+    if unreadable:
+        return  # whatever lists images or layers meets such a row
     # A collection that was interrupted leaves trees and records apart until it is finished. Else looking removes
     # nothing; nor does anything while the database contradicts itself about what is in use.
     row = handle.database.connection.execute("SELECT 1 FROM lease WHERE owner = ?", (COLLECTOR,)).fetchone()
@@ -123,6 +128,17 @@ def _check_database(handle: StoreHandle, *, repair: bool) -> list[Problem]:
     return [
         Problem("document", "store.db", text, repaired=repaired, hint=None if repaired else hint) for text in problems
     ]
+
+
+def _unreadable_rows(handle: StoreHandle) -> Iterator[Problem]:
+    for table, columns in (("layer", "diff_id"), ("image", "digest, manifest, chain_id"), ("snapshot", "manifest")):
+        for row in handle.database.connection.execute(f"SELECT {columns} FROM {table}").fetchall():
+            for value in row:
+                try:
+                    stored_digest(value)
+                except IntegrityError as error:
+                    hint = "Make the store anew."
+                    yield Problem("document", "store.db", f"{table}: {error}", repaired=False, hint=hint)
 
 
 def _check_container(handle: StoreHandle, snapshot: Snapshot, *, repair: bool) -> Iterator[Problem]:

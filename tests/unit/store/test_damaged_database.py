@@ -120,6 +120,9 @@ def test_rows_that_hold_no_digest(store: Store, image: Image, value: str) -> Non
     with pytest.raises(LayerfsError, match="database") as caught:
         store.images()
     assert isinstance(caught.value, StoreError | IntegrityError)
+    if value != "CAST(x'ff' AS TEXT)":  # which SQLite's module does not even hand out
+        (problem,) = store.check()
+        assert (problem.name, problem.repaired, problem.message[:7]) == ("store.db", False, "image: ")
 
 
 def test_what_a_damaged_manifest_names_stays(store: Store, image: Image) -> None:
