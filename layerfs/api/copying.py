@@ -441,9 +441,7 @@ def _scratch(target: ImageSource) -> Iterator[str]:
     is_directory = target.transport in ("oci", "dir")
     while is_directory and not os.path.isdir(place):
         place = os.path.dirname(place)  # what is missing is made by who writes there
-    if is_directory and not os.access(
-        place, os.W_OK
-    ):  # as of a volume in a container: only the destination takes files
+    if is_directory and not os.access(place, os.W_OK):  # around a volume, say, which itself takes files
         place = tempfile.gettempdir()
     with _writing(place):
         _sweep(place)
