@@ -22,11 +22,14 @@ if TYPE_CHECKING:
     from layerfs.mount.record import MountRecord, MountRecords
     from layerfs.values import Container, Image
 
-__all__ = ["StorePart", "StrPath", "refuse_inside_trio"]
+__all__ = ["STORE_ERRORS", "StorePart", "StrPath", "refuse_inside_trio"]
 
 StrPath = str | os.PathLike[str]
 
 _log = logging.getLogger(__name__)
+
+#: What a file system answers that cannot be written to, or has no room; :meth:`StorePart._writing` says so.
+STORE_ERRORS = frozenset({errno.EROFS, errno.ENOSPC, errno.EDQUOT})
 
 #: What an image is shown with whose config cannot be read.
 _NO_PLATFORM = Platform("unknown", "unknown")
@@ -85,7 +88,7 @@ class StorePart:
         try:
             yield
         except OSError as error:
-            if error.errno not in (errno.EROFS, errno.ENOSPC, errno.EDQUOT) or isinstance(error, LayerfsError):
+            if error.errno not in STORE_ERRORS or isinstance(error, LayerfsError):
                 raise
             root = self._handle.layout.root
             where = f": {os.fsdecode(error.filename)}" if error.filename else ""

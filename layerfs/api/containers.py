@@ -3,12 +3,11 @@
 from __future__ import annotations
 
 import contextlib
-import errno
 import os
 from collections.abc import Callable
 from typing import TYPE_CHECKING
 
-from layerfs.api.base import StorePart, StrPath
+from layerfs.api.base import STORE_ERRORS, StorePart, StrPath
 from layerfs.api.callback import callbacks
 from layerfs.errors import Conflict, InvalidReference, LayerfsError, MountError, NotFound
 from layerfs.formats.digest import Digest
@@ -196,7 +195,7 @@ class ContainerPart(StorePart):
         except FileExistsError:
             return place, False
         except OSError as error:
-            if error.errno in (errno.EROFS, errno.ENOSPC, errno.EDQUOT):
+            if error.errno in STORE_ERRORS:
                 raise
             raise MountError(f"cannot make {place} to mount on: {error.strerror}", errno=error.errno) from error
         return place, True

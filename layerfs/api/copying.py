@@ -37,6 +37,7 @@ from layerfs.formats.reference import DEFAULT_TAG, Reference
 from layerfs.formats.transport import ImageSource, parse_source, registry_name
 from layerfs.registry.access import Access
 from layerfs.registry.archive import find_archive
+from layerfs.registry.choice import require_platform
 from layerfs.registry.copy import (
     ArchiveTarget,
     CopyPlan,
@@ -279,8 +280,8 @@ class _Copy:
         """Return the image of a store that is meant, which has to be for the platform, if one is asked for."""
         store = self._open_store()
         image = store._image(store._sent(self.origin.reference or ""))
-        if self.platform is not None and not self.platform.matches(image.platform):
-            raise NotFound("platform of the image", str(self.platform), hint=f"There is: {image.platform}.")
+        if self.platform is not None:
+            require_platform(self.platform, image.platform)
         return image
 
     def _refuse_platform(self, came: CopySource) -> None:
@@ -293,9 +294,7 @@ class _Copy:
         if self.platform is None or not isinstance(top, Manifest) or top.config.media_type not in CONFIG_TYPES:
             return
         raw = b"".join(verified(came.blob(top.config), top.config))
-        found = ImageConfig.parse(raw, algorithm=top.config.digest.algorithm).platform
-        if not self.platform.matches(found):
-            raise NotFound("platform of the image", str(self.platform), hint=f"There is: {found}.")
+        require_platform(self.platform, ImageConfig.parse(raw, algorithm=top.config.digest.algorithm).platform)
 
     def _moving(self, connections: Sequence[HttpClient]) -> _Moving:
         return _Moving(connections, self.destination, self.progress, self.check)

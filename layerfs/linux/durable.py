@@ -26,6 +26,7 @@ __all__ = [
     "publish",
     "start_writeback",
     "sync_filesystem",
+    "write_all",
     "write_document",
 ]
 
@@ -178,9 +179,7 @@ def write_document(path: StrPath, data: bytes, *, mode: int = 0o600, sync: bool 
     try:
         try:
             os.fchmod(fd, mode)
-            view = memoryview(data)
-            while view:
-                view = view[os.write(fd, view) :]
+            write_all(fd, data)
             if sync:
                 os.fsync(fd)
         finally:
@@ -191,6 +190,17 @@ def write_document(path: StrPath, data: bytes, *, mode: int = 0o600, sync: bool 
             os.unlink(temporary)
         raise
     fsync_directory(directory, sync=sync)
+
+
+def write_all(fd: int, data: bytes) -> None:
+    """Write all of it where the file stands: one write(2) may take less, and none takes more than 2 GiB.
+
+    Raises:
+        OSError: ENOSPC, EDQUOT, EIO; a part may have been written.
+    """
+    view = memoryview(data)
+    while view:
+        view = view[os.write(fd, view) :]
 
 
 def start_writeback(fd: int, *, sync: bool = True) -> None:

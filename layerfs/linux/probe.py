@@ -15,11 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from layerfs.linux.mount_api import fsconfig_create, fsconfig_fd, fsconfig_flag, fsconfig_string, fsopen
+from layerfs.linux.process import has_sys_admin, in_initial_user_namespace
 
 __all__ = ["Feature", "feature"]
-
-#: CAP_SYS_ADMIN of linux/capability.h.
-_CAP_SYS_ADMIN = 21
 
 
 @dataclass(frozen=True, slots=True)
@@ -63,21 +61,14 @@ def feature(name: str) -> Feature:
 
 def _probe_privilege() -> tuple[bool, str]:
     """Look for CAP_SYS_ADMIN in the effective set."""
-    with open("/proc/self/status", "rb") as file:
-        for line in file:
-            if line.startswith(b"CapEff:"):
-                if int(line.split()[1], 16) >> _CAP_SYS_ADMIN & 1:
-                    return True, "CAP_SYS_ADMIN is effective"
-                break
+    if has_sys_admin():
+        return True, "CAP_SYS_ADMIN is effective"
     return False, f"user {os.geteuid()} lacks CAP_SYS_ADMIN"
 
 
 def _probe_trusted_xattrs() -> tuple[bool, str]:
     """Look whether this is the initial user namespace, which alone has ``trusted.*`` xattrs."""
-    with open("/proc/self/uid_map", "rb") as file:
-        # One line that maps everything to itself is what the initial namespace has.
-        initial = file.read().split() == [b"0", b"0", b"4294967295"]
-    if not initial:
+    if not in_initial_user_namespace():
         return False, "trusted xattrs do not exist in a user namespace"
     if not feature("privilege").usable:
         return False, feature("privilege").reason

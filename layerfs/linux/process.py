@@ -5,11 +5,22 @@ from __future__ import annotations
 import os
 import select
 from errno import EINVAL, EPERM
+from typing import Literal
 
-#: linux/capability.h
+__all__ = [
+    "groups_of",
+    "has_sys_admin",
+    "in_initial_user_namespace",
+    "is_group_here",
+    "is_user_here",
+    "may_administer",
+    "may_give_away",
+    "start_of",
+    "wait_for_end",
+]
+
+#: CAP_SYS_ADMIN of linux/capability.h.
 _CAP_SYS_ADMIN = 21
-
-__all__ = ["groups_of", "is_group_here", "is_user_here", "may_administer", "may_give_away", "start_of", "wait_for_end"]
 
 
 def groups_of(pid: int) -> set[int]:
@@ -25,15 +36,26 @@ def groups_of(pid: int) -> set[int]:
 def may_administer(pid: int) -> bool:
     """Return whether a process has CAP_SYS_ADMIN where it counts, in the initial user namespace; not if it is gone."""
     try:
-        with open("/proc/self/uid_map", "rb") as file:
-            if file.read().split() != [b"0", b"0", b"4294967295"]:
-                return False
-        if os.readlink(f"/proc/{pid}/ns/user") != os.readlink("/proc/self/ns/user"):
-            return False
-        with open(f"/proc/{pid}/status", "rb") as file:
-            line = next((line for line in file if line.startswith(b"CapEff:")), b":0")
+        same = os.readlink(f"/proc/{pid}/ns/user") == os.readlink("/proc/self/ns/user")
+        return same and in_initial_user_namespace() and has_sys_admin(pid)
     except OSError:
         return False
+
+
+def in_initial_user_namespace() -> bool:
+    """Return whether this process is in the initial user namespace: one line maps every ID to itself."""
+    with open("/proc/self/uid_map", "rb") as file:
+        return file.read().split() == [b"0", b"0", b"4294967295"]
+
+
+def has_sys_admin(pid: int | Literal["self"] = "self") -> bool:
+    """Return whether CAP_SYS_ADMIN is effective for a process, in the user namespace that it is in.
+
+    Raises:
+        OSError: ENOENT, ESRCH if it is gone.
+    """
+    with open(f"/proc/{pid}/status", "rb") as file:
+        line = next((line for line in file if line.startswith(b"CapEff:")), b":0")
     return bool(int(line.partition(b":")[2], 16) >> _CAP_SYS_ADMIN & 1)
 
 

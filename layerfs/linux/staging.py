@@ -17,7 +17,7 @@ from io import FileIO
 from types import TracebackType
 from typing import Self
 
-from layerfs.linux.durable import publish
+from layerfs.linux.durable import publish, write_all
 
 __all__ = ["StagedFile", "locked_file"]
 
@@ -73,9 +73,7 @@ class StagedFile:
         Raises:
             OSError: ENOSPC, EDQUOT, EIO.
         """
-        view = memoryview(data)
-        while view:
-            view = view[self.file.write(view) :]
+        write_all(self.file.fileno(), data)
 
     def publish(self, name: str, *, replace: bool = True, sync: bool = True) -> None:
         """Give it its name.

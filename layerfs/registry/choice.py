@@ -9,7 +9,7 @@ from layerfs.formats.digest import Digest
 from layerfs.formats.oci import Descriptor, ImageConfig, Manifest, parse_manifest_or_index
 from layerfs.formats.platform import Platform
 
-__all__ = ["MAX_IMAGES", "MAX_NESTING", "choose_entry"]
+__all__ = ["MAX_IMAGES", "MAX_NESTING", "choose_entry", "require_platform"]
 
 #: How deep indexes lie inside an index, in archives and on registries; builders make one level.
 MAX_NESTING = 4
@@ -41,6 +41,16 @@ def choose_entry(entries: Sequence[Descriptor], wanted: Platform, read: Callable
         return entries[0]
     look = _Look(wanted, read)
     return entries[wanted.select([look.platform(entry, 0) for entry in entries])]
+
+
+def require_platform(wanted: Platform, found: Platform) -> None:
+    """Refuse an image that is for another platform than the one that was asked for.
+
+    Raises:
+        NotFound: it is for another one, which the hint names.
+    """
+    if not wanted.matches(found):
+        raise NotFound("platform of the image", str(wanted), hint=f"There is: {found}.")
 
 
 class _Look:

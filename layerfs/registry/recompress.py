@@ -19,6 +19,7 @@ from layerfs.formats.media_type import CONFIG_TYPES, DOCKER_MANIFEST, Compressio
 from layerfs.formats.oci import Descriptor, Index, Manifest
 from layerfs.formats.oci_form import about, index_as_oci, index_of
 from layerfs.formats.tar.header import BLOCK
+from layerfs.linux.durable import write_all
 from layerfs.registry.copy import CopyPlan, CopySource
 from layerfs.registry.pipeline import name_layer
 
@@ -98,9 +99,7 @@ class RecompressedSource:
             for piece in compress(_plain(layer, pieces), self._compression, self._level):
                 hasher.update(piece)
                 size += len(piece)
-                view = memoryview(piece)
-                while view:
-                    view = view[file.write(view) :]
+                write_all(file.fileno(), piece)
         digest = Digest("sha256", hasher.hexdigest())
         self._made[layer.digest] = digest, size
         self._files[digest] = path

@@ -31,7 +31,7 @@ from layerfs.formats.policy import Policy, reference_scopes
 from layerfs.formats.reference import Reference
 from layerfs.formats.registries_conf import RegistriesConfig
 from layerfs.registry.access import Access
-from layerfs.registry.choice import MAX_IMAGES, MAX_NESTING, choose_entry
+from layerfs.registry.choice import MAX_IMAGES, MAX_NESTING, choose_entry, require_platform
 from layerfs.registry.credential import Credentials
 from layerfs.registry.http import HttpClient
 from layerfs.registry.plan import ImagePlan, LayerPlan, Selection
@@ -290,8 +290,8 @@ class _Planner:
         config = ImageConfig.parse(self._document(manifest.config), algorithm=manifest.config.digest.algorithm)
         check_layer_count(manifest, config)
         wanted = self._selection
-        if wanted.platform_required and not wanted.all_platforms and not wanted.platform.matches(config.platform):
-            raise NotFound("platform of the image", str(wanted.platform), hint=f"There is: {config.platform}.")
+        if wanted.platform_required and not wanted.all_platforms:
+            require_platform(wanted.platform, config.platform)
         fits = wanted.platform.matches(config.platform) or config.platform.is_unknown
         if not fits and not wanted.all_platforms and not wanted.platform_required:
             _log.warning("%s is for %s, and this machine is %s", self._reference, config.platform, wanted.platform)

@@ -131,6 +131,7 @@ def _check_database(handle: StoreHandle, *, repair: bool) -> list[Problem]:
 
 
 def _unreadable_rows(handle: StoreHandle) -> Iterator[Problem]:
+    """Look for rows whose digests are none, which no list of layers, images or containers can get past."""
     for table, columns in (("layer", "diff_id"), ("image", "digest, manifest, chain_id"), ("snapshot", "manifest")):
         for row in handle.database.connection.execute(f"SELECT {columns} FROM {table}").fetchall():
             for value in row:

@@ -14,7 +14,7 @@ from typing import BinaryIO
 from layerfs.errors import DigestMismatch, FormatError, StoreError
 from layerfs.formats.digest import Digest, new_hash
 from layerfs.formats.oci import Descriptor, Manifest
-from layerfs.linux.durable import publish
+from layerfs.linux.durable import publish, write_all
 from layerfs.linux.safe_path import private_opener
 from layerfs.store.handle import StoreHandle
 
@@ -48,7 +48,7 @@ class KeptBlobs:
         self._count += 1
         path = os.path.join(self._directory, f"blob-{self._count}")
         file = self._files[member] = open(path, "xb", buffering=0, opener=private_opener)  # noqa: SIM115 - see close
-        return lambda data: _write_all(file, data)
+        return lambda data: write_all(file.fileno(), data)
 
     def end(self, member: str, digest: Digest) -> None:
         """End a blob, if this member was begun: all its bytes were taken, and this is what they digest to."""
@@ -107,9 +107,3 @@ def verify_blob(handle: StoreHandle, digest: Digest, *, check: Callable[[], None
     actual = Digest(digest.algorithm, hasher.hexdigest())
     if actual != digest:
         raise DigestMismatch("kept blob", expected=str(digest), actual=str(actual), size=size)
-
-
-def _write_all(file: BinaryIO, data: bytes) -> None:
-    view = memoryview(data)
-    while view:
-        view = view[file.write(view) :]
