@@ -208,8 +208,8 @@ def print_listing(
         lines = [form.template.render(row) for row in rows]
         if form.aligned:
             cells = [line.split("\t") for line in lines]
-            heads = {column.field: column.head for column in columns}
-            _print_table([heads.get(name, name.upper()) for name in form.template.fields] if heading else None, cells)
+            heads = form.template.heads({column.field: column.head for column in columns})
+            _print_table(heads if heading else None, cells)
         else:
             write("".join(f"{line}\n" for line in lines))
     else:

@@ -1,37 +1,34 @@
-r"""The part of Go's templates that users of docker and podman write after ``--format``.
+r"""Go's templates, as users of docker and podman write them after ``--format``.
 
-``{{.Field}}``, ``{{.Field.Inner}}``, ``{{.}}``, strings in double or back quotes, whole numbers, the functions json,
-join, lower, upper, split, println, index and len, pipes; outside the braces, ``\t`` and ``\n`` are tab and newline.
-Nothing else: a template that needs more is refused before any work is done.
+``{{.Field}}``, ``{{.Field.Inner}}``, ``{{.}}``, ``$``, variables, strings in double or back quotes, numbers, true,
+false and nil, parentheses, pipes, comments, ``if``, ``else``, ``range``, ``with``, and the functions of
+:data:`layerfs_cli.template_function.FUNCTIONS`; a dash inside of braces takes the white space outside away. Outside of
+the braces ``\t`` and ``\n`` are tab and newline. Templates that define others, break and continue are refused, before
+any work is done.
+
+Source: the documentation of Go's package text/template; docker's cli/command/formatter for tables.
 """
 
 from __future__ import annotations
 
-import json
 import re
+from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
 from typing import Final
 
 import click
 
-from layerfs_cli.output import as_json, stdout_is_terminal
+from layerfs_cli.output import stdout_is_terminal
+from layerfs_cli.template_expression import Expression, Scope, Term, split_tokens, unsupported
+from layerfs_cli.template_function import Value, as_text
 from layerfs_cli.text import printable
 
 __all__ = ["Template"]
 
-_SUBSET: Final = (
-    "supported are {{.Field}}, json, join, lower, upper, split, println, index, len, pipes and the prefix 'table'"
-)
-_TOKEN: Final = re.compile(r'\s*("(?:[^"\\]|\\.)*"|`[^`]*`|\.[\w.]*|[A-Za-z]+|\d{1,9}(?![\w.])|\|)')
-
-#: Settings of an image that its config need not have.
-_SETTINGS: Final = frozenset(
-    ("cmd", "entrypoint", "env", "exposedports", "healthcheck", "labels", "onbuild", "shell", "stopsignal", "user",
-     "volumes", "workingdir")
-)  # fmt: skip
-
-Value = object
-Term = Callable[[Value], Value]
+#: What stands between braces, which may stand in a string there.
+_CODE: Final = re.compile(r'\{\{((?:"(?:[^"\\]|\\.)*"|`[^`]*`|[^"`])*?)\}\}', re.DOTALL)
+#: What writes a part of a template.
+_Part = Callable[[Scope, list[str]], None]
 
 
 class Template:
@@ -43,18 +40,9 @@ class Template:
         Raises:
             click.UsageError: it is broken, or uses what is not supported.
         """
-        self.fields: list[str] = []
-        self._parts: list[str | Term] = []
-        # As in Go, a dash inside of braces takes the white space outside of them away.
-        trimmed = re.sub(r"\s-\}\}\s*", " }}", re.sub(r"\s*\{\{-\s", "{{ ", text))
-        # The odd pieces are what stood between braces.
-        for index, piece in enumerate(re.split(r"\{\{(.*?)\}\}", trimmed, flags=re.DOTALL)):
-            if index % 2:
-                self._parts.append(self._parse(piece))
-            elif "{{" in piece or "}}" in piece:
-                raise click.UsageError(f"braces do not match in the template {text!r}")
-            else:
-                self._parts.append(piece.replace("\\t", "\t").replace("\\n", "\n"))
+        parser = _Parser(text)
+        self._part = parser.whole()
+        self._columns = parser.columns
 
     def render(self, data: Value) -> str:
         """Fill the template in; on a terminal, fields without what could move its cursor, but for tabs and new lines.
@@ -62,141 +50,160 @@ class Template:
         Raises:
             click.UsageError: a field does not exist; the message lists those that do.
         """
-        return "".join(part if isinstance(part, str) else _shown(_text(part(data))) for part in self._parts)
+        written: list[str] = []
+        self._part(Scope(data, ChainMap({"$": data})), written)
+        return "".join(written)
 
-    def _parse(self, code: str) -> Term:
-        tokens: list[str] = []
-        position = 0
-        code = code.strip()
-        while position < len(code):
-            match = _TOKEN.match(code, position)
-            if match is None:
-                raise _unsupported(code)
-            tokens.append(match[1])
-            position = match.end()
-        value: Term | None = None
-        while tokens:
-            end = tokens.index("|") if "|" in tokens else len(tokens)
-            value = self._command(tokens[:end], value, code)
-            if end == len(tokens) - 1:
-                raise _unsupported(code)
-            tokens = tokens[end + 1 :]
-        if value is None:
-            raise _unsupported(code)
-        return value
-
-    def _command(self, tokens: Sequence[str], piped: Term | None, code: str) -> Term:
-        """Parse what stands between two pipes; ``piped`` is its last argument, as in Go."""
-        if not tokens:
-            raise _unsupported(code)
-        head, *rest = tokens
-        if not head.isalpha():
-            if rest or piped is not None:
-                raise _unsupported(code)
-            return self._term(head, code)
-        function = _FUNCTIONS.get(head)
-        arguments = [self._term(token, code) for token in rest]
-        if piped is not None:
-            arguments.append(piped)
-        if function is None or len(arguments) not in _ARITY.get(head, (1,)):
-            raise _unsupported(code)
-        return lambda data: function(*(argument(data) for argument in arguments))
-
-    def _term(self, token: str, code: str) -> Term:
-        if token[0] == "`":
-            return lambda _: token[1:-1]
-        if token.isdigit():
-            number = int(token)
-            return lambda _: number
-        if token[0] == '"':
-            try:
-                text = json.loads(token)
-            except ValueError as error:
-                raise _unsupported(code) from error
-            return lambda _: text
-        path = token[1:].split(".") if len(token) > 1 else []
-        if token[0] != "." or not all(path):
-            raise _unsupported(code)
-        self.fields += path[:1]
-        return lambda data: _walk(data, path)
+    def heads(self, names: Mapping[str, str]) -> list[str]:
+        """Return the heads of what lies between tabs: the names of the fields there, or the fields in capitals."""
+        return [" ".join(names.get(field, field.upper()) for field in column) for column in self._columns]
 
 
-def _walk(data: Value, path: Sequence[str]) -> Value:
-    for name in path:
-        if not isinstance(data, Mapping):
-            raise click.UsageError(f"the template asks for .{name} of something that has no fields")
-        if name in data:
-            data = data[name]
-            continue
-        wanted = name.replace("_", "").lower()
-        found = [key for key in data if str(key).replace("_", "").lower() == wanted]
-        if not found and wanted in _SETTINGS and path[0].lower() == "config":
-            return None  # docker lists all of them, and configs have those that are set
-        if not found:
-            raise click.UsageError(
-                f"there is no field .{name}; there are {', '.join(f'.{key}' for key in data) or 'none'}"
-            )
-        data = data[found[0]]
-    return data
+class _Parser:
+    """Reads the pieces of a template, text and code in turn.
+
+    Attributes:
+        columns: the fields of the data that are written before each tab, and after the last one.
+    """
+
+    def __init__(self, text: str) -> None:
+        self._text = text
+        self._pieces = _CODE.split(text)
+        self._at = 0
+        self._declared = ["$"]
+        self._elsewhere = 0  # in so many parts where . is something else
+        self.columns: list[list[str]] = [[]]
+        self._trim()
+
+    def whole(self) -> _Part:
+        part, closed_by = self._block()
+        if closed_by:
+            raise click.UsageError(f"{{{{{closed_by[0]}}}}} closes nothing in the template {self._text!r}")
+        return part
+
+    def _trim(self) -> None:
+        """Take the white space away that dashes point at."""
+        for position in range(1, len(self._pieces), 2):
+            code = self._pieces[position]
+            if re.match(r"-\s", code):
+                code = code[1:]
+                self._pieces[position - 1] = self._pieces[position - 1].rstrip()
+            if re.search(r"\s-\Z", code):
+                code = code[:-1]
+                self._pieces[position + 1] = self._pieces[position + 1].lstrip()
+            self._pieces[position] = code.strip()
+
+    def _block(self, *, inner: bool = False) -> tuple[_Part, list[str]]:
+        """Parse up to an ``else`` or ``end`` of its own, and return that too: nothing at the end of the template."""
+        parts: list[_Part] = []
+        declared = len(self._declared)
+        closed_by: list[str] = []
+        while self._at < len(self._pieces) and not closed_by:
+            piece = self._pieces[self._at]
+            is_code = self._at % 2
+            self._at += 1
+            if not is_code:
+                parts.append(self._literal(piece))
+            elif not (piece.startswith("/*") and piece.endswith("*/")):
+                tokens = split_tokens(piece)
+                if tokens[0] in {"else", "end"}:
+                    closed_by = tokens
+                else:
+                    parts.append(self._action(tokens, piece))
+        del self._declared[declared:]
+        if inner and not closed_by:
+            raise click.UsageError(f"{{{{end}}}} is missing in the template {self._text!r}")
+        return _sequence(parts), closed_by
+
+    def _literal(self, piece: str) -> _Part:
+        if "{{" in piece or "}}" in piece:
+            raise click.UsageError(f"braces do not match in the template {self._text!r}")
+        text = piece.replace("\\t", "\t").replace("\\n", "\n")
+        self.columns += [[] for _ in range(text.count("\t"))]
+        return lambda _, written: written.append(text)
+
+    def _action(self, tokens: list[str], code: str) -> _Part:
+        if tokens[0] in {"if", "with", "range"}:
+            return self._branches(tokens, code)
+        expression = Expression(tokens, code, self._declared)
+        names, value = expression.statement()
+        self._declared += expression.new
+        if names:
+            return lambda scope, _: _assign(scope, names, value(scope), new=bool(expression.new))
+        if not self._elsewhere:
+            self.columns[-1] += expression.fields
+        return lambda scope, written: written.append(_shown(as_text(value(scope))))
+
+    def _branches(self, tokens: list[str], code: str) -> _Part:
+        """Parse ``if``, ``with`` or ``range`` up to its end."""
+        kind = tokens[0]
+        declared = len(self._declared)
+        expression = Expression(tokens[1:], code, self._declared)
+        names, value = expression.statement(most=2 if kind == "range" else 1)
+        self._declared += expression.new
+        self._elsewhere += kind != "if"
+        body, closed_by = self._block(inner=True)
+        self._elsewhere -= kind != "if"
+        otherwise: _Part = _sequence(())
+        if closed_by == ["else"]:
+            otherwise, closed_by = self._block(inner=True)
+        elif closed_by[:2] == ["else", kind] and kind != "range":
+            otherwise, closed_by = self._branches(closed_by[1:], " ".join(closed_by)), ["end"]
+        if closed_by != ["end"]:
+            raise unsupported(" ".join(closed_by))
+        del self._declared[declared:]
+        if kind == "range":
+            return _range(names, value, body, otherwise, new=bool(expression.new))
+
+        def choose(scope: Scope, written: list[str]) -> None:
+            found = value(scope)
+            own = scope.inner(scope.dot)
+            _assign(own, names, found, new=bool(expression.new))
+            if not found:
+                otherwise(own, written)
+            else:
+                body(own.inner(found) if kind == "with" else own, written)
+
+        return choose
+
+
+def _sequence(parts: Sequence[_Part]) -> _Part:
+    def write(scope: Scope, written: list[str]) -> None:
+        for part in parts:
+            part(scope, written)
+
+    return write
+
+
+def _range(names: Sequence[str], value: Term, body: _Part, otherwise: _Part, *, new: bool) -> _Part:
+    def write(scope: Scope, written: list[str]) -> None:
+        found = value(scope)
+        if isinstance(found, Mapping):
+            pairs = [(key, found[key]) for key in sorted(found)]
+        elif found is None or isinstance(found, list | tuple):
+            pairs = list(enumerate(found or ()))
+        else:
+            raise click.UsageError(f"range in a template needs a list or a map, not {as_text(found)!r:.80}")
+        for pair in pairs:
+            own = scope.inner(pair[1])
+            _assign(own, names, *(pair if len(names) > 1 else pair[1:]), new=new)
+            body(own, written)
+        if not pairs:
+            otherwise(scope.inner(scope.dot), written)
+
+    return write
+
+
+def _assign(scope: Scope, names: Sequence[str], *values: Value, new: bool) -> None:
+    """Give variables their values, where they were declared if they are not new."""
+    for name, value in zip(names, values, strict=False):
+        if new:
+            scope.variables[name] = value
+        else:
+            next(level for level in scope.variables.maps if name in level)[name] = value
 
 
 def _shown(text: str) -> str:
     if not stdout_is_terminal():
         return text
     return "".join(part if part in {"\t", "\n"} else printable(part) for part in re.split(r"([\t\n])", text))
-
-
-def _text(value: Value) -> str:
-    if value is None:
-        return ""
-    if isinstance(value, str):
-        return value
-    if isinstance(value, bool | int | float):
-        return str(value).lower()
-    if isinstance(value, list | tuple):
-        return f"[{' '.join(_text(item) for item in value)}]"
-    return as_json(value)
-
-
-def _join(items: Value, separator: Value) -> str:
-    if not isinstance(items, list | tuple):
-        raise click.UsageError("join in a template needs a list")
-    return _text(separator).join(map(_text, items))
-
-
-def _index(found: Value, *keys: Value) -> Value:
-    """Return what a list has at a position, or a map under a key: nothing where a map has no such key, as in Go."""
-    for key in keys:
-        if isinstance(found, list | tuple) and isinstance(key, int):
-            if key >= len(found):
-                raise click.UsageError(f"index in a template: there is no item {key} of {len(found)}")
-            found = found[key]
-        elif found is None or (isinstance(found, Mapping) and isinstance(key, str)):
-            found = None if found is None else found.get(key)
-        else:
-            raise click.UsageError("index in a template needs a list and a number, or a map and a text")
-    return found
-
-
-def _len(value: Value) -> int:
-    if value is not None and not isinstance(value, str | list | tuple | Mapping):
-        raise click.UsageError("len in a template needs a text, a list or a map")
-    return 0 if value is None else len(value)
-
-
-_FUNCTIONS: Final[dict[str, Callable[..., Value]]] = {
-    "json": as_json,
-    "join": _join,
-    "lower": lambda value: _text(value).lower(),
-    "upper": lambda value: _text(value).upper(),
-    "split": lambda value, separator: _text(value).split(_text(separator)),
-    "println": lambda value: _text(value) + "\n",
-    "index": _index,
-    "len": _len,
-}
-#: How many arguments a function may have, if it is not one.
-_ARITY: Final = {"join": (2,), "split": (2,), "index": (2, 3, 4)}
-
-
-def _unsupported(code: str) -> click.UsageError:
-    return click.UsageError(f"unsupported template {{{{{code}}}}}: {_SUBSET}")

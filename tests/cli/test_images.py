@@ -71,6 +71,11 @@ def test_images(shell: Shell, image: Built) -> None:
     assert shell("images", "--format", "{{.Repository}}:{{.Tag}} {{.ID | upper}}") == (
         f"example.org/team/app:1.0 {image.id[7:19].upper()}\n"
     )
+    each = "{{range $i, $layer := .RootFS.Layers}}{{if $i}}\\n{{end}}{{$layer}}{{end}}"
+    layers = json.loads(shell("inspect", image.name))[0]["RootFS"]["Layers"]
+    assert shell("inspect", "--format", each, image.name).split() == layers
+    assert len(layers) == 2
+    assert "supported are fields" in shell.fails(2, "inspect", "--format", "{{block .Id}}", image.name)
 
 
 def test_images_are_filtered_and_sorted(shell: Shell, image: Built, tmp_path: Path) -> None:

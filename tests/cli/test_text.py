@@ -84,11 +84,58 @@ DATA = {
         ("{{.Id | upper | lower}}", "abc"),
         ("{{json .Config.Env}}", '["X=1"]'),
         ("{{.Config.ExposedPorts}}{{.OK}}", "true"),
-        ('{{json (split .Id "b")}}', None),
+        ('{{json (split .Id "b")}}', '["a", "c"]'),
         ('{{split .Id "b"}}', "[a c]"),
         ("{{println .Id}}", "abc\n"),
         ("{{`x`}}", "x"),
-        ("{{range .Names}}{{end}}", None),
+        ("{{range .Names}}<{{.}}>{{end}}", "<a><b>"),
+        ("{{range $i, $name := .Names}}{{if $i}}, {{end}}{{$i}}={{$name}}{{end}}", "0=a, 1=b"),
+        ("{{range $name := .Names}}{{$name}}{{$.Id}}{{end}}", "aabcbabc"),
+        ("{{range $key, $value := .Labels}}{{$key}}:{{$value}}{{end}}", "a.b:c"),
+        ("{{range .Config.Volumes}}x{{else}}none {{.Id}}{{end}}", "none abc"),
+        ("{{range .Id}}x{{end}}", None),
+        ("{{if .OK}}yes{{else}}no{{end}}", "yes"),
+        ("{{if not .OK}}yes{{else}}no{{end}}", "no"),
+        ('{{if eq .Id "x" "y"}}1{{else if eq .Id "x" "abc"}}2{{else}}3{{end}}', "2"),
+        ("{{if .OK}}1{{else if .None}}2{{end}}", "1"),
+        ("{{with .Config}}{{len .Env}}{{.Cmd}}{{else}}none{{end}}", "1"),
+        ("{{with $env := .Config.Env}}{{index $env 0}}{{end}}", "X=1"),
+        ("{{with .Config.Labels}}x{{else}}{{.Id}}{{end}}", "abc"),
+        ('{{$found := ""}}{{range .Names}}{{$found = .}}{{end}}{{$found}}', "b"),
+        ("{{range .Names}}{{$inner := .}}{{end}}{{$inner}}", None),
+        ("{{$x = 1}}", None),
+        ("{{$x, $y := .Names}}", None),
+        ("{{if .OK}}", None),
+        ("{{if .OK}}{{else}}{{else}}{{end}}", None),
+        ("{{if .OK}}{{else}}{{else if .OK}}{{end}}", None),
+        ("{{range .Names}}{{else range .Names}}{{end}}", None),
+        ("{{end}}", None),
+        ("{{if}}x{{end}}", None),
+        ("{{/* a remark */}}{{- /* another */ -}}{{.Id}}", "abc"),
+        ('{{"}}"}}{{`{{`}}', "}}{{"),
+        ("{{(index .Names 1)}}{{(index .Names 0) | upper}}", "bA"),
+        ("{{(.Config).Env}}{{(.Config}}", None),
+        ("{{(.Config).Env}}", "[X=1]"),
+        ('{{printf "%-5s|%3d|%q|%v|%%" .Id 7 .Id .Names}}', 'abc  |  7|"abc"|[a b]|%'),
+        ('{{printf "%.2s %x" .Id 255}}', "ab ff"),
+        ('{{printf "%d" .Id}}', None),
+        ('{{printf "%s"}}', None),
+        ('{{printf "%y" .Id}}', None),
+        ('{{printf "x" .Id}}', None),
+        ('{{print .Id 1 2 "x"}}', "abc1 2x"),
+        ("{{println .Id 1}}{{println}}", "abc 1\n\n"),
+        ('{{title "abc"}}{{pad "x" 1 2}}|{{truncate .Id 2}}', "Abc x  |ab"),
+        ("{{slice .Id 1}}{{slice .Id 0 1}}{{slice .Names 1 2}}", "bca[b]"),
+        ("{{slice .Id 4}}", None),
+        ('{{and .OK .Id}}{{or .Config.Cmd "none"}}{{and .Config.Cmd .Nonsense}}', "abcnone"),
+        ("{{if and (gt 2 1) (le 1 1) (lt 1 2) (ge 2 2) (ne 1 2)}}all{{end}}", "all"),
+        ('{{if lt "a" "b"}}x{{end}}', "x"),
+        ('{{if lt "a" 1}}x{{end}}', None),
+        ("{{.Id | len | eq 3}}{{true}}{{nil}}{{-5}}", "truetrue-5"),
+        ('{{define "x"}}{{end}}', None),
+        ('{{template "x"}}', None),
+        ("{{break}}", None),
+        ("{{NaN}}", None),
         ("{{.Id", None),
         ("{{}}", None),
         ("{{.Id |}}", None),
@@ -118,6 +165,13 @@ def test_template(template: str, text: str | None) -> None:
             Template(template).render(DATA)
     else:
         assert Template(template).render(DATA) == text
+
+
+def test_heads_are_those_of_the_fields_between_tabs() -> None:
+    template = Template(
+        "{{.ID}}\\t{{.Name}} {{.Size}}\\t-\\t{{if .Tag}}{{.Tag}}{{end}}{{range .Layers}}{{.Id}}{{end}}{{$.Digest}}"
+    )
+    assert template.heads({"ID": "IMAGE ID", "Size": "BYTES"}) == ["IMAGE ID", "NAME BYTES", "", "TAG DIGEST"]
 
 
 def test_places(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
