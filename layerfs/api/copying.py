@@ -2,15 +2,11 @@
 
 from __future__ import annotations
 
-import fcntl
 import os
-import re
-import shutil
 import tempfile
 import threading
-import time
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import ExitStack, closing, contextmanager, suppress
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass, replace
 from io import FileIO
 from typing import Literal
@@ -35,6 +31,7 @@ from layerfs.formats.oci import Descriptor, ImageConfig, Manifest
 from layerfs.formats.platform import Platform
 from layerfs.formats.reference import DEFAULT_TAG, Reference
 from layerfs.formats.transport import ImageSource, parse_source, registry_name
+from layerfs.linux.scratch import scratch_directory
 from layerfs.registry.access import Access
 from layerfs.registry.archive import find_archive
 from layerfs.registry.choice import require_platform
@@ -68,12 +65,8 @@ from layerfs.values import Image
 
 __all__ = ["copy"]
 
-#: How directories begin that are needed until a copy is done, all of such a name, the file that tells one from what
-#: somebody else has called so, and seconds until one is locked at the latest.
-_SCRATCH = ".layerfs-copy-"
-_LEFT = re.compile(r"\.layerfs-copy-[a-z0-9_]{8}")
-_MARKER = ".made-by-layerfs-copy"
-_FRESH = 60
+#: How directories begin that are needed until a copy is done.
+_SCRATCH = "layerfs-copy"
 
 #: Bytes of a blob between two reports of progress.
 _STEP = 1 << 20
@@ -442,38 +435,10 @@ def _scratch(target: ImageSource) -> Iterator[str]:
         place = os.path.dirname(place)  # what is missing is made by who writes there
     if is_directory and not os.access(place, os.W_OK):  # around a volume, say, which itself takes files
         place = tempfile.gettempdir()
-    with _writing(place):
-        _sweep(place)
-        directory = tempfile.mkdtemp(prefix=_SCRATCH, dir=place)
-    held = os.open(directory, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(held, fcntl.LOCK_EX)
-        with _writing(place), open(os.path.join(directory, _MARKER), "xb"):
-            pass
+    with ExitStack() as stack:
+        with _writing(place):
+            directory = stack.enter_context(scratch_directory(place, _SCRATCH))
         yield directory
-    finally:
-        shutil.rmtree(directory, ignore_errors=True)  # what stays, the next copy sweeps
-        os.close(held)
-
-
-def _sweep(place: str) -> None:
-    """Remove what killed copies have left in a directory: they have marked it, and nobody holds it any more."""
-    with suppress(OSError):
-        for name in filter(_LEFT.fullmatch, os.listdir(place)):
-            with suppress(OSError):  # it is no directory, not ours, just being removed
-                _remove_left(os.path.join(place, name))
-
-
-def _remove_left(path: str) -> None:
-    fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_NOFOLLOW | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        status = os.fstat(fd)
-        is_ours = status.st_uid == os.geteuid() and os.path.isfile(os.path.join(path, _MARKER))
-        if is_ours and time.time() - status.st_ctime > _FRESH:
-            shutil.rmtree(path)
-    finally:
-        os.close(fd)
 
 
 @contextmanager

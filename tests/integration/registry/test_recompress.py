@@ -17,11 +17,12 @@ import pytest
 import zstandard
 
 from bench.registry import Registry
-from layerfs.api import Store, copying
+from layerfs.api import Store
 from layerfs.api.copying import copy
 from layerfs.errors import DigestMismatch, FormatError, InvalidReference, LayerfsError, NotFound
 from layerfs.formats.media_type import Compression
 from layerfs.formats.reference import Reference
+from layerfs.linux import scratch
 from layerfs.registry.remote import Registries
 from layerfs.store.layer_writer import LayerWriter
 from tests.cli.conftest import Shell
@@ -284,13 +285,13 @@ def test_what_a_killed_copy_has_left_goes(layout: Path, tmp_path: Path, monkeypa
     for name in (dead, used, ".layerfs-copy-precious", ".layerfs-mine"):
         (out / name / "store").mkdir(parents=True)
     for name in (dead, used, ".layerfs-mine"):
-        (out / name / copying._MARKER).touch()
+        (out / name / ".made-by-layerfs-copy").touch()
     (out / ".layerfs-copy-afile_12").touch()
     fd = os.open(out / used, os.O_RDONLY)
     fcntl.flock(fd, fcntl.LOCK_EX)
     copy(f"oci:{layout}:app", f"docker-archive:{out}/fresh.tar")
     assert (out / dead).exists(), "it may be about to be locked"
-    monkeypatch.setattr(copying, "_FRESH", -1)
+    monkeypatch.setattr(scratch, "_FRESH", -1)
     copy(f"oci:{layout}:app", f"docker-archive:{out}/one.tar")
     os.close(fd)
     assert {path.name for path in out.iterdir()} == {used, "fresh.tar", "one.tar"} | others
