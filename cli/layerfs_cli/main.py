@@ -38,9 +38,19 @@ def main() -> NoReturn:
     try:
         program.main(prog_name="layerfs")
     finally:
+        _flush_errors()
         # Python looks for cycles once more when it ends, in a process whose memory goes back as a whole.
         gc.freeze()
     raise SystemExit(0)
+
+
+def _flush_errors() -> None:
+    """Give up what standard error does not take: as of 3.12 Python itself would try again, fail and leave with 120."""
+    try:
+        if sys.stderr is not None:
+            sys.stderr.flush()
+    except OSError:
+        sys.stderr = None
 
 
 def _terminate(number: int, _frame: FrameType | None) -> NoReturn:

@@ -7,6 +7,7 @@ import platform
 
 import click
 
+from layerfs import __version__
 from layerfs_cli.output import Format, FormatType, as_json, print_document, write
 from layerfs_cli.program import verb
 from layerfs_cli.settings import settings_of
@@ -20,13 +21,11 @@ __all__ = ["command"]
 @click.pass_context
 def command(context: click.Context, form: Format | None) -> None:
     """Show where the store is and why there, what is in it, and each backend: usable, or not because of what."""
-    from importlib.metadata import version
-
     settings = settings_of(context)
     with settings.open_store() as store:
         info = store.info()
     document: dict[str, object] = {
-        "version": version("layerfs"),
+        "version": __version__,
         "root": info.root,
         "root_source": settings.sources.get("root", "default"),
         "runroot": info.runroot,
