@@ -40,21 +40,31 @@ from tests.unit.formats.trees import (
 pytestmark = pytest.mark.needs_root
 
 
+#: Where the superblock's first compatible feature is, which says that it has a checksum.
+_SUM_FLAG = 1024 + 8
+
+
 @cache
-def _fsck() -> str:
-    """Return a fsck.erofs that knows blocks of 512 bytes; skip where there is none."""
+def _fsck() -> tuple[str, bool]:
+    """Return a fsck.erofs that knows blocks of 512 bytes, and whether it can check a superblock's sum in one.
+
+    That of erofs-utils 1.8 reads on until it crashes: mkfs.erofs makes no sum for such blocks. Skip without one.
+    """
     name = os.environ.get("LAYERFS_FSCK_EROFS", "fsck.erofs")
-    with tempfile.NamedTemporaryFile() as file:
-        file.write(write_tree(folder({}), [], bytes(16)))
-        file.flush()
-        try:
-            done = subprocess.run([name, file.name], check=False, capture_output=True, text=True)
-        except OSError as error:
-            pytest.skip(f"{name}: {error.strerror}; LAYERFS_FSCK_EROFS may name one")
-    if done.returncode:
-        said = (done.stdout + done.stderr).strip().splitlines()[-1]
-        pytest.skip(f"{name} does not know images with blocks of 512 bytes: {said}")
-    return name
+    image = bytearray(write_tree(folder({}), [], bytes(16)))
+    for sums in (True, False):
+        with tempfile.NamedTemporaryFile() as file:
+            image[_SUM_FLAG] &= 0xFF if sums else 0xFE
+            file.write(image)
+            file.flush()
+            try:
+                done = subprocess.run([name, file.name], check=False, capture_output=True, text=True)
+            except OSError as error:
+                pytest.skip(f"{name}: {error.strerror}; LAYERFS_FSCK_EROFS may name one")
+        if done.returncode == 0:
+            return name, sums
+    said = (done.stdout + done.stderr).strip() or f"it ended with {done.returncode}"
+    pytest.skip(f"{name} does not know images with blocks of 512 bytes: {said.splitlines()[-1]}")
 
 
 @contextmanager
@@ -332,7 +342,12 @@ def test_fsck_accepts_files_that_the_image_carries(tmp_path: Path) -> None:
 
 
 def fsck(path: Path, devices: list[Path]) -> None:
-    command = [_fsck(), *(f"--device={device}" for device in devices), str(path)]
+    name, sums = _fsck()
+    if not sums:
+        image = bytearray(path.read_bytes())
+        image[_SUM_FLAG] &= 0xFE
+        path.write_bytes(image)
+    command = [name, *(f"--device={device}" for device in devices), str(path)]
     done = subprocess.run(command, check=False, capture_output=True, text=True)
     output = done.stdout + done.stderr
     assert done.returncode == 0, output
