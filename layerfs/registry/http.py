@@ -246,6 +246,9 @@ class HttpClient:
         """Return what a connection trusts, with the certificates that the user has put down for the registry."""
         if verify:
             context = ssl.create_default_context()
+            # As docker and podman: an authority as small as openssl makes it is one, which Python 3.13 refuses; and so
+            # is the certificate of the server itself.
+            context.verify_flags = (context.verify_flags | ssl.VERIFY_X509_PARTIAL_CHAIN) & ~ssl.VERIFY_X509_STRICT
             _add_authorities(context, self._access.authorities)
         else:
             # Without the machine's authorities: reading them takes longer than a small request.

@@ -94,6 +94,9 @@ def test_tls_with_an_authority_of_its_own(
         with pytest.raises(Unreachable, match="certificate"):
             store.pull(name, access=elsewhere)
         assert store.pull(name, access=Access(certificates=str(trusted)))
+        shutil.copy(certificates.certificate, trusted / "ca.crt")  # of the server alone, which its authority has signed
+        assert skopeo("inspect", "--cert-dir", str(trusted), f"docker://{name}")
+        assert store.pull(name, access=Access(certificates=str(trusted)))
         assert store.pull(name, access=Access(verify_tls=False))
         (tmp_path / "authorities").mkdir()
         (tmp_path / "authorities/readme").write_text("no certificate")
