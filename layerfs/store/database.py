@@ -172,8 +172,7 @@ class Database:
         self._leave_parent()
         found: _Connection | None = getattr(self._local, "connection", None)
         if found is None:
-            if self._closed:
-                raise StoreError("the store is closed", root=os.path.dirname(self._path))
+            self._refuse_closed()
             source = self._path
             if self.frozen:
                 from urllib.parse import quote  # noqa: PLC0415 - every other start does without
@@ -189,15 +188,25 @@ class Database:
             found.path = self._path
             with self._guard:
                 # Loads start threads, and a store may be open for long: what a thread had open ends with it.
+                kept = []
                 for thread, connection in self._all:
-                    if not thread.is_alive():
+                    if thread.is_alive():
+                        kept.append((thread, connection))
+                    else:
                         connection.close()
-                self._all = [pair for pair in self._all if pair[0].is_alive()]
-                self._all.append((threading.current_thread(), found))
+                self._all = [*kept, (threading.current_thread(), found)]
+                closed = self._closed
+            if closed:  # meanwhile, and perhaps without knowing of this one
+                found.close()
+                self._refuse_closed()
             found.execute("PRAGMA foreign_keys = ON")
             found.execute(f"PRAGMA synchronous = {'FULL' if self._sync else 'OFF'}")
             self._local.connection = found
         return found
+
+    def _refuse_closed(self) -> None:
+        if self._closed:
+            raise StoreError("the store is closed", root=os.path.dirname(self._path))
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
