@@ -79,7 +79,7 @@ def _build(program: str, place: Path, image: CorpusImage, package: Path) -> Path
     archive = place / "built.tar"
     with podman(place, "buildah") as base:
         tool = [*base, "--storage-opt", f"overlay.mount_program={program}"]
-        container = _output(*tool, "from", "--quiet", f"oci-archive:{image.oci_archive}")
+        container = _output(*tool, "from", "--quiet", *LIMITS, f"oci-archive:{image.oci_archive}")
         _output(*tool, "copy", container, package, "/made.deb")
         _output(*tool, "run", "--isolation=chroot", container, "sh", "-c", BUILD)
         _output(*tool, "commit", "--quiet", container, f"oci-archive:{archive}:localhost/built")
