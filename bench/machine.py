@@ -94,6 +94,8 @@ def _revision() -> str:
 
 
 def _filesystem(place: Path) -> str:
+    while not place.exists():  # nothing was made there yet
+        place = place.parent
     device = os.stat(place).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
     for line in Path("/proc/self/mountinfo").read_text().splitlines():
