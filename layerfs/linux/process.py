@@ -8,6 +8,7 @@ from errno import EINVAL, EPERM
 from typing import Literal
 
 __all__ = [
+    "another_owner",
     "groups_of",
     "has_sys_admin",
     "in_initial_user_namespace",
@@ -75,11 +76,17 @@ def _is_mapped(name: str, number: int) -> bool:
     return any(first <= number < first + count for first, _, count in ranges)
 
 
-def may_give_away(uid: int = 1, gid: int = 1) -> bool:
+def another_owner(uid: int) -> int:
+    """Return the number of a user who is not this one: giving a file to oneself needs no privilege."""
+    return 2 if uid == 1 else 1
+
+
+def may_give_away(uid: int | None = None, gid: int | None = None) -> bool:
     """Return whether this process may give files to other owners, or to a certain one, tried on a file in memory."""
+    other = another_owner(os.geteuid())
     fd = os.memfd_create("owner")
     try:
-        os.fchown(fd, uid, gid)
+        os.fchown(fd, other if uid is None else uid, other if gid is None else gid)
     except OSError as error:
         if error.errno in (EPERM, EINVAL):  # no privilege; no such owner in this user namespace
             return False

@@ -22,6 +22,7 @@ from layerfs.formats.whiteout import format_override, usable_mode
 from layerfs.linux.inode_flags import is_append_only
 from layerfs.linux.mount_api import clone_tree
 from layerfs.linux.nameless import link_open_file
+from layerfs.linux.process import another_owner
 from layerfs.linux.rename import EXCHANGE, rename
 from layerfs.linux.safe_path import remove_tree
 from layerfs.linux.whiteout_xattr import has_whiteout_xattr
@@ -498,7 +499,8 @@ class Upper:
         status = os.stat(name, dir_fd=self.work, follow_symlinks=False)
         self.owner = (status.st_uid, status.st_gid)
         try:
-            os.chown(name, 1, 1, dir_fd=self.work, follow_symlinks=False)
+            other = another_owner(status.st_uid)
+            os.chown(name, other, other, dir_fd=self.work, follow_symlinks=False)
         except OSError as error:
             if error.errno in {errno.EPERM, errno.EINVAL}:
                 return False

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import pwd
 import shutil
 import stat
 import subprocess
@@ -17,7 +18,8 @@ from tests.cli.archive import Built
 
 pytestmark = pytest.mark.needs_fuse
 
-USER = 1000
+#: One that every machine has: fusermount3 wants to know its name.
+USER = pwd.getpwnam("daemon").pw_uid
 
 #: Loads, mounts, writes, compares, unmounts, mounts again; run by the Python of the tests.
 FLOW = """

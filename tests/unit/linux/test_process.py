@@ -6,6 +6,8 @@ import os
 import subprocess
 import sys
 
+import pytest
+
 from layerfs.linux.process import groups_of, may_give_away, start_of, wait_for_end
 
 
@@ -41,3 +43,15 @@ def test_what_this_process_is_and_may() -> None:
     with open("/proc/self/uid_map", encoding="ascii") as file:
         ranges = [(int(first), int(count)) for first, _, count in map(str.split, file)]
     assert may_give_away() == (os.geteuid() == 0 and any(first <= 1 < first + count for first, count in ranges))
+
+
+@pytest.mark.needs_root
+@pytest.mark.parametrize("user", [1, 2, 1000])
+def test_giving_a_file_to_oneself_is_no_privilege(user: int) -> None:
+    child = os.fork()
+    if not child:  # not through exec: another user may not be able to enter the directory of this Python
+        os.setgroups([])
+        os.setresgid(user, user, user)
+        os.setresuid(user, user, user)
+        os._exit(may_give_away())
+    assert os.waitpid(child, 0) == (child, 0)
