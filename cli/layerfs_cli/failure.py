@@ -15,6 +15,7 @@ code  meaning                                     code  meaning
 
 from __future__ import annotations
 
+import contextlib
 import errno
 import os
 import signal
@@ -79,7 +80,8 @@ def report(error: BaseException, *, debug: bool, name: str | None = None) -> int
     if debug and not isinstance(error, click.ClickException):
         import traceback
 
-        traceback.print_exception(error)
+        with contextlib.suppress(OSError):  # a standard error that takes nothing, as in _say
+            traceback.print_exception(error)
     if message:
         _say(f"layerfs: error: {f'{name}: ' if name and name not in message else ''}{message}")
     if hint:

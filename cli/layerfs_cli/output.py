@@ -105,8 +105,9 @@ class FormatType(_FormatParameter):
             self.fail(f"{text!r} is none of table, json, jsonl, or a template such as '{{{{.Id}}}}'", param, ctx)
         from layerfs_cli.template import Template
 
-        aligned = text.startswith("table ")
-        return Format("template", Template(text.removeprefix("table ").lstrip() if aligned else text), aligned)
+        aligned = re.match(r"table(?=\s|\{\{)", text) is not None
+        template = Template(text.removeprefix("table").lstrip() if aligned else text, table=aligned)
+        return Format("template", template, aligned)
 
 
 def format_option(default: str = "table") -> Callable[[Callable[..., object]], Callable[..., object]]:
@@ -171,9 +172,10 @@ def _naming_stdout() -> Iterator[None]:
         raise
 
 
-def as_json(value: object, *, indent: int | None = None) -> str:
-    """Return a value as JSON, safe for terminals and any encoding."""
-    text = json.dumps(value, ensure_ascii=False, indent=indent, default=_plain)
+def as_json(value: object, *, indent: int | None = None, compact: bool = False) -> str:
+    """Return a value as JSON, safe for terminals and any encoding; ``compact`` is without blanks, as Go writes it."""
+    separators = (",", ":") if compact else None
+    text = json.dumps(value, ensure_ascii=False, indent=indent, default=_plain, separators=separators)
     return _ESCAPED.sub(lambda match: f"\\u{ord(match[0]):04x}", text)
 
 
@@ -205,21 +207,33 @@ def print_listing(
         for document in rows if documents is None else documents:
             write(as_json(document) + "\n")
     elif form.template is not None:
-        lines = [form.template.render(row) for row in rows]
-        if form.aligned:
-            cells = [line.split("\t") for line in lines]
-            heads = form.template.heads({column.field: column.head for column in columns})
-            _print_table(heads if heading else None, cells)
-        else:
-            write("".join(f"{line}\n" for line in lines))
+        _print_template(form, columns, rows, heading=heading)
     else:
         cells = [[_cell(row[column.field]) for column in columns] for row in rows]
         right = [column.right for column in columns]
-        _print_table([column.head for column in columns] if heading else None, cells, right)
+        _print_table([[column.head for column in columns]] if heading else [], cells, right)
 
 
-def _print_table(heads: Sequence[str] | None, rows: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> None:
-    lines = [*([heads] if heads is not None else []), *([printable(cell) for cell in row] for row in rows)]
+def _print_template(
+    form: Format, columns: Sequence[Column], rows: Sequence[Mapping[str, object]], *, heading: bool
+) -> None:
+    template = form.template
+    assert template is not None, "whoever prints one has one"
+    if template.of_list:
+        write(template.render(list(rows)))
+    elif form.aligned:
+        heads = template.heads({column.field: column.head for column in columns}) if heading else ""
+        _print_table(_cells(heads) if heading else [], [line for row in rows for line in _cells(template.render(row))])
+    else:
+        write("".join(f"{template.render(row)}\n" for row in rows))
+
+
+def _cells(text: str) -> list[list[str]]:
+    return [line.split("\t") for line in text.removesuffix("\n").split("\n")]
+
+
+def _print_table(heads: Sequence[Sequence[str]], rows: Sequence[Sequence[str]], right: Sequence[bool] = ()) -> None:
+    lines = [*heads, *([printable(cell) for cell in row] for row in rows)]
     count = max((len(line) for line in lines), default=0)
     widths = [max(len(line[index]) for line in lines if index < len(line)) for index in range(count)]
     for line in lines:

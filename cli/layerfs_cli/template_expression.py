@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-import json
+import ast
+import math
 import re
 from collections import ChainMap
 from collections.abc import Callable, Mapping, Sequence
@@ -11,16 +12,23 @@ from typing import Final
 
 import click
 
-from layerfs_cli.template_function import FUNCTIONS, Value
+from layerfs_cli.template_function import FUNCTIONS, Head, Value
 
-__all__ = ["Expression", "Scope", "Term", "split_tokens", "unsupported"]
+__all__ = ["BLANKS", "Expression", "Heads", "Scope", "Term", "broken", "split_tokens"]
+
+#: White space between braces; Go knows no other.
+BLANKS: Final = " \t\r\n"
 
 _TOKEN: Final = re.compile(
-    r'"(?:[^"\\]|\\.)*"|`[^`]*`|-?\d{1,9}(?:\.\d+)?(?![\w.])|:=|[=|,(]|\)(?:\.\w+)*|\$\w*(?:\.\w+)*|\.(?:\w+(?:\.\w+)*)?'
-    r"|[A-Za-z]\w*"
+    r'"(?:[^"\\]|\\.)*+"|`[^`]*+`|[+-]?\.?[0-9](?:[0-9a-zA-Z_.]|(?<=[eE])[+-])*+|:=|[=|,(]|\)(?:\.\w+)*+'
+    r"|\$\w*+(?:\.\w+)*+|\.(?:\w+(?:\.\w+)*+)?|[A-Za-z_]\w*+"
 )
+#: A text of Go's, which Python reads in the same way.
+_TEXT: Final = re.compile(
+    r'"(?:[^"\\\n]|\\(?:[abfnrtv\\"]|x[0-9a-fA-F]{2}|[0-7]{3}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}))*+"'
+)
+_OCTAL: Final = re.compile(r"[+-]?0[0-7_]+")
 _CONSTANTS: Final[dict[str, Value]] = {"true": True, "false": False, "nil": None}
-_SUBSET: Final = f"supported are fields, variables, pipes, if, else, range, with, and {', '.join(FUNCTIONS)}"
 
 #: Settings of an image that its config need not have.
 _SETTINGS: Final = frozenset(
@@ -28,9 +36,36 @@ _SETTINGS: Final = frozenset(
      "volumes", "workingdir")
 )  # fmt: skip
 
+#: Maps whose keys somebody has made up; and those of them whose values are structs of Go, which are never false.
+_FREE: Final = frozenset(("annotations", "exposedports", "labels", "volumes"))
+_OF_STRUCTS: Final = frozenset(("exposedports", "volumes"))
+
 
 class _Settings(dict[str, Value]):
     """The settings of an image: docker lists all of them, and configs have those that are set."""
+
+
+class _FreeMap(dict[str, Value]):
+    """A map whose keys are what they are; one that is missing is nil."""
+
+
+class _Struct(dict[str, Value]):
+    """A struct of Go, which is true without fields, too."""
+
+    def __bool__(self) -> bool:
+        return True
+
+
+class Heads:
+    """Stands for a row while the heads of a table are made: its fields are their heads."""
+
+    def __init__(self, names: Mapping[str, str]) -> None:
+        """Take the heads that are not just the name of the field."""
+        self._names = names
+
+    def head(self, field: str) -> Head:
+        """Return the head of a field: CreatedAt is CREATED AT."""
+        return Head(self._names.get(field) or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", field).upper())
 
 
 @dataclass(frozen=True, slots=True)
@@ -53,7 +88,6 @@ class Expression:
     """Parses what stands between braces.
 
     Attributes:
-        fields: first names of the fields of ``.`` that it uses.
         new: the variables that it declares.
     """
 
@@ -69,7 +103,6 @@ class Expression:
         self._code = code
         self._declared = declared
         self._at = 0
-        self.fields: list[str] = []
         self.new: list[str] = []
 
     def statement(self, most: int = 1) -> tuple[list[str], Term]:
@@ -80,22 +113,29 @@ class Expression:
         """
         names: list[str] = []
         if any(token in {":=", "="} for token in self._tokens[1:4:2]):
-            while len(names) < most and self._peek().startswith("$"):
+            while len(names) < most and re.fullmatch(r"\$\w+", self._peek()):
                 names.append(self._next())
                 if self._peek() != ",":
                     break
                 self._next()
             how = self._next()
-            if how not in {":=", "="} or not all(re.fullmatch(r"\$\w+", name) for name in names):
-                raise unsupported(self._code)
+            if how not in {":=", "="} or not names:
+                raise self._broken(f"{how or 'the end'} is out of place")
             if how == ":=":
                 self.new = names
-            elif not set(names) <= set(self._declared):
-                raise unsupported(self._code)
+            for name in names if how == "=" else ():
+                self._check(name)
         value = self._pipeline()
         if self._at < len(self._tokens):
-            raise unsupported(self._code)
+            raise self._broken(f"{self._peek()} is out of place")
         return names, value
+
+    def _broken(self, what: str) -> click.UsageError:
+        return broken(self._code, what)
+
+    def _check(self, variable: str) -> None:
+        if variable not in self._declared:
+            raise self._broken(f"there is no variable {variable}")
 
     def _peek(self) -> str:
         return self._tokens[self._at] if self._at < len(self._tokens) else ""
@@ -117,21 +157,21 @@ class Expression:
         head = self._peek()
         function = FUNCTIONS.get(head)
         if function is None:
+            if head[:1].isalpha() and head not in _CONSTANTS:
+                raise self._broken(f"there is no function {head}; there are {', '.join(FUNCTIONS)}")
             value = self._operand()
             if piped is not None or not self._ends():
-                raise unsupported(self._code)
+                raise self._broken("only a function has arguments" if piped is None else "a pipe leads to a function")
             return value
         self._next()
-        arguments = []
+        terms = []
         while not self._ends():
-            arguments.append(self._operand())
+            terms.append(self._operand())
         if piped is not None:
-            arguments.append(piped)
-        if len(arguments) not in function.arguments:
-            raise unsupported(self._code)
-        if function.lazy:
-            return lambda scope: function.call(*(lambda term=term: term(scope) for term in arguments))
-        return lambda scope: function.call(*(term(scope) for term in arguments))
+            terms.append(piped)
+        if len(terms) not in function.arguments:
+            raise self._broken(f"{head} has {len(terms)} arguments, and takes {function.takes}")
+        return lambda scope: function([lambda term=term: term(scope) for term in terms])  # type: ignore[misc]
 
     def _ends(self) -> bool:
         return self._peek()[:1] in {"", "|", ")"}
@@ -142,26 +182,24 @@ class Expression:
             inner = self._pipeline()
             closing = self._next()
             if not closing.startswith(")"):
-                raise unsupported(self._code)
+                raise self._broken("a parenthesis is not closed")
             path = closing.split(".")[1:]
             return lambda scope: _walk(inner(scope), path)
         if word[:1] == "$":
             name, *path = word.split(".")
-            if name not in self._declared:
-                raise unsupported(self._code)
-            self.fields += path[:1] if name == "$" else ()
+            self._check(name)
             return lambda scope: _walk(scope.variables[name], path)
-        if word[:1] == ".":
+        if word[:1] == "." and not word[1:2].isdecimal():
             path = word[1:].split(".") if len(word) > 1 else []
-            self.fields += path[:1]
             return lambda scope: _walk(scope.dot, path)
         constant = _constant(word, self._code)
         return lambda _: constant
 
 
-def unsupported(code: str) -> click.UsageError:
+def broken(code: str, what: str) -> click.UsageError:
     """Return the error of a template that is broken, or of Go's and not supported."""
-    return click.UsageError(f"unsupported template {{{{{code}}}}}: {_SUBSET}")
+    shown = code if len(code) <= 80 else f"{code[:79]}…"
+    return click.UsageError(f"bad template {{{{{shown}}}}}: {what}")
 
 
 def split_tokens(code: str) -> list[str]:
@@ -174,42 +212,74 @@ def split_tokens(code: str) -> list[str]:
     while position < len(code):
         match = _TOKEN.match(code, position)
         if match is None:
-            raise unsupported(code)
+            raise broken(code, f"{code[position : position + 20]!r} is nothing that templates know")
         tokens.append(match[0])
         position = match.end()
-        while position < len(code) and code[position].isspace():
+        while position < len(code) and code[position] in BLANKS:
             position += 1
     if not tokens:
-        raise unsupported(code)
+        raise broken(code, "there is nothing in it")
     return tokens
 
 
-def _constant(token: str, code: str) -> Value:
-    if token in _CONSTANTS:
-        return _CONSTANTS[token]
-    if token[:1] == "`":
-        return token[1:-1]
+def _constant(word: str, code: str) -> Value:
+    if word in _CONSTANTS:
+        return _CONSTANTS[word]
+    if word[:1] == "`":
+        return word[1:-1]
     try:
-        if not token[:1].isalpha():
-            return json.loads(token, strict=False)  # strings and numbers are written as in JSON
-    except ValueError:
+        if _TEXT.fullmatch(word):
+            text: str = ast.literal_eval(word)
+            text.encode()  # no halves of characters
+            return text
+        if word.lstrip("+-.")[:1].isdecimal():
+            return _number(word)
+    except (ValueError, SyntaxError):
         pass
-    raise unsupported(code)
+    raise broken(
+        code, f"{word or 'the end'} is out of place" if len(word) < 2 else f"{word} is no text or number of Go's"
+    )
+
+
+def _number(word: str) -> int | float:
+    try:
+        number: int | float = int(word, 8) if _OCTAL.fullmatch(word) else int(word, 0)
+    except ValueError:
+        number = float(word)
+    if not math.isfinite(number) or (isinstance(number, int) and not -(1 << 63) <= number < 1 << 63):
+        raise ValueError(word)
+    return number
 
 
 def _walk(data: Value, path: Sequence[str]) -> Value:
+    is_free = False
     for name in path:
+        if isinstance(data, Head) or (data is None and is_free):
+            return data
+        if isinstance(data, Heads):
+            data = data.head(name)
+            continue
         if not isinstance(data, Mapping):
             raise click.UsageError(f"the template asks for .{name} of something that has no fields")
+        if isinstance(data, _FreeMap):
+            data, is_free = data.get(name), False
+            continue
         wanted = name.replace("_", "").lower()
-        found = name if name in data else next((key for key in data if key.replace("_", "").lower() == wanted), None)
-        if found is None and isinstance(data, _Settings) and wanted in _SETTINGS:
-            return None
-        if found is None:
-            raise click.UsageError(
-                f"there is no field .{name}; there are {', '.join(f'.{key}' for key in data) or 'none'}"
-            )
-        data = data[found]
+        data = _field(data, name, wanted)
+        is_free = wanted in _FREE
         if wanted == "config" and isinstance(data, Mapping):
             data = _Settings(data)
+        elif is_free and isinstance(data, Mapping):
+            kind = _Struct if wanted in _OF_STRUCTS else dict
+            data = _FreeMap((key, kind(value) if value == {} else value) for key, value in data.items())
     return data
+
+
+def _field(data: Mapping[str, Value], name: str, wanted: str) -> Value:
+    """Return a field, whose name may be spelled in another case and with underscores."""
+    found = name if name in data else next((key for key in data if key.replace("_", "").lower() == wanted), None)
+    if found is not None:
+        return data[found]
+    if isinstance(data, _Settings) and wanted in _SETTINGS:
+        return None
+    raise click.UsageError(f"there is no field .{name}; there are {', '.join(f'.{key}' for key in data) or 'none'}")

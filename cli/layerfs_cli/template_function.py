@@ -1,12 +1,13 @@
 """The functions of templates: those of Go that take no function, and those that docker and podman add.
 
-Source: the documentation of Go's package text/template, "Functions"; docker's templates/templates.go.
+Source: the documentation of Go's package text/template, "Functions", and of fmt; docker's templates/templates.go.
 """
 
 from __future__ import annotations
 
+import html
 import re
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any, Final
 
@@ -14,17 +15,24 @@ import click
 
 from layerfs_cli.output import as_json
 
-__all__ = ["FUNCTIONS", "Function", "Value", "as_text"]
+__all__ = ["FUNCTIONS", "Function", "Head", "Value", "as_text"]
 
 Value = object
 
 #: More than anybody writes.
 _MANY: Final = 64
 
-#: Spaces that ``pad`` and ``printf`` put beside something, at most.
+#: Spaces that ``pad`` puts beside something, and characters of a text that a function makes, at most.
 _WIDEST: Final = 1000
+_LONGEST: Final = 8 << 20
 
-_VERB: Final = re.compile(r"%(?:%|([-+ 0#]*)(\d{0,3})(?:\.(\d{1,3}))?([sdvqxXtf]))")
+_VERB: Final = re.compile(r"%(?:%|([-+ 0#]*)([0-9]{0,3})(?:\.([0-9]{1,3}))?([svqdboxXcUtfeg]))")
+
+
+class Head(str):
+    """What stands for a field while the heads of a table are made: most functions and all fields leave it as it is."""
+
+    __slots__ = ()
 
 
 @dataclass(frozen=True, slots=True)
@@ -32,14 +40,41 @@ class Function:
     """A function.
 
     Attributes:
-        call: what it does; raises click.UsageError for values that it is not for.
+        do: what it does; raises click.UsageError for values that it is not for.
         arguments: how many it may have.
         lazy: whether its arguments are functions that return them.
+        keeps_heads: whether it is left out for the head of a column.
     """
 
-    call: Callable[..., Value]
+    do: Callable[..., Value]
     arguments: range
     lazy: bool = False
+    keeps_heads: bool = True
+
+    @property
+    def takes(self) -> str:
+        """How many arguments it may have, in words."""
+        least, most = self.arguments[0], self.arguments[-1]
+        if most == _MANY - 1:
+            return f"at least {least}"
+        return str(least) if least == most else f"{least} to {most}"
+
+    def __call__(self, terms: Sequence[Callable[[], Value]]) -> Value:
+        """Return what it makes of arguments.
+
+        Raises:
+            click.UsageError: it is not for such, or makes too much of them.
+        """
+        if self.lazy:
+            return self.do(*terms)
+        values = [term() for term in terms]
+        head = next((value for value in values if isinstance(value, Head)), None)
+        if head is not None and self.keeps_heads:
+            return head
+        made = self.do(*values)
+        if isinstance(made, str) and len(made) > _LONGEST:
+            raise _too_long()
+        return made
 
 
 def as_text(value: Value) -> str:
@@ -48,6 +83,8 @@ def as_text(value: Value) -> str:
         return ""
     if isinstance(value, str):
         return value
+    if isinstance(value, float) and value.is_integer():
+        return str(int(value))
     if isinstance(value, bool | int | float):
         return str(value).lower()
     if isinstance(value, list | tuple):
@@ -55,15 +92,30 @@ def as_text(value: Value) -> str:
     return as_json(value)
 
 
+def _too_long() -> click.UsageError:
+    return click.UsageError(f"a template made a text of more than {_LONGEST >> 20} MiB")
+
+
+def _compact_json(value: Value) -> str:
+    return as_json(value, compact=True)
+
+
 def _join(items: Value, separator: Value) -> str:
     if items is not None and not isinstance(items, list | tuple):
         raise click.UsageError("join in a template needs a list")
-    return as_text(separator).join(map(as_text, items or ()))
+    texts, between = [as_text(item) for item in items or ()], as_text(separator)
+    if sum(map(len, texts)) + len(between) * len(texts) > _LONGEST:
+        raise _too_long()
+    return between.join(texts)
 
 
 def _split(value: Value, separator: Value) -> list[str]:
     text, between = as_text(value), as_text(separator)
     return text.split(between) if between else list(text)
+
+
+def _title(value: Value) -> str:
+    return re.sub(r"(?<!\S)\S", lambda match: match[0].upper(), as_text(value))
 
 
 def _index(found: Value, *keys: Value) -> Value:
@@ -102,16 +154,22 @@ def _number(value: Value) -> int:
 
 
 def _equals(first: Value, *others: Value) -> bool:
-    return first in others
+    return any(_same(first, other) for other in others)
+
+
+def _same(first: Value, second: Value) -> bool:
+    """Compare two values; a text that is not there is an empty one to Go."""
+    if first is None or second is None:
+        return (first or "") == (second or "")
+    return first == second
 
 
 def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Value, Value], bool]:
     def ordered(first: Value, second: Value) -> bool:
-        if isinstance(first, str) != isinstance(second, str) or not isinstance(first, str | int | float):
-            raise click.UsageError("a template compares two texts or two numbers")
-        if not isinstance(second, str | int | float):
-            raise click.UsageError("a template compares two texts or two numbers")
-        return compare(first, second)
+        for kind in (str, int | float):
+            if isinstance(first, kind) and isinstance(second, kind):
+                return compare(first, second)
+        raise click.UsageError("a template compares two texts or two numbers")
 
     return ordered
 
@@ -147,6 +205,7 @@ def _print(*values: Value) -> str:
 
 
 def _printf(form: Value, *values: Value) -> str:
+    """Format values. One too many, too few or of another type is an error, of which Go writes into the text."""
     rest = list(values)
 
     def shown(match: re.Match[str]) -> str:
@@ -155,22 +214,45 @@ def _printf(form: Value, *values: Value) -> str:
             return "%"
         if not rest:
             raise click.UsageError(f"printf in a template: nothing for {match[0]}")
-        value = rest.pop(0)
-        if verb in "dxXf":
-            if not isinstance(value, int | float if verb == "f" else int):
-                raise click.UsageError(f"printf in a template: {match[0]} needs a number, not {as_text(value)!r:.80}")
-            return f"%{flags}{width}{f'.{precision}' if precision else ''}{verb}" % value
-        text = as_json(as_text(value)) if verb == "q" else as_text(value)
-        text = text[: int(precision)] if precision else text
-        return text.ljust(int(width or 0)) if "-" in flags else text.rjust(int(width or 0))
+        return _formatted(match[0], flags, width, precision, verb, rest.pop(0))
 
     text = as_text(form)
     if "%" in _VERB.sub("", text):
-        raise click.UsageError(f"printf in a template knows %s, %d, %v, %q, %x, %t, %f and %%, not {text!r:.80}")
+        raise click.UsageError(
+            f"printf in a template knows %s %v %q %d %b %o %x %X %c %U %t %f %e %g, not {text!r:.80}"
+        )
     text = _VERB.sub(shown, text)
     if rest:
         raise click.UsageError(f"printf in a template has {len(rest)} values too many")
     return text
+
+
+def _formatted(said: str, flags: str, width: str, precision: str | None, verb: str, value: Value) -> str:
+    """Return one value in the form of a verb of Go's."""
+    point = f".{precision}" if precision else ""
+    whole = isinstance(value, int) and not isinstance(value, bool)
+    if verb in "feg" and isinstance(value, int | float):
+        return f"%{flags}{width}{point}{verb}" % value
+    if verb in "doxX" and whole:
+        return f"%{flags}{width}{verb}" % value
+    if verb in "xX" and isinstance(value, str):
+        raw = value.encode("utf-8", "surrogateescape").hex()
+        text = raw.upper() if verb == "X" else raw
+    elif verb in "bcU" and isinstance(value, int) and 0 <= value < 0x11_0000:
+        text = {"b": f"{value:b}", "c": chr(value), "U": f"U+{value:04X}"}[verb]
+    elif verb == "q":
+        text = f"[{' '.join(map(_quoted, value))}]" if isinstance(value, list | tuple) else _quoted(value)
+    elif verb in "svt":
+        text = as_text(value)[: int(precision) if precision else None]
+    else:
+        raise click.UsageError(f"printf in a template: {said} is not for {as_text(value)!r:.80}")
+    if "-" in flags:
+        return text.ljust(int(width or 0))
+    return text.rjust(int(width or 0), "0" if "0" in flags else " ")
+
+
+def _quoted(value: Value) -> str:
+    return as_json(as_text(value))
 
 
 def _pad(value: Value, before: Value, after: Value) -> str:
@@ -183,33 +265,47 @@ def _truncate(value: Value, length: Value) -> str:
     return as_text(value)[: max(0, _number(length))]
 
 
+def _urlquery(value: Value) -> str:
+    from urllib.parse import quote_plus
+
+    return quote_plus(as_text(value), errors="surrogateescape")
+
+
 _ONE: Final = range(1, 2)
 _TWO: Final = range(2, 3)
 _SOME: Final = range(1, _MANY)
+_ANY: Final = range(_MANY)
+
+
+def _comparison(do: Callable[..., Value], arguments: range = _TWO) -> Function:
+    return Function(do, arguments, keeps_heads=False)
+
 
 #: All of them, by name.
 FUNCTIONS: Final[dict[str, Function]] = {
-    "json": Function(as_json, _ONE),
+    "json": Function(_compact_json, _ONE),
     "join": Function(_join, _TWO),
     "lower": Function(lambda value: as_text(value).lower(), _ONE),
     "upper": Function(lambda value: as_text(value).upper(), _ONE),
-    "title": Function(lambda value: as_text(value).title(), _ONE),
+    "title": Function(_title, _ONE),
     "split": Function(_split, _TWO),
     "pad": Function(_pad, range(3, 4)),
     "truncate": Function(_truncate, _TWO),
-    "print": Function(_print, _SOME),
-    "println": Function(lambda *values: " ".join(map(as_text, values)) + "\n", range(_MANY)),
-    "printf": Function(_printf, _SOME),
-    "index": Function(_index, range(2, _MANY)),
+    "print": Function(_print, _ANY, keeps_heads=False),
+    "println": Function(lambda *values: " ".join(map(as_text, values)) + "\n", _ANY, keeps_heads=False),
+    "printf": Function(_printf, _SOME, keeps_heads=False),
+    "html": Function(lambda value: html.escape(as_text(value)), _ONE),
+    "urlquery": Function(_urlquery, _ONE),
+    "index": Function(_index, _SOME),
     "slice": Function(_slice, range(1, 4)),
     "len": Function(_len, _ONE),
     "and": Function(_and, _SOME, lazy=True),
     "or": Function(_or, _SOME, lazy=True),
-    "not": Function(lambda value: not value, _ONE),
-    "eq": Function(_equals, range(2, _MANY)),
-    "ne": Function(lambda first, second: first != second, _TWO),
-    "lt": Function(_ordered(lambda first, second: first < second), _TWO),
-    "le": Function(_ordered(lambda first, second: first <= second), _TWO),
-    "gt": Function(_ordered(lambda first, second: first > second), _TWO),
-    "ge": Function(_ordered(lambda first, second: first >= second), _TWO),
+    "not": _comparison(lambda value: not value, _ONE),
+    "eq": _comparison(_equals, range(2, _MANY)),
+    "ne": _comparison(lambda first, second: not _same(first, second)),
+    "lt": _comparison(_ordered(lambda first, second: first < second)),
+    "le": _comparison(_ordered(lambda first, second: first <= second)),
+    "gt": _comparison(_ordered(lambda first, second: first > second)),
+    "ge": _comparison(_ordered(lambda first, second: first >= second)),
 }

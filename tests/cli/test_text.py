@@ -71,6 +71,7 @@ DATA = {
     "Config": {"Env": ["X=1"], "exposed_ports": None},
     "ok": True,
     "Labels": {"a.b": "c"},
+    "Ports": {"ExposedPorts": {"80/tcp": {}}},
 }
 
 
@@ -84,7 +85,7 @@ DATA = {
         ("{{.Id | upper | lower}}", "abc"),
         ("{{json .Config.Env}}", '["X=1"]'),
         ("{{.Config.ExposedPorts}}{{.OK}}", "true"),
-        ('{{json (split .Id "b")}}', '["a", "c"]'),
+        ('{{json (split .Id "b")}}', '["a","c"]'),
         ('{{split .Id "b"}}', "[a c]"),
         ("{{println .Id}}", "abc\n"),
         ("{{`x`}}", "x"),
@@ -135,6 +136,36 @@ DATA = {
         ('{{define "x"}}{{end}}', None),
         ('{{template "x"}}', None),
         ("{{break}}", None),
+        ("{{range .Names}}{{.}}{{break}}{{end}}", "a"),
+        ('{{range .Names}}{{if eq . "a"}}{{continue}}{{end}}{{.}}{{end}}', "b"),
+        ("{{range .Names}}{{else}}{{break}}{{end}}", None),
+        ("{{range $i, $e := 3}}{{$i}}{{$e}} {{end}}{{range -1}}x{{end}}", "00 11 22 "),
+        ("{{range 99999999}}x{{end}}", None),
+        ("{{range $x := .Config.Volumes}}x{{else}}<{{$x}}>{{end}}", "<>"),
+        ("{{$x := 1}}{{range $x, $y := .Config.Volumes}}{{else}}{{$x}}{{end}}{{$x}}", "1"),
+        ("{{if gt 12345678901 1_000_000}}{{1e3}} {{0x1F}} {{017}} {{+1}} {{.5}} {{3.0}}{{end}}", "1000 31 15 1 0.5 3"),
+        ("{{9223372036854775808}}", None),
+        ("{{1e999}}", None),
+        ("{{12ab}}", None),
+        (r"""{{"\x41\101\u00e9\"\a"}}""", 'AA\u00e9"\a'),
+        (r"""{{"\ud800"}}""", None),
+        (r"""{{"\d"}}""", None),
+        ('{{/* " */}}x{{/* ` }} {{.Os}} */}}y', "xy"),
+        ("{{/*a*//*b*/}}", None),
+        ("a }} b", "a }} b"),
+        ("{{.Labels.none}}|{{.Config.Labels.none}}|{{json .Labels.none}}", "||null"),
+        ("{{.Labels.A_B}}", ""),
+        ('{{if index .Ports.ExposedPorts "80/tcp"}}open{{end}}', "open"),
+        ("{{range $port, $rest := .Ports.ExposedPorts}}{{if $rest}}{{$port}}{{json $rest}}{{end}}{{end}}", "80/tcp{}"),
+        ('{{eq .Config.User ""}}{{ne .Config.User ""}}', "truefalse"),
+        ('{{printf "%05s|%x|%q|%b|%c|%U" .Id .Id .Names 5 65 65}}', '00abc|616263|["a" "b"]|101|A|U+0041'),
+        ('{{printf "%.1f|%t" 1.25 true}}', "1.2|true"),
+        ('{{printf "%٣d" 5}}', None),
+        ('{{title "hello wORLD it\'s"}}', "Hello WORLD It's"),
+        ('{{html "<a>"}}{{urlquery "a b&"}}', "&lt;a&gt;a+b%26"),
+        ("{{$y}}", None),
+        ("{{.Id | .Names}}", None),
+        ("{{(((((((((1)))))))))}}", "1"),
         ("{{NaN}}", None),
         ("{{.Id", None),
         ("{{}}", None),
@@ -149,12 +180,12 @@ DATA = {
         ("{{len .Names}}", "2"),
         ('{{index .Labels "a.b"}}|{{index .Labels "none"}}', "c|"),
         ("{{index .Names 2}}", None),
-        ("{{index .Names}}", None),
+        ("{{index .Names}}{{print}}", "[a b]"),
         ('{{index .Names "a"}}', None),
         ("{{len 5}}", None),
         ('{{index .Config.Labels "a"}}{{len .Config.Cmd}}', "0"),
         ("{{.Config.Nonsense}}", None),
-        ("{{index .Names 0000000000}}", None),
+        ("{{index .Names 0000000000}}{{index .Names 0x1}}", "ab"),
         ("{{index .Names 99999999999}}", None),
         ("{{.Names 0}}", None),
     ],
@@ -167,11 +198,55 @@ def test_template(template: str, text: str | None) -> None:
         assert Template(template).render(DATA) == text
 
 
-def test_heads_are_those_of_the_fields_between_tabs() -> None:
+@pytest.mark.parametrize(
+    "template",
+    [
+        "{{if true}}" * 5000,
+        "{{if true}}" * 5000 + "{{end}}" * 5000,
+        "{{" + "(" * 5000 + "1" + ")" * 5000 + "}}",
+        "{{1" + "|print" * 5000 + "}}",
+        "{{if false}}" + "{{else if false}}" * 5000 + "{{end}}",
+        "{{x" * 40_000,
+        '{{"' * 40_000,
+        "{{`" * 40_001,
+        "{{/*" * 30_000,
+        "{{- " * 30_000,
+        '{{$x := "aaaaaaaaaa"}}' + "{{$x = print $x $x}}" * 40,
+        '{{$x := "aaaaaaaaaa"}}' + '{{$x = join (split $x "") $x}}' * 3,
+    ],
+    ids=range(12),
+)
+def test_hostile_templates_are_refused(template: str) -> None:
+    with pytest.raises(click.UsageError):
+        Template(template).render(DATA)
+
+
+def test_a_template_for_the_whole_list() -> None:
+    template = Template("{{range .}}{{.Id}};{{end}}")
+    assert template.of_list
+    assert template.render([DATA, DATA]) == "abc;abc;"
+    assert not Template("{{range .Names}}{{end}}").of_list
+
+
+@pytest.mark.parametrize(
+    ("template", "heads"),
+    [
+        ("{{.Repository}}:{{.Tag}}\\t{{.ID}}", "REPOSITORY:TAG\tIMAGE ID"),
+        ("{{.ID}}\\tfixed\\t{{.Tag}}", "IMAGE ID\tfixed\tTAG"),
+        ("{{with .Repository}}{{.}}{{end}}\\t{{$x := .ID}}{{$x}}", "REPOSITORY\tIMAGE ID"),
+        ("{{upper .CreatedAt}} {{json .Labels.a}} {{.Tag | truncate 3}}", "CREATED AT\tLABELS\tTAG"),
+        ('{{if eq .Tag "x"}}{{.Tag}}{{end}}{{.ID}}', "IMAGE ID"),
+    ],
+)
+def test_heads(template: str, heads: str) -> None:
+    assert Template(template, table=True).heads({"ID": "IMAGE ID"}) == heads
+
+
+def test_heads_are_the_template_with_heads_for_fields() -> None:
     template = Template(
         "{{.ID}}\\t{{.Name}} {{.Size}}\\t-\\t{{if .Tag}}{{.Tag}}{{end}}{{range .Layers}}{{.Id}}{{end}}{{$.Digest}}"
     )
-    assert template.heads({"ID": "IMAGE ID", "Size": "BYTES"}) == ["IMAGE ID", "NAME BYTES", "", "TAG DIGEST"]
+    assert template.heads({"ID": "IMAGE ID", "Size": "BYTES"}) == "IMAGE ID\tNAME BYTES\t-\tTAGLAYERSDIGEST"
 
 
 def test_places(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]) -> None:
