@@ -23,6 +23,9 @@ settings.register_profile("quick", deadline=None, suppress_health_check=[HealthC
 settings.register_profile("deep", settings.get_profile("quick"), max_examples=5000)
 settings.load_profile("quick")
 
+# Tests look at modes; who has another umask is to see the same.
+os.umask(0o022)
+
 
 def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--expect", default="", help="capabilities that must be there: root,userns,fuse,overlay")

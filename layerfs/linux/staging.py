@@ -19,10 +19,10 @@ from typing import Self
 
 from layerfs.linux.durable import publish, write_all
 
-__all__ = ["StagedFile", "locked_file"]
+__all__ = ["NO_LOCKS", "StagedFile", "locked_file"]
 
 #: What file systems answer that know no such lock.
-_NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF})
+NO_LOCKS = frozenset({errno.ENOLCK, errno.EOPNOTSUPP, errno.EINVAL, errno.ENOSYS, errno.EBADF})
 
 
 class StagedFile:
@@ -106,7 +106,7 @@ def locked_file(path: str) -> Iterator[None]:
         try:
             fcntl.flock(fd, fcntl.LOCK_EX)
         except OSError as error:
-            if error.errno not in _NO_LOCKS:
+            if error.errno not in NO_LOCKS:
                 raise
         yield
     finally:
@@ -138,6 +138,6 @@ def _lock(fd: int) -> bool:
     except BlockingIOError:
         return False
     except OSError as error:
-        if error.errno not in _NO_LOCKS:
+        if error.errno not in NO_LOCKS:
             raise
     return True

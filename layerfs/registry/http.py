@@ -246,8 +246,8 @@ class HttpClient:
         """Return what a connection trusts, with the certificates that the user has put down for the registry."""
         if verify:
             context = ssl.create_default_context()
-            # As docker and podman: an authority as small as openssl makes it is one, which Python 3.13 refuses; and so
-            # is the certificate of the server itself.
+            # As docker and podman: an authority without a key usage is one, though Python 3.13 refuses it and openssl
+            # makes them like that; and so is the certificate of the server itself.
             context.verify_flags = (context.verify_flags | ssl.VERIFY_X509_PARTIAL_CHAIN) & ~ssl.VERIFY_X509_STRICT
             _add_authorities(context, self._access.authorities)
         else:

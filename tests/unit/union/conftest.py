@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import stat
 from collections.abc import Callable, Iterator
@@ -200,6 +201,7 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         made.append(Union(lower, top))
         return Work(made[-1], upper, Caller(os.geteuid(), os.getegid()))
 
+    gc.collect()  # what other tests have left to it would be closed meanwhile
     before = len(os.listdir("/proc/self/fd"))
     yield build
     while made:
