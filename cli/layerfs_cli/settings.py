@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
+from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -98,7 +99,8 @@ class Settings:
         if LEVELS.index(level) >= LEVELS.index(wanted):
             from layerfs_cli.text import printable
 
-            click.echo(f"layerfs: {level}: {printable(message)}", err=True)
+            with suppress(OSError):  # nobody is there to be told
+                click.echo(f"layerfs: {level}: {printable(message)}", err=True)
 
 
 def settings_of(context: click.Context) -> Settings:

@@ -323,6 +323,7 @@ def test_progress_that_nobody_reads(shell: Shell, image: Built, tmp_path: Path) 
 
     assert run(f"--root {tmp_path}/a pull {source} 2>/dev/full") == 0
     assert run(f"--root {tmp_path}/b pull {source} 2>&-") == 0
+    assert run(f"--debug --root {tmp_path}/a inspect nothing 2>/dev/full") == 3
     assert run(f"--root {tmp_path}/c pull --format jsonl {source} >/dev/full") == 1
     assert run(f"--root {tmp_path}/d pull --format jsonl {source} | exec true") in (0, 141)
 
