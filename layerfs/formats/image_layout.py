@@ -14,7 +14,16 @@ from layerfs.formats.oci import IMAGE_NAME, LAYOUT_VERSION, REF_NAME
 from layerfs.formats.tar.member import Member
 from layerfs.formats.tar.writer import encode_member
 
-__all__ = ["IMAGE_NAME", "LAYOUT", "REF_NAME", "blob_path", "encode_index", "member_header", "name_of"]
+__all__ = [
+    "IMAGE_NAME",
+    "LAYOUT",
+    "REF_NAME",
+    "MemberDirectories",
+    "blob_path",
+    "encode_index",
+    "member_header",
+    "name_of",
+]
 
 #: What ``oci-layout`` holds.
 LAYOUT = json.dumps({"imageLayoutVersion": LAYOUT_VERSION}).encode()
@@ -37,6 +46,31 @@ def name_of(entry: object) -> str | None:
     return name if isinstance(name, str) else None
 
 
+class MemberDirectories:
+    """The directories of an archive's members, each named once before what is in it.
+
+    Who unpacks an archive as an ordinary user needs them: containers/storage gives to root what is not named.
+    """
+
+    def __init__(self) -> None:
+        """Start without any."""
+        self._known: set[str] = set()
+
+    def before(self, name: str) -> bytes:
+        """Return the headers of those that a member lies in and that were not named yet."""
+        made = b""
+        for index, letter in enumerate(name):
+            directory = name[: index + 1]
+            if letter == "/" and directory not in self._known:
+                self._known.add(directory)
+                made += _header(directory, b"5", 0o755, 0)
+        return made
+
+
 def member_header(name: str, size: int) -> bytes:
     """Return the header of a file of so many bytes in an archive: nobody's, and from the epoch."""
-    return encode_member(Member(name.encode(), b"0", 0o644, 0, 0, 0, 0, size, b"", 0, 0, None, 0, 0, 0, None))
+    return _header(name, b"0", 0o644, size)
+
+
+def _header(name: str, kind: bytes, mode: int, size: int) -> bytes:
+    return encode_member(Member(name.encode(), kind, mode, 0, 0, 0, 0, size, b"", 0, 0, None, 0, 0, 0, None))

@@ -16,7 +16,16 @@ from typing import Protocol
 from layerfs.errors import DigestMismatch, FormatError, IntegrityError, NotFound
 from layerfs.formats.codec import decompress, detect
 from layerfs.formats.digest import Digest, new_hash
-from layerfs.formats.image_layout import IMAGE_NAME, LAYOUT, REF_NAME, blob_path, encode_index, member_header, name_of
+from layerfs.formats.image_layout import (
+    IMAGE_NAME,
+    LAYOUT,
+    REF_NAME,
+    MemberDirectories,
+    blob_path,
+    encode_index,
+    member_header,
+    name_of,
+)
 from layerfs.formats.media_type import DOCKER_INDEX, DOCKER_MANIFEST, is_foreign_layer
 from layerfs.formats.oci import (
     Descriptor,
@@ -451,6 +460,7 @@ class ArchiveTarget:
         """Begin an archive; ``name`` is what the image is called in it."""
         self._target = target
         self._name = name
+        self._directories = MemberDirectories()
 
     def has(self, blob: Descriptor) -> bool:  # noqa: ARG002 - of the protocol
         """See :class:`CopyTarget`."""
@@ -470,7 +480,7 @@ class ArchiveTarget:
             self._target.write(END)
 
     def _member(self, name: str, size: int, pieces: Iterable[bytes]) -> None:
-        self._target.write(member_header(name, size))
+        self._target.write(self._directories.before(name) + member_header(name, size))
         for piece in pieces:
             self._target.write(piece)
         self._target.write(padding(size))

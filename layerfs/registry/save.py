@@ -24,7 +24,16 @@ from layerfs.errors import DigestMismatch, FormatError, LayerfsError
 from layerfs.formats.amend import layer_type, make_manifest
 from layerfs.formats.compress import Compressor
 from layerfs.formats.digest import Digest, new_hash
-from layerfs.formats.image_layout import IMAGE_NAME, LAYOUT, REF_NAME, blob_path, encode_index, member_header, name_of
+from layerfs.formats.image_layout import (
+    IMAGE_NAME,
+    LAYOUT,
+    REF_NAME,
+    MemberDirectories,
+    blob_path,
+    encode_index,
+    member_header,
+    name_of,
+)
 from layerfs.formats.media_type import DOCKER_MANIFEST, OCI_MANIFEST, layer_compression
 from layerfs.formats.oci import Descriptor, ImageConfig, Manifest
 from layerfs.formats.oci_form import as_oci
@@ -98,14 +107,16 @@ def save_archive(
         OSError: what the target raises.
     """
     written: dict[str, Descriptor] = {}
+    directories = MemberDirectories()
 
     def put(layer: _Layer) -> Descriptor:
-        return _put_layer(handle, layer, target, written, check)
+        return _put_layer(handle, layer, target, written, directories, check)
 
     def put_document(digest: Digest, raw: bytes) -> None:
         name = blob_path(digest)
         if name not in written:
             written[name] = Descriptor("", digest, len(raw))
+            target.write(directories.before(name))
             _put_member(target, name, raw)
 
     how = ("none", None) if docker else (compression, level)
@@ -249,6 +260,7 @@ def _put_layer(
     layer: _Layer,
     target: Target,
     written: dict[str, Descriptor],
+    directories: MemberDirectories,
     check: Callable[[], None] | None,
 ) -> Descriptor:
     """Write a layer as a member of an archive."""
@@ -259,10 +271,11 @@ def _put_layer(
     if blob is None and not target.patchable:
         # The size and digest stand before the bytes, and the bytes cannot wait anywhere.
         blob = _measure(handle, layer, check)
-    start = target.position
     name = blob_path(blob.digest if blob is not None else layer.record.diff_id)
     if blob is not None and name in written:
         return blob
+    target.write(directories.before(name))
+    start = target.position
     target.write(member_header(name, blob.size if blob is not None else 0))
     hasher, size = new_hash("sha256" if blob is None else blob.digest.algorithm), 0
     with closing(prefetch(_digested(_bytes(handle, layer, check), hasher), depth=_AHEAD)) as pieces:

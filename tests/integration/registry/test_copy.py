@@ -5,8 +5,11 @@ from __future__ import annotations
 import hashlib
 import itertools
 import json
+import os
+import subprocess
 from dataclasses import replace
 from pathlib import Path
+from tempfile import TemporaryDirectory
 
 import pytest
 
@@ -364,3 +367,21 @@ def test_a_place_by_digest(registry: Registry, layout: Path) -> None:
         copy(source, f"docker://{registry.name('two:new')}@{DIGEST}", access=PLAIN)
     with pytest.raises(InvalidReference, match="the digest of something else"):
         copy(source, f"docker://{registry.name('two')}@sha256:{'0' * 64}", access=PLAIN)
+
+
+@pytest.mark.needs_root
+def test_an_ordinary_user_can_unpack_an_archive(layout: Path, store: Store) -> None:
+    (image,) = store.load(layout)
+    with TemporaryDirectory(dir="/tmp") as folder:  # that of the test is root's alone
+        os.chmod(folder, 0o755)
+        saved, copied = f"{folder}/saved.tar", f"{folder}/copied.tar"
+        store.save(image, saved, form="oci-archive")
+        copy(f"oci:{layout}:app", f"oci-archive:{copied}:app")
+        for path in (saved, copied):
+            os.chmod(path, 0o644)
+            done = subprocess.run(
+                ["skopeo", "--insecure-policy", "inspect", "--config", f"oci-archive:{path}"], check=False,
+                capture_output=True, text=True, user="daemon", group="daemon", extra_groups=[], cwd="/",
+                env={**os.environ, "HOME": folder},
+            )  # fmt: skip
+            assert done.returncode == 0, done.stderr

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import gc
 import os
+import resource
 import stat
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
@@ -201,6 +202,8 @@ def make(request: pytest.FixtureRequest, tmp_path: Path) -> Iterator[Make]:
         made.append(Union(lower, top))
         return Work(made[-1], upper, Caller(os.geteuid(), os.getegid()))
 
+    _, most = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (most, most))  # as the server does: removed files take one each
     gc.collect()  # what other tests have left to it would be closed meanwhile
     before = len(os.listdir("/proc/self/fd"))
     yield build
