@@ -10,6 +10,7 @@ from __future__ import annotations
 import os
 import shutil
 import subprocess
+import tempfile
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -67,11 +68,14 @@ def _lacks_fuse() -> str | None:
 def _lacks_overlay() -> str | None:
     if (reason := _lacks_root()) is not None:
         return reason
-    known = {line.split()[-1] for line in Path("/proc/filesystems").read_text().splitlines()}
-    if "overlay" in known:
-        return None
-    tried = subprocess.run(["modprobe", "overlay"], check=False, capture_output=True)
-    return None if tried.returncode == 0 else "this kernel has no overlayfs"
+    with tempfile.TemporaryDirectory() as folder:
+        for name in ("lower", "upper", "work", "target"):
+            (Path(folder) / name).mkdir()
+        command = ["mount", "-t", "overlay", "overlay", "-o", "lowerdir=lower,upperdir=upper,workdir=work", "target"]
+        tried = subprocess.run(
+            ["unshare", "--mount", *command], check=False, capture_output=True, text=True, cwd=folder
+        )  # fmt: skip
+    return None if tried.returncode == 0 else f"no overlayfs in {tempfile.gettempdir()}: {tried.stderr.strip():.200}"
 
 
 _CAPABILITIES: dict[str, Callable[[], str | None]] = {
