@@ -175,6 +175,7 @@ def scratch(tmp_path: Path) -> Iterator[Path]:
     remove_tree(tmp_path / "work")
 
 
+@pytest.mark.needs_overlay
 @pytest.mark.parametrize("options", ["", ",redirect_dir=on", ",metacopy=on,redirect_dir=on", ",userxattr"])
 @pytest.mark.parametrize("seed", range(12))
 def test_random_changes(scratch: Path, seed: int, options: str) -> None:
@@ -204,6 +205,7 @@ def test_random_changes(scratch: Path, seed: int, options: str) -> None:
     ] == lines
 
 
+@pytest.mark.needs_overlay
 def test_the_work_of_a_package_manager(scratch: Path) -> None:
     """The lines that podman prints for such a session; /tmp has another time."""
     for path in ("etc/apt", "root", "usr/bin", "tmp"):

@@ -66,6 +66,7 @@ def wanted(target: Path, lower: Path, upper: Path, work: Path) -> FuseSpecificat
     return FuseSpecification(target=str(target), lowers=(str(lower),), upper=str(upper), work=str(work))
 
 
+@pytest.mark.needs_overlay
 def test_an_image_with_a_writable_layer(mount: Mounter, image: Image, target: Path, upper: Path, work: Path) -> None:
     pid = mount(
         FuseSpecification(

@@ -117,6 +117,7 @@ def test_acls_of_users_that_a_namespace_does_not_have(lower: Path, upper: Path, 
     assert (upper / "over").read_text() == "over\n"
 
 
+@pytest.mark.needs_overlay
 def test_whiteouts_are_links_to_one(lower: Path, upper: Path, work: Path, target: Path) -> None:
     for number in range(5):
         (lower / f"gone{number}").write_text("x")
