@@ -95,6 +95,7 @@ def test_owners_and_modes_in_an_xattr(
     assert owner(upper / "made") == (0, 0)
 
 
+@pytest.mark.needs_overlay  # the file system takes whiteouts
 def test_acls_of_users_that_a_namespace_does_not_have(lower: Path, upper: Path, work: Path, target: Path) -> None:
     """Their entries are lost, and all else works: nobody in the namespace could be meant by them."""
     subprocess.run(["setfacl", "-d", "-m", "u:33:rwx", lower / "dir"], check=True)

@@ -104,6 +104,7 @@ def _everything() -> Node:
     return root
 
 
+@pytest.mark.needs_overlay  # the file system takes whiteouts
 def test_everything_is_kept(tmp_path: Path, data: Path) -> None:
     tree = _tree(_everything())
     assert is_stackable([tree])
