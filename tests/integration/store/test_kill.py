@@ -71,7 +71,8 @@ def test_kill_at_any_moment(root: Path, tmp_path: Path, form: str, number: int) 
     with Store.open(root, sync=False) as store:
         store.gc()
         if len(store.images()) == 1:
-            assert disk(root) - size < (64 << 10) + (root / "store.db-wal").stat().st_size
+            log = (root / "store.db-wal").stat().st_blocks * 512  # some file systems set more aside than is written
+            assert disk(root) - size < (64 << 10) + log
     _recovers(root, source, before)
 
 
