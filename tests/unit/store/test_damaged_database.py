@@ -147,6 +147,7 @@ def test_a_tree_that_is_missing_is_damage(store: Store, image: Image) -> None:
     store.which(image, b"/b")
 
 
+@pytest.mark.needs_root
 def test_containers_are_looked_at(store: Store, upper: Path) -> None:
     work = upper.parent / "work"
     work.rmdir()
