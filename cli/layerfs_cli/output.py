@@ -219,13 +219,12 @@ def _print_template(
 ) -> None:
     template = form.template
     assert template is not None, "whoever prints one has one"
-    if template.of_list:
-        write(template.render(list(rows)))
-    elif form.aligned:
-        heads = template.heads({column.field: column.head for column in columns}) if heading else ""
-        _print_table(_cells(heads) if heading else [], [line for row in rows for line in _cells(template.render(row))])
+    texts = [template.render(list(rows))] if template.of_list else [template.render(row) for row in rows]
+    if form.aligned:
+        heads = _cells(template.heads({column.field: column.head for column in columns})) if heading else []
+        _print_table(heads, [line for text in texts for line in _cells(text)])
     else:
-        write("".join(f"{template.render(row)}\n" for row in rows))
+        write("".join(texts) if template.of_list else "".join(f"{text}\n" for text in texts))
 
 
 def _cells(text: str) -> list[list[str]]:

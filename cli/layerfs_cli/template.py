@@ -34,13 +34,38 @@ _CODE: Final = re.compile(r'((?:"(?:[^"\\]|\\.)*+"|`[^`]*+`|(?!\}\})[^"`])*+)\}\
 _COMMENT: Final = re.compile(r"((?:-[ \t\r\n]+)?/\*(?:(?!\*/).)*+\*/(?:[ \t\r\n]+-)?)\}\}", re.DOTALL)
 
 #: As podman's manual writes it: the template is for the whole list.
-_OF_THE_LIST: Final = re.compile(r"\{\{-?\s*range\s+\.\s*-?\}\}")
+_OF_THE_LIST: Final = re.compile(r"\s*\{\{-?\s*range\s+\.\s*-?\}\}")
 
-#: Rounds of a range over a number.
-_MOST_ROUNDS: Final = 1_000_000
+#: Rounds of all ranges together, and characters of what is written: more than anybody wants to see.
+_MOST_ROUNDS: Final = 100_000
+_LONGEST: Final = 64 << 20
+
+
+class _Output:
+    """What a template has written so far, in bounds.
+
+    Attributes:
+        parts: the texts.
+    """
+
+    def __init__(self) -> None:
+        self.parts: list[str] = []
+        self._size = self._rounds = 0
+
+    def write(self, text: str) -> None:
+        self.parts.append(text)
+        self._size += len(text)
+        if self._size > _LONGEST:
+            raise click.UsageError(f"the template writes more than {_LONGEST >> 20} MiB")
+
+    def count_round(self) -> None:
+        self._rounds += 1
+        if self._rounds > _MOST_ROUNDS:
+            raise click.UsageError(f"the template has ranges of more than {_MOST_ROUNDS} rounds")
+
 
 #: What writes a part of a template.
-_Part = Callable[[Scope, list[str]], None]
+_Part = Callable[[Scope, _Output], None]
 
 
 class _LeaveError(Exception):
@@ -78,14 +103,14 @@ class Template:
         Raises:
             click.UsageError: a field does not exist; the message lists those that do.
         """
-        written: list[str] = []
+        output = _Output()
         with _bounded():
-            self._part(Scope(data, ChainMap({"$": data})), written)
-        return "".join(written)
+            self._part(Scope(data, ChainMap({"$": data})), output)
+        return "".join(output.parts)
 
     def heads(self, names: Mapping[str, str]) -> str:
         """Return what stands above a table: the template with the head of each field for it."""
-        return self.render(Heads(names))
+        return self.render([Heads(names)] if self.of_list else Heads(names))
 
 
 @contextmanager
@@ -152,7 +177,7 @@ class _Parser:
         text = piece.replace("\\t", "\t").replace("\\n", "\n")
         if self._blanks_are_tabs:
             text = re.sub(" +", "\t", text)
-        return lambda _, written: written.append(text)
+        return lambda _, output: output.write(text)
 
     def _action(self, tokens: list[str], code: str) -> _Part:
         if tokens[0] in {"if", "with", "range"}:
@@ -166,7 +191,7 @@ class _Parser:
         self._declared += expression.new
         if names:
             return lambda scope, _: _assign(scope, names, value(scope), new=bool(expression.new))
-        return lambda scope, written: written.append(_shown(as_text(value(scope))))
+        return lambda scope, output: output.write(_shown(as_text(value(scope))))
 
     def _branches(self, tokens: list[str], code: str) -> _Part:
         """Parse ``if``, ``with`` or ``range`` up to its end."""
@@ -189,14 +214,14 @@ class _Parser:
         if kind == "range":
             return _range(names, value, body, otherwise, new=bool(expression.new))
 
-        def choose(scope: Scope, written: list[str]) -> None:
+        def choose(scope: Scope, output: _Output) -> None:
             found = value(scope)
             own = scope.inner(scope.dot)
             _assign(own, names, found, new=bool(expression.new))
             if not found:
-                otherwise(own, written)
+                otherwise(own, output)
             else:
-                body(own.inner(found) if kind == "with" else own, written)
+                body(own.inner(found) if kind == "with" else own, output)
 
         return choose
 
@@ -220,35 +245,36 @@ def _split(text: str) -> list[str]:
 
 
 def _sequence(parts: Sequence[_Part]) -> _Part:
-    def write(scope: Scope, written: list[str]) -> None:
+    def write(scope: Scope, output: _Output) -> None:
         for part in parts:
-            part(scope, written)
+            part(scope, output)
 
     return write
 
 
 def _leave(*, for_good: bool) -> _Part:
-    def leave(_scope: Scope, _written: list[str]) -> None:
+    def leave(_scope: Scope, _output: _Output) -> None:
         raise _LeaveError(for_good=for_good)
 
     return leave
 
 
 def _range(names: Sequence[str], value: Term, body: _Part, otherwise: _Part, *, new: bool) -> _Part:
-    def write(scope: Scope, written: list[str]) -> None:
+    def write(scope: Scope, output: _Output) -> None:
         found = value(scope)
         pairs = _pairs(found)
         own = scope.inner(scope.dot)
         _assign(own, names, *(found for _ in names), new=new)
         for pair in pairs:
+            output.count_round()
             _assign(own, names, *(pair if len(names) > 1 else pair[1:]), new=new)
             try:
-                body(own.inner(pair[1]), written)
+                body(own.inner(pair[1]), output)
             except _LeaveError as leaving:
                 if leaving.for_good:
                     break
         if not pairs:
-            otherwise(own, written)
+            otherwise(own, output)
 
     return write
 

@@ -6,7 +6,7 @@ import ast
 import math
 import re
 from collections import ChainMap
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from typing import Final
 
@@ -28,6 +28,9 @@ _TEXT: Final = re.compile(
     r'"(?:[^"\\\n]|\\(?:[abfnrtv\\"]|x[0-9a-fA-F]{2}|[0-7]{3}|u[0-9a-fA-F]{4}|U[0-9a-fA-F]{8}))*+"'
 )
 _OCTAL: Final = re.compile(r"[+-]?0[0-7_]+")
+_DIGITS: Final = frozenset("0123456789")
+#: Words of Go's templates that begin something.
+_WORDS: Final = frozenset(("if", "else", "end", "range", "with", "break", "continue", "define", "template", "block"))
 _CONSTANTS: Final[dict[str, Value]] = {"true": True, "false": False, "nil": None}
 
 #: Settings of an image that its config need not have.
@@ -56,16 +59,24 @@ class _Struct(dict[str, Value]):
         return True
 
 
-class Heads:
-    """Stands for a row while the heads of a table are made: its fields are their heads."""
+class Heads(Mapping[str, Value]):
+    """Stands for a row while the heads of a table are made: its fields are their heads, and it has any."""
 
     def __init__(self, names: Mapping[str, str]) -> None:
         """Take the heads that are not just the name of the field."""
         self._names = names
 
-    def head(self, field: str) -> Head:
+    def __getitem__(self, field: str) -> Head:
         """Return the head of a field: CreatedAt is CREATED AT."""
         return Head(self._names.get(field) or re.sub(r"(?<=[a-z])(?=[A-Z])", " ", field).upper())
+
+    def __iter__(self) -> Iterator[str]:
+        """Yield the fields whose heads are known."""
+        return iter(self._names)
+
+    def __len__(self) -> int:
+        """Return how many these are."""
+        return len(self._names)
 
 
 @dataclass(frozen=True, slots=True)
@@ -157,6 +168,8 @@ class Expression:
         head = self._peek()
         function = FUNCTIONS.get(head)
         if function is None:
+            if head in _WORDS:
+                raise self._broken(f"{head} cannot stand there, or is not supported")
             if head[:1].isalpha() and head not in _CONSTANTS:
                 raise self._broken(f"there is no function {head}; there are {', '.join(FUNCTIONS)}")
             value = self._operand()
@@ -189,7 +202,7 @@ class Expression:
             name, *path = word.split(".")
             self._check(name)
             return lambda scope: _walk(scope.variables[name], path)
-        if word[:1] == "." and not word[1:2].isdecimal():
+        if word[:1] == "." and word[1:2] not in _DIGITS:
             path = word[1:].split(".") if len(word) > 1 else []
             return lambda scope: _walk(scope.dot, path)
         constant = _constant(word, self._code)
@@ -232,7 +245,7 @@ def _constant(word: str, code: str) -> Value:
             text: str = ast.literal_eval(word)
             text.encode()  # no halves of characters
             return text
-        if word.lstrip("+-.")[:1].isdecimal():
+        if word.lstrip("+-.")[:1] in _DIGITS:
             return _number(word)
     except (ValueError, SyntaxError):
         pass
@@ -257,7 +270,7 @@ def _walk(data: Value, path: Sequence[str]) -> Value:
         if isinstance(data, Head) or (data is None and is_free):
             return data
         if isinstance(data, Heads):
-            data = data.head(name)
+            data = data[name]
             continue
         if not isinstance(data, Mapping):
             raise click.UsageError(f"the template asks for .{name} of something that has no fields")

@@ -1,4 +1,4 @@
-"""The functions of templates: those of Go that take no function, and those that docker and podman add.
+"""The functions of templates: those of Go but for ``call`` and ``js``, and those that docker and podman add.
 
 Source: the documentation of Go's package text/template, "Functions", and of fmt; docker's templates/templates.go.
 """
@@ -26,7 +26,7 @@ _MANY: Final = 64
 _WIDEST: Final = 1000
 _LONGEST: Final = 8 << 20
 
-_VERB: Final = re.compile(r"%(?:%|([-+ 0#]*)([0-9]{0,3})(?:\.([0-9]{1,3}))?([svqdboxXcUtfeg]))")
+_VERB: Final = re.compile(r"%(?:%|([-+ 0]*)([0-9]{0,3})(?:\.([0-9]{1,3}))?([svqdboxXcUtfeg]))")
 
 
 class Head(str):
@@ -83,13 +83,20 @@ def as_text(value: Value) -> str:
         return ""
     if isinstance(value, str):
         return value
-    if isinstance(value, float) and value.is_integer():
-        return str(int(value))
-    if isinstance(value, bool | int | float):
+    if isinstance(value, float):
+        return _float_text(value)
+    if isinstance(value, bool | int):
         return str(value).lower()
     if isinstance(value, list | tuple):
         return f"[{' '.join(as_text(item) for item in value)}]"
     return as_json(value)
+
+
+def _float_text(value: float) -> str:
+    """Return a number as Go writes it, with an exponent from a million on."""
+    if value and not 1e-4 <= abs(value) < 1e6:
+        return next(text for size in range(18) if float(text := f"{value:.{size}e}") == value)
+    return str(int(value)) if value.is_integer() else repr(value)
 
 
 def _too_long() -> click.UsageError:
@@ -121,7 +128,7 @@ def _title(value: Value) -> str:
 def _index(found: Value, *keys: Value) -> Value:
     """Return what a list has at a position, or a map under a key: nothing where a map has no such key, as in Go."""
     for key in keys:
-        if isinstance(found, list | tuple) and isinstance(key, int):
+        if isinstance(found, list | tuple) and isinstance(key, int) and not isinstance(key, bool):
             if not 0 <= key < len(found):
                 raise click.UsageError(f"index in a template: there is no item {key} of {len(found)}")
             found = found[key]
@@ -161,13 +168,15 @@ def _same(first: Value, second: Value) -> bool:
     """Compare two values; a text that is not there is an empty one to Go."""
     if first is None or second is None:
         return (first or "") == (second or "")
-    return first == second
+    return first == second and isinstance(first, bool) == isinstance(second, bool)
 
 
 def _ordered(compare: Callable[[Any, Any], bool]) -> Callable[[Value, Value], bool]:
     def ordered(first: Value, second: Value) -> bool:
+        if isinstance(first, Head) or isinstance(second, Head):
+            return False
         for kind in (str, int | float):
-            if isinstance(first, kind) and isinstance(second, kind):
+            if isinstance(first, kind) and isinstance(second, kind) and bool not in {type(first), type(second)}:
                 return compare(first, second)
         raise click.UsageError("a template compares two texts or two numbers")
 
@@ -205,7 +214,7 @@ def _print(*values: Value) -> str:
 
 
 def _printf(form: Value, *values: Value) -> str:
-    """Format values. One too many, too few or of another type is an error, of which Go writes into the text."""
+    """Format values. One too many, too few or not for its verb is an error, of which Go writes into the text."""
     rest = list(values)
 
     def shown(match: re.Match[str]) -> str:
@@ -214,7 +223,11 @@ def _printf(form: Value, *values: Value) -> str:
             return "%"
         if not rest:
             raise click.UsageError(f"printf in a template: nothing for {match[0]}")
-        return _formatted(match[0], flags, width, precision, verb, rest.pop(0))
+        value = rest.pop(0)
+        try:
+            return _formatted(flags, width, precision, "s" if isinstance(value, Head) else verb, value)
+        except (TypeError, ValueError, OverflowError):
+            raise click.UsageError(f"printf in a template: {match[0]} is not for {as_text(value)!r:.80}") from None
 
     text = as_text(form)
     if "%" in _VERB.sub("", text):
@@ -227,25 +240,30 @@ def _printf(form: Value, *values: Value) -> str:
     return text
 
 
-def _formatted(said: str, flags: str, width: str, precision: str | None, verb: str, value: Value) -> str:
-    """Return one value in the form of a verb of Go's."""
+def _formatted(flags: str, width: str, precision: str | None, verb: str, value: Value) -> str:
+    """Return one value in the form of a verb of Go's.
+
+    Raises:
+        TypeError, ValueError, OverflowError: it has none.
+    """
     point = f".{precision}" if precision else ""
-    whole = isinstance(value, int) and not isinstance(value, bool)
-    if verb in "feg" and isinstance(value, int | float):
+    is_whole = isinstance(value, int) and not isinstance(value, bool)
+    if (verb in "feg" and (is_whole or isinstance(value, float))) or (verb in "doxX" and is_whole):
         return f"%{flags}{width}{point}{verb}" % value
-    if verb in "doxX" and whole:
-        return f"%{flags}{width}{verb}" % value
     if verb in "xX" and isinstance(value, str):
-        raw = value.encode("utf-8", "surrogateescape").hex()
-        text = raw.upper() if verb == "X" else raw
-    elif verb in "bcU" and isinstance(value, int) and 0 <= value < 0x11_0000:
-        text = {"b": f"{value:b}", "c": chr(value), "U": f"U+{value:04X}"}[verb]
+        raw = value.encode("utf-8", "surrogateescape")
+        text = raw.hex(" ") if " " in flags else raw.hex()
+        text = text.upper() if verb == "X" else text
+    elif verb in "bcUq" and isinstance(value, int) and is_whole:
+        # As in Go, a half of a character and what is none are shown as one that is unknown.
+        letter = "\ufffd" if not 0 <= value < 0x11_0000 or 0xD800 <= value < 0xE000 else chr(value)
+        text = {"b": f"{value:b}", "c": letter, "U": f"U+{value:04X}", "q": f"'{letter}'"}[verb]
     elif verb == "q":
         text = f"[{' '.join(map(_quoted, value))}]" if isinstance(value, list | tuple) else _quoted(value)
-    elif verb in "svt":
+    elif verb in "sv" or (verb == "t" and isinstance(value, bool)):
         text = as_text(value)[: int(precision) if precision else None]
     else:
-        raise click.UsageError(f"printf in a template: {said} is not for {as_text(value)!r:.80}")
+        raise TypeError(verb)
     if "-" in flags:
         return text.ljust(int(width or 0))
     return text.rjust(int(width or 0), "0" if "0" in flags else " ")

@@ -2,6 +2,7 @@
 
 In a directory under way there is a file that marks it, and is locked. What is marked and nobody has locked is of a
 process that was killed; the marker goes last, so that what is left of a removal that was interrupted has it still.
+Where a file system knows no locks it stays, for nobody can tell whether it is used.
 """
 
 from __future__ import annotations
@@ -57,7 +58,7 @@ def scratch_directory(place: str, stem: str) -> Iterator[str]:
 
 
 def _sweep(place: str, names: re.Pattern[str], marker: str) -> None:
-    """Remove what has such a name and the marker, which tells it from what somebody else has called so; or nothing."""
+    """Remove what has such a name and the marker, which tells it from what somebody else has called so."""
     with suppress(OSError):
         for name in filter(names.fullmatch, os.listdir(place)):
             with suppress(OSError):  # it is no directory, not ours, used, just being removed

@@ -71,6 +71,7 @@ DATA = {
     "Config": {"Env": ["X=1"], "exposed_ports": None},
     "ok": True,
     "Labels": {"a.b": "c"},
+    "Huge": 10**400,
     "Ports": {"ExposedPorts": {"80/tcp": {}}},
 }
 
@@ -141,6 +142,18 @@ DATA = {
         ("{{range .Names}}{{else}}{{break}}{{end}}", None),
         ("{{range $i, $e := 3}}{{$i}}{{$e}} {{end}}{{range -1}}x{{end}}", "00 11 22 "),
         ("{{range 99999999}}x{{end}}", None),
+        ("{{range 1000}}{{range 1000}}{{end}}{{end}}", None),
+        ('{{printf "%c|%c|%q" 55296 56575 65}}', "\ufffd|\ufffd|'A'"),
+        ('{{printf "%.3d|% x|%v" 5 "hi" 1e8}}', "005|68 69|1e+08"),
+        ('{{printf "%#x" 5}}', None),
+        ('{{printf "%f" .Huge}}', None),
+        ('{{printf "%f" true}}', None),
+        ('{{printf "%t" "x"}}', None),
+        ("{{1e300}} {{1234567.5}} {{0.00001}} {{123456.5}} {{-0.25}}", "1e+300 1.2345675e+06 1e-05 123456.5 -0.25"),
+        ("{{eq 1 true}}{{ne true 1}}", "falsetrue"),
+        ("{{lt true false}}", None),
+        ("{{index .Names true}}", None),
+        ("{{.\u0663}}", None),
         ("{{range $x := .Config.Volumes}}x{{else}}<{{$x}}>{{end}}", "<>"),
         ("{{$x := 1}}{{range $x, $y := .Config.Volumes}}{{else}}{{$x}}{{end}}{{$x}}", "1"),
         ("{{if gt 12345678901 1_000_000}}{{1e3}} {{0x1F}} {{017}} {{+1}} {{.5}} {{3.0}}{{end}}", "1000 31 15 1 0.5 3"),
@@ -236,6 +249,9 @@ def test_a_template_for_the_whole_list() -> None:
         ("{{with .Repository}}{{.}}{{end}}\\t{{$x := .ID}}{{$x}}", "REPOSITORY\tIMAGE ID"),
         ("{{upper .CreatedAt}} {{json .Labels.a}} {{.Tag | truncate 3}}", "CREATED AT\tLABELS\tTAG"),
         ('{{if eq .Tag "x"}}{{.Tag}}{{end}}{{.ID}}', "IMAGE ID"),
+        ('{{printf "%d" .Size}}{{if gt .Size 100}}{{.ID}}{{end}}', "SIZE"),
+        ('{{json .}}{{len .}}{{index . "ID"}}', '{"ID":"IMAGE ID"}1IMAGE ID'),
+        ("{{range .}}{{.ID}}{{end}}", "IMAGE ID"),
     ],
 )
 def test_heads(template: str, heads: str) -> None:
