@@ -75,7 +75,7 @@ def test_images(shell: Shell, image: Built) -> None:
     layers = json.loads(shell("inspect", image.name))[0]["RootFS"]["Layers"]
     assert shell("inspect", "--format", each, image.name).split() == layers
     assert len(layers) == 2
-    assert "there is no function block" in shell.fails(2, "inspect", "--format", "{{block .Id}}", image.name)
+    assert "block cannot stand there" in shell.fails(2, "inspect", "--format", "{{block .Id}}", image.name)
 
 
 def test_images_are_filtered_and_sorted(shell: Shell, image: Built, tmp_path: Path) -> None:
