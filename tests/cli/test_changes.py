@@ -267,7 +267,7 @@ def test_a_page_goes_where_it_is_told(pair: Shell, tmp_path: Path) -> None:
     page = tmp_path / "page.html"
     lenient = ("--ci", "--lowest-efficiency", "0", "--highest-user-wasted-percent", "1")
     assert pair("report", "new:1", *lenient, "-o", str(page)).count("PASS") == 2
-    assert "<html" in page.read_text()
+    assert "<html" in page.read_text("utf-8")
     assert pair.try_("report", "new:1", "--ci", "--highest-wasted-bytes", "0", "-o", str(page)).exit_code == 1
     assert "No space left" in pair.fails(1, "report", "new:1", "-o", "/dev/full")
     assert not Path("/dev/full").is_file()
@@ -377,12 +377,12 @@ def test_save_refusals(pair: Shell, tmp_path: Path) -> None:
 
 def test_extract(pair: Shell, tmp_path: Path) -> None:
     pair("extract", "old:1", str(tmp_path / "all"))
-    assert (tmp_path / "all/etc/hostname").read_text() == "top\n"
+    assert (tmp_path / "all/etc/hostname").read_text("utf-8") == "top\n"
     assert os.readlink(tmp_path / "all/etc/link") == "hostname"
     pair("extract", "old:1:/etc", str(tmp_path / "etc"))
-    assert (tmp_path / "etc/hostname").read_text() == "top\n"
+    assert (tmp_path / "etc/hostname").read_text("utf-8") == "top\n"
     pair("extract", "old:1:/etc/hostname", str(tmp_path / "one"))
-    assert (tmp_path / "one/hostname").read_text() == "top\n"
+    assert (tmp_path / "one/hostname").read_text("utf-8") == "top\n"
     assert "is not empty" in pair.fails(6, "extract", "old:1", str(tmp_path / "all"))
     pair.fails(3, "extract", "old:1:/nothing", str(tmp_path / "none"))
 
@@ -395,7 +395,7 @@ def test_report(pair: Shell, tmp_path: Path) -> None:
     assert document["efficiency"] == pytest.approx((4 + 2 + 1) / document["stored"], abs=1e-6)
     page = tmp_path / "report.html"
     pair("report", "old:1", "-o", str(page))
-    text = page.read_text()
+    text = page.read_text("utf-8")
     assert "\x1b" not in text
     data = json.loads(text.partition("const D=")[2].partition(";\n")[0])
     assert data["id"] == document["id"]
@@ -423,7 +423,7 @@ def test_a_hostile_name_cannot_leave_the_pages_script(shell: Shell, tmp_path: Pa
     (tmp_path / "tree.tar").write_bytes(raw.getvalue())
     shell("import", str(tmp_path / "tree.tar"), "hostile")
     shell("report", "hostile", "-o", str(tmp_path / "page.html"))
-    assert (tmp_path / "page.html").read_text().count("<script>") == 1
+    assert (tmp_path / "page.html").read_text("utf-8").count("<script>") == 1
 
 
 def test_explore_needs_a_terminal(pair: Shell) -> None:
