@@ -28,7 +28,7 @@ from layerfs.errors import LayerfsError
 from layerfs_cli.output import flush
 from layerfs_cli.text import printable
 
-__all__ = ["Terminated", "exit_code", "report"]
+__all__ = ["Terminated", "exit_code", "report", "say"]
 
 _NOT_FOUND: Final = frozenset({errno.ENOENT, errno.ENOTDIR, errno.ELOOP})
 _INTERRUPTED: Final = 130
@@ -80,12 +80,12 @@ def report(error: BaseException, *, debug: bool, name: str | None = None) -> int
     if debug and not isinstance(error, click.ClickException):
         import traceback
 
-        with contextlib.suppress(OSError):  # a standard error that takes nothing, as in _say
+        with contextlib.suppress(OSError):  # a standard error that takes nothing, as in say
             traceback.print_exception(error)
     if message:
-        _say(f"layerfs: error: {f'{name}: ' if name and name not in message else ''}{message}")
+        say(f"layerfs: error: {f'{name}: ' if name and name not in message else ''}{message}")
     if hint:
-        _say(f"layerfs: hint: {hint}")
+        say(f"layerfs: hint: {hint}")
     return code
 
 
@@ -123,11 +123,10 @@ def _is_database_error(error: BaseException) -> bool:
     return any(base.__module__ == "sqlite3" and base.__name__ == "Error" for base in type(error).__mro__)
 
 
-def _say(line: str) -> None:
-    try:
+def say(line: str) -> None:
+    """Write a line to standard error, without what could move a terminal's cursor; or not, if it takes nothing."""
+    with contextlib.suppress(OSError):  # nobody is there to be told
         click.echo(printable(line), err=True)
-    except OSError:
-        return  # nobody is there to be told
 
 
 def _silence_stdout() -> None:

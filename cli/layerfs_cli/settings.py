@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable
-from contextlib import suppress
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Final
 
@@ -97,10 +96,9 @@ class Settings:
         """Say something on standard error, if this much is wanted."""
         wanted = "error" if self.quiet else self.level
         if LEVELS.index(level) >= LEVELS.index(wanted):
-            from layerfs_cli.text import printable
+            from layerfs_cli.failure import say
 
-            with suppress(OSError):  # nobody is there to be told
-                click.echo(f"layerfs: {level}: {printable(message)}", err=True)
+            say(f"layerfs: {level}: {message}")
 
 
 def settings_of(context: click.Context) -> Settings:

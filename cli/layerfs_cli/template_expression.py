@@ -283,8 +283,8 @@ def _walk(data: Value, path: Sequence[str]) -> Value:
         if wanted == "config" and isinstance(data, Mapping):
             data = _Settings(data)
         elif is_free and isinstance(data, Mapping):
-            kind = _Struct if wanted in _OF_STRUCTS else dict
-            data = _FreeMap((key, kind(value) if value == {} else value) for key, value in data.items())
+            holds_structs = wanted in _OF_STRUCTS
+            data = _FreeMap((key, _Struct() if holds_structs and value == {} else value) for key, value in data.items())
     return data
 
 
