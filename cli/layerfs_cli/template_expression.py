@@ -249,9 +249,9 @@ def _constant(word: str, code: str) -> Value:
             return _number(word)
     except (ValueError, SyntaxError):
         pass
-    raise broken(
-        code, f"{word or 'the end'} is out of place" if len(word) < 2 else f"{word} is no text or number of Go's"
-    )
+    if not word:
+        raise broken(code, "something is missing at its end")
+    raise broken(code, f"{word} is out of place" if len(word) == 1 else f"{word} is no text or number of Go's")
 
 
 def _number(word: str) -> int | float:
