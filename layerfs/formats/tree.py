@@ -236,7 +236,7 @@ class LayerTree:
             member.gid,
             member.mtime,
             member.mtime_ns,
-            self._accepted(member) if xattrs else None,
+            self._accepted(member, _TYPES[member.kind]) if xattrs else None,
         )
         kind = member.kind
         if kind == b"0":
@@ -259,7 +259,7 @@ class LayerTree:
         return node
 
     def _add_directory(self, member: Member) -> None:
-        xattrs = self._accepted(member) if member.xattrs else None
+        xattrs = self._accepted(member, stat.S_IFDIR) if member.xattrs else None
         path = member.name.rstrip(b"/") or member.name
         found = self._parent_of(path)
         if found is None:
@@ -289,9 +289,9 @@ class LayerTree:
             self._hidden.append((made, b""))
         return made
 
-    def _accepted(self, member: Member) -> dict[bytes, bytes] | None:
-        """Return the xattrs of a member that a tree may have; those that were there before share their memory."""
-        accepted = accepted_xattrs(member.xattrs or {}, _TYPES[member.kind], member.name)
+    def _accepted(self, member: Member, kind: int) -> dict[bytes, bytes] | None:
+        """Return the xattrs that a file of a type may have; those that were there before share their memory."""
+        accepted = accepted_xattrs(member.xattrs or {}, kind, member.name)
         if accepted is None:
             return None
         for key, value in accepted.items():
@@ -399,7 +399,20 @@ class LayerTree:
             return hard_link_marker(path)
         if node.children is not None:
             raise FormatError(f"hard link {quoted(member.name)} points at the directory {quoted(member.link)}")
+        if not (node.xattrs and LINK_XATTR in node.xattrs):
+            self._redress(node, member)
         return node
+
+    def _redress(self, node: Node, member: Member) -> None:
+        """Give a file what the entry of another name of it says: the last one counts, as for podman and containerd."""
+        if (member.uid, member.gid) != (node.uid, node.gid):
+            node.drop_xattr(b"security.capability")  # as chown(2) does
+        if node.target is None:
+            node.mode = stat.S_IFMT(node.mode) | member.mode
+        node.uid, node.gid, node.mtime, node.mtime_ns = member.uid, member.gid, member.mtime, member.mtime_ns
+        accepted = self._accepted(member, stat.S_IFMT(node.mode)) if member.xattrs else None
+        if accepted:
+            node.xattrs = {**(node.xattrs or {}), **accepted}
 
 
 def _makedev(major: int, minor: int) -> int:

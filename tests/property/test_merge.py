@@ -32,7 +32,7 @@ class Entry:
             case "opaque":
                 return header(b"/".join((*self.path, b".wh..wh..opq")))
             case "link":
-                return header(name, b"1", link=b"/".join(self.target))
+                return header(name, b"1", link=b"/".join(self.target), uid=self.number)
             case "dir":
                 return header(name or b".", b"5", uid=self.number)
         return header(name, b"0", uid=self.number)
@@ -90,6 +90,11 @@ def own_view(entries: list[Entry], lower: View) -> View:
                     found = BROKEN
             if found.directory:
                 raise Refused
+            if not any(found is thing for thing in (BROKEN, *lower.values())):
+                # One file, whose last entry counts; names of one file have one Thing.
+                names = [name for name, thing in own.items() if thing is found]
+                found = replace(found, number=entry.number)
+                own.update(dict.fromkeys(names, found))
             drop(own, path, itself=True)
             own[path] = found
         elif entry.kind == "file":
@@ -145,7 +150,7 @@ entries = st.one_of(
     st.builds(Entry, paths | st.just(()), st.just("dir"), st.integers(1, 10**6)),
     st.builds(Entry, paths, st.just("whiteout")),
     st.builds(Entry, paths | st.just(()), st.just("opaque")),
-    st.builds(Entry, paths, st.just("link"), target=paths),
+    st.builds(Entry, paths, st.just("link"), st.integers(1, 10**6), target=paths),
 )
 stacks = st.lists(st.lists(entries, max_size=7), max_size=5)
 

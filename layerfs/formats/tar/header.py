@@ -19,7 +19,7 @@ Sources: POSIX.1-2017 pax "ustar Interchange Format"; GNU tar manual, "Basic Tar
     329     8     devmajor   octal or base-256
     337     8     devminor   octal or base-256
     345     155   prefix     joined before name with "/" (POSIX ustar only)
-    500     12    pad
+    500     12    pad; star ends it with "tar\0"
 """
 
 from __future__ import annotations
@@ -38,6 +38,7 @@ __all__ = [
     "checksum_matches",
     "old_prefix",
     "parse_number",
+    "prefix_of",
 ]
 
 BLOCK = 512
@@ -76,6 +77,12 @@ def byte_sum(block: bytes) -> int:
     """Return the sum of a block's bytes: exact, since half a block's is below the modulus of Adler-32."""
     half = BLOCK // 2
     return (adler32(block[:half]) & 0xFFFF) + (adler32(block[half:]) & 0xFFFF) - 2
+
+
+def prefix_of(block: bytes) -> bytes:
+    """Return what stands before the name in a header with POSIX's magic; star's has times behind 131 bytes of it."""
+    end = 345 + (131 if block[508:] == b"tar\0" else 155)
+    return block[345:end].partition(b"\0")[0]
 
 
 def old_prefix(block: bytes) -> bytes:

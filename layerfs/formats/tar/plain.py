@@ -65,8 +65,8 @@ class PlainHeaders:
             return None
         name = name.partition(b"\0")[0]
         if prefix[0]:
-            if magic == b"ustar ":
-                return None  # other things, or by a mistake a prefix
+            if magic == b"ustar " or prefix[130]:
+                return None  # other things than a prefix, or behind one
             if magic == b"ustar\0":
                 name = prefix.partition(b"\0")[0] + b"/" + name
         return Member(

@@ -14,7 +14,7 @@ import base64
 import binascii
 
 from layerfs.errors import DamagedData, FormatError, LimitExceeded, UnsupportedFormat, quoted
-from layerfs.formats.tar.header import BLOCK, HEADER, NUL_BLOCK, checksum_matches, old_prefix, parse_number
+from layerfs.formats.tar.header import BLOCK, HEADER, NUL_BLOCK, checksum_matches, old_prefix, parse_number, prefix_of
 from layerfs.formats.tar.member import MAX_ID, Member
 from layerfs.formats.tar.pax import parse_records, parse_time
 from layerfs.formats.tar.plain import PlainHeaders
@@ -158,7 +158,7 @@ class TarReader:
         name = name.partition(b"\0")[0]
         if prefix[0]:
             if magic[:6] == b"ustar\0":
-                name = prefix.partition(b"\0")[0] + b"/" + name
+                name = prefix_of(block) + b"/" + name
             elif magic[:6] == b"ustar " and (old := old_prefix(block)):
                 name = old + b"/" + name
         length = parse_number(size)
@@ -347,7 +347,9 @@ def _apply(member: Member, records: list[tuple[bytes, bytes]]) -> bool:
         if key.startswith(b"SCHILY.xattr."):
             xattrs[key[13:]] = value
         elif key.startswith(b"LIBARCHIVE.xattr."):
-            xattrs.setdefault(*_libarchive_xattr(key[17:], value))
+            name, decoded = _libarchive_xattr(key[17:], value)
+            if name != b"security.capability":  # Go reads SCHILY only, so no other tool would see that a file has it
+                xattrs.setdefault(name, decoded)
         else:
             values[key] = value
     member.xattrs = xattrs or None

@@ -20,6 +20,7 @@ import pytest
 from bench.corpus import CorpusImage
 from bench.peers import containerd, podman
 from layerfs.api import Image, Store
+from tests.image_builder import TestImage, docker_old, entry, layer, outer
 from tests.integration.conftest import require
 from tests.integration.tree_compare import Entry, describe, differences, implicit_directories
 
@@ -196,10 +197,49 @@ def test_containerd_sees_the_same_tree(store: Store, real_image: CorpusImage, tm
                 _run(*ctr, "snapshots", "rm", target)
                 _run(*ctr, "images", "rm", "--sync", name)
         # containerd makes directories that a layer only passes through anew, and the root if no layer has one.
-        for path, entry in theirs.items():
-            if entry.type == "directory":
-                theirs[path] = replace(entry, mtime_ns=expected[path].mtime_ns)
+        for path, seen in theirs.items():
+            if seen.type == "directory":
+                theirs[path] = replace(seen, mtime_ns=expected[path].mtime_ns)
         assert differences(expected, theirs) == []
+
+
+def test_links_that_differ_from_their_file_are_what_podman_and_containerd_make_of_them(
+    store: Store, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    require("podman", "ctr", "containerd")
+    tar = layer([
+        entry("su", b"data", mode=0o4755, uid=1, gid=1, mtime=1000, xattrs={"user.a": b"1"}),
+        entry("plain", kind=b"1", link="su", mode=0o600, uid=2, gid=3, mtime=2000, xattrs={"user.b": b"2"}),
+        entry("kept", b"data", mode=0o755, uid=1, gid=1, mtime=1000, xattrs={"user.a": b"1"}),
+        entry("nothing", kind=b"1", link="kept", mode=0, mtime=0),
+    ])  # fmt: skip
+    name = "localhost/links:latest"
+    archive = tmp_path / "image.tar"
+    archive.write_bytes(outer(docker_old(TestImage([tar], names=[name]))))
+    (loaded,) = store.load(archive)
+    with _mounted(store, loaded, tmp_path / "ours") as top:
+        ours = describe(top)
+    del ours[b"."]  # podman gives the root a mode of its own
+    assert (ours[b"su"].mode, ours[b"su"].uid, ours[b"nothing"].mode) == (0o600, 2, 0)
+    with podman(tmp_path_factory.mktemp("podman")) as storage:
+        try:
+            _run(*storage, "load", "--quiet", "--input", archive)
+            theirs = describe(Path(_run(*storage, "image", "mount", name).strip()))
+        finally:
+            subprocess.run([*storage, "image", "umount", "--all"], check=False, stdout=subprocess.DEVNULL)
+    assert differences(ours, {path: seen for path, seen in theirs.items() if path != b"."}) == []
+    (work := tmp_path / "containerd").mkdir()
+    (target := tmp_path / "theirs").mkdir()
+    with containerd(work) as (ctr, _):
+        _run(*ctr, "images", "import", archive)
+        _run(*ctr, "images", "mount", name, target)
+        try:
+            theirs = describe(target)
+        finally:
+            _run("umount", target)
+            _run(*ctr, "snapshots", "rm", target)
+            _run(*ctr, "images", "rm", "--sync", name)
+    assert differences(ours, {path: seen for path, seen in theirs.items() if path != b"."}) == []
 
 
 def test_umoci_unpacks_a_commit_to_what_the_container_shows(

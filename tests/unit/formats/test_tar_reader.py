@@ -40,6 +40,8 @@ def test_a_plain_file() -> None:
         (header(b"f", prefix=b"a/b"), "name", b"a/b/f"),
         (header(b"f", prefix=b"p" * 155), "name", b"p" * 155 + b"/f"),
         (header(b"f", prefix=b"p", magic=b"ustar\0\0\0"), "name", b"p/f"),
+        (header(b"f", prefix=b"p" * 131 + b"%011o\0" % 9 * 2, rest=bytes(8) + b"tar\0"), "name", b"p" * 131 + b"/f"),
+        (header(b"f", prefix=b"p" + bytes(130) + b"%011o\0" % 9 * 2, rest=bytes(8) + b"tar\0"), "name", b"p/f"),
         (header(b"f", prefix=b"%011o\0" % 9 + b"%011o\0" % 9, magic=b"ustar  \0"), "name", b"f"),  # GNU has times there
         (header(b"f", prefix=b"\0" * 12 + b"%011o\0" % 9, magic=b"ustar  \0"), "name", b"f"),
         (header(b"f", prefix=b"\x80" + bytes(10) + b"\x09", magic=b"ustar  \0"), "name", b"f"),
@@ -126,6 +128,8 @@ def test_positions() -> None:
         ({b"LIBARCHIVE.xattr.user.a%3Db%20c": base64.b64encode(b"\xff\0")}, {b"user.a=b c": b"\xff\0"}),
         ({b"LIBARCHIVE.xattr.user.a": b"MQ", b"SCHILY.xattr.user.a": b"2"}, {b"user.a": b"2"}),
         ({b"SCHILY.xattr.user.a": b"2", b"LIBARCHIVE.xattr.user.a": b"MQ"}, {b"user.a": b"2"}),
+        ({b"LIBARCHIVE.xattr.security.capability": b"MQ", b"LIBARCHIVE.xattr.user.a": b"MQ"}, {b"user.a": b"1"}),
+        ({b"LIBARCHIVE.xattr.security%2Ecapability": b"MQ"}, None),
         ({b"comment": b"none"}, None),
     ],
 )

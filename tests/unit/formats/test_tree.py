@@ -261,6 +261,24 @@ def test_hard_links_are_one_node() -> None:
     assert get(root, b"f") is get(root, b"g") is get(root, b"h")
 
 
+def test_the_last_entry_of_a_file_says_what_it_is() -> None:
+    capability = b"\1\0\0\2" + bytes(16)
+    first = pax({b"SCHILY.xattr.user.a": b"1", b"SCHILY.xattr.security.capability": capability})
+    root = tree(
+        first + header(b"f", size=1, mode=0o4755, uid=1, gid=1, mtime=1) + pad(b"x"),
+        pax({b"SCHILY.xattr.user.b": b"2", b"mtime": b"2.5"}) + header(b"g", b"1", link=b"f", mode=0o600, uid=2, gid=3),
+        first + header(b"same", mode=0o755, uid=1, gid=1, mtime=1),
+        header(b"other", b"1", link=b"same", mode=0o755, uid=1, gid=1, mtime=1),
+        header(b"l", b"2", link=b"f", mode=0o777, uid=1, gid=1),
+        pax({b"SCHILY.xattr.user.a": b"1"}) + header(b"m", b"1", link=b"l", mode=0o600, uid=2, gid=3),
+    )
+    f, same, link = (get(root, name) for name in (b"f", b"same", b"l"))
+    assert (f.mode, f.uid, f.gid, f.mtime, f.mtime_ns) == (stat.S_IFREG | 0o600, 2, 3, 2, 500_000_000)
+    assert (f.size, f.xattrs) == (1, {b"user.a": b"1", b"user.b": b"2"})  # chown takes the capabilities away
+    assert same.xattrs == {b"user.a": b"1", b"security.capability": capability}
+    assert (link.mode, link.uid, link.gid, link.xattrs) == (stat.S_IFLNK | 0o777, 2, 3, None)
+
+
 PRIVATE = [
     b"trusted.overlay.opaque",
     b"trusted.overlay.redirect",
