@@ -98,7 +98,7 @@ def _filesystem(place: Path) -> str:
         place = place.parent
     device = os.stat(place).st_dev
     wanted = f"{os.major(device)}:{os.minor(device)}"
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         fields = line.split()
         if fields[2] == wanted:
             return fields[fields.index("-") + 1]

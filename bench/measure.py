@@ -296,7 +296,7 @@ def fresh_directory(parent: Path) -> Iterator[Path]:
         try:
             yield Path(scratch)
         finally:
-            for line in reversed(Path("/proc/self/mountinfo").read_text().splitlines()):
+            for line in reversed(Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines()):
                 target = line.split()[4]
                 if target.startswith(f"{scratch}/"):
                     _unmount(Path(target))

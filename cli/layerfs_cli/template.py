@@ -30,8 +30,8 @@ from layerfs_cli.text import printable
 __all__ = ["Template"]
 
 #: What follows two braces, up to the next two that are in no text; and a comment, in which anything may stand.
-_CODE: Final = re.compile(r'((?:"(?:[^"\\]|\\.)*+"|`[^`]*+`|(?!\}\})[^"`])*+)\}\}', re.DOTALL)
-_COMMENT: Final = re.compile(r"((?:-[ \t\r\n]+)?/\*(?:(?!\*/).)*+\*/(?:[ \t\r\n]+-)?)\}\}", re.DOTALL)
+_CODE: Final = re.compile(r'((?:"(?:[^"\\]|\\.)*"|`[^`]*`|(?!\}\})[^"`])*)\}\}', re.DOTALL)
+_COMMENT: Final = re.compile(r"((?:-[ \t\r\n]+)?/\*(?:(?!\*/).)*\*/(?:[ \t\r\n]+-)?)\}\}", re.DOTALL)
 
 #: As podman's manual writes it: the template is for the whole list.
 _OF_THE_LIST: Final = re.compile(r"\s*\{\{-?\s*range\s+\.\s*-?\}\}")

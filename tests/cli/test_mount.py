@@ -100,7 +100,7 @@ def test_read_only(shell: Shell, image: Built, target: Path, words: list[str]) -
 
 
 def options_of(target: Path) -> set[str]:
-    for line in Path("/proc/self/mountinfo").read_text().splitlines():
+    for line in Path("/proc/self/mountinfo").read_text(errors="surrogateescape").splitlines():
         fields = line.split()
         if fields[4] == str(target):
             return set(fields[5].split(","))
