@@ -34,7 +34,7 @@ _CODE: Final = re.compile(r'((?:"(?:[^"\\]|\\.)*"|`[^`]*`|(?!\}\})[^"`])*)\}\}',
 _COMMENT: Final = re.compile(r"((?:-[ \t\r\n]+)?/\*(?:(?!\*/).)*\*/(?:[ \t\r\n]+-)?)\}\}", re.DOTALL)
 
 #: As podman's manual writes it: the template is for the whole list.
-_OF_THE_LIST: Final = re.compile(r"\s*\{\{-?\s*range\s+\.\s*-?\}\}")
+_OF_THE_LIST: Final = re.compile(r"\s*\{\{-?\s*range\s+(?:\$\w+\s*(?:,\s*\$\w+\s*)?:=\s*)?\.\s*-?\}\}")
 
 #: Rounds of all ranges together, and characters of what is written: more than anybody wants to see.
 _MOST_ROUNDS: Final = 100_000

@@ -234,11 +234,22 @@ def test_hostile_templates_are_refused(template: str) -> None:
         Template(template).render(DATA)
 
 
-def test_a_template_for_the_whole_list() -> None:
-    template = Template("{{range .}}{{.Id}};{{end}}")
-    assert template.of_list
-    assert template.render([DATA, DATA]) == "abc;abc;"
-    assert not Template("{{range .Names}}{{end}}").of_list
+@pytest.mark.parametrize(
+    ("template", "written"),
+    [
+        ("{{range .}}{{.Id}};{{end}}", "abc;abc;"),
+        (" {{- range $row := . -}} {{$row.Id}};{{end}}", "abc;abc;"),
+        ("{{range $i,$row:=.}}{{$i}}{{$row.Id}};{{end}}", "0abc;1abc;"),
+    ],
+)
+def test_a_template_for_the_whole_list(template: str, written: str) -> None:
+    assert Template(template).of_list
+    assert Template(template).render([DATA, DATA]) == written
+
+
+@pytest.mark.parametrize("template", ["{{range .Names}}{{end}}", "{{range $name := .Names}}{{end}}"])
+def test_a_template_for_each_row(template: str) -> None:
+    assert not Template(template).of_list
 
 
 @pytest.mark.parametrize(
