@@ -23,7 +23,7 @@ IMAGE = TestImage(
             [
                 entry("etc", kind=b"5", uid=0, mtime=1_500_000_000),
                 entry("etc/one", noise(9000), uid=7, mode=0o4755, mtime=1_600_000_001, xattrs={"user.note": b"x"}),
-                entry("etc/two", kind=b"1", link="etc/one"),
+                entry("etc/two", kind=b"1", link="etc/one", uid=7, mode=0o4755, mtime=1_600_000_001),
                 entry("etc/holes", bytes(3 << 20) + b"end"),
                 entry("etc/secret", b"s", mode=0o000),
                 entry("etc/out", kind=b"2", link="/tmp/elsewhere"),
