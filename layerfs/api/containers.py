@@ -174,8 +174,9 @@ class ContainerPart(StorePart):
         with self._writing("rm"), container_lock(self._handle, snapshot):
             if force:
                 for record in self._records().live():
-                    if record.container == snapshot.name:
-                        self.umount(record.id)
+                    if record.container == snapshot.name and not record.is_hidden:
+                        with contextlib.suppress(NotFound):  # somebody else was quicker
+                            self.umount(record.id)
             refuse_mounted(self._handle, snapshot)
             removed = self._container(snapshot, None)
             remove_snapshot(self._handle, snapshot)

@@ -16,6 +16,7 @@ __all__ = [
     "is_user_here",
     "may_administer",
     "may_give_away",
+    "sees_all_processes",
     "start_of",
     "wait_for_end",
 ]
@@ -47,6 +48,11 @@ def in_initial_user_namespace() -> bool:
     """Return whether this process is in the initial user namespace: one line maps every ID to itself."""
     with open("/proc/self/uid_map", "rb") as file:
         return file.read().split() == [b"0", b"0", b"4294967295"]
+
+
+def sees_all_processes() -> bool:
+    """Return whether this process is in the initial PID namespace (PROC_PID_INIT_INO of linux/proc_ns.h)."""
+    return os.readlink("/proc/self/ns/pid") == f"pid:[{0xEFFFFFFC}]"
 
 
 def has_sys_admin(pid: int | Literal["self"] = "self") -> bool:

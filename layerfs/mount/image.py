@@ -241,6 +241,8 @@ def unmount_record(handle: StoreHandle, record: MountRecord, *, lazy: bool = Fal
     what was written to the container is durable then: overlayfs sees to that by itself (fs/overlayfs/super.c,
     ovl_sync_fs), for a FUSE mount the file system of the store is synced.
     """
+    if not record.is_here:
+        raise _elsewhere(record)
     if is_dead(record.target):
         clear_dead(record.target)
     else:
@@ -255,15 +257,30 @@ def unmount_record(handle: StoreHandle, record: MountRecord, *, lazy: bool = Fal
     else:
         records_of(handle).remove(record.id)
     if not lazy and not record.has_ended(_PATIENCE):
+        also = [entry.target for entry in read_mounts(fstype="fuse.layerfs") if entry.device == record.device]
         raise MountError(
-            f"{record.target} is unmounted, but process {record.pid} that served it goes on", backend=record.backend
-        )
+            f"{record.target} is unmounted, but process {record.pid} that served it goes on", backend=record.backend,
+            hint=f"It is mounted at {', '.join(also)} too." if also else None,
+        )  # fmt: skip
     if record.pid is not None and not record.read_only and not lazy:
         fd = os.open(handle.layout.root, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
             sync_filesystem(fd, sync=handle.sync)
         finally:
             os.close(fd)
+
+
+def _elsewhere(record: MountRecord) -> MountError:
+    """Make the error for a mount that this mount namespace does not have, though it may have one there, too."""
+    neighbour = record.neighbour()
+    whose = f", that of process {neighbour}" if neighbour is not None else ", whose processes cannot be seen from here"
+    hint = "Unmount it there."
+    if neighbour is not None:
+        hint = f"Unmount it there: nsenter --mount --target {neighbour} umount {record.target}"
+    return MountError(
+        f"{record.target} is mounted in another mount namespace{whose}", errno=errno.EINVAL, backend=record.backend,
+        hint=hint,
+    )  # fmt: skip
 
 
 def _specification(
@@ -310,7 +327,7 @@ def _refuse_place(handle: StoreHandle, place: str) -> None:
 def _refuse_taken(records: MountRecords, place: str) -> MountEntry | None:
     """Refuse a target where layerfs has mounted something; return what anybody else has."""
     for record in records.live():
-        if record.target == place:
+        if record.target == place and record.is_here:
             what = record.container or record.image_name or record.image_id
             raise Conflict(
                 f"{what} is mounted at {place}", reason="mounted", hint=f"Unmount it first with: layerfs umount {place}"

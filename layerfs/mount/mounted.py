@@ -16,8 +16,10 @@ from layerfs.errors import Conflict, MountError
 from layerfs.formats.digest import Digest
 from layerfs.linux.lock import FileLock
 from layerfs.linux.mountinfo import MountEntry, find_foreign_upper_mount, find_upper_mount, read_mounts
+from layerfs.linux.process import sees_all_processes
 from layerfs.linux.safe_path import make_private
-from layerfs.mount.record import MountRecords
+from layerfs.linux.upper_use import is_upper_in_use
+from layerfs.mount.record import MountRecord, MountRecords, identify
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers, image_names, list_images
 from layerfs.store.snapshot import Snapshot, find_snapshot, is_dressed, list_snapshots
@@ -36,7 +38,7 @@ __all__ = [
 
 def records_of(handle: StoreHandle) -> MountRecords:
     """Return the mount records of a store."""
-    return MountRecords(os.path.join(handle.layout.runroot, "mounts"))
+    return MountRecords(os.path.join(handle.layout.runroot, "mounts"), identify(handle.layout.root))
 
 
 def adopt_mounts(handle: StoreHandle) -> None:
@@ -57,11 +59,10 @@ def adopt_mounts(handle: StoreHandle) -> None:
         or (entry.option("upperdir") is None and (entry.option("lowerdir+") or "").startswith(unpacked))
     ]
     found += [entry for entry in read_mounts(fstype="erofs") if entry.source.startswith(images)]
-    if not found:
-        return
-    known = {record.mount_id for record in records.live()}
+    # Others of the same file system are the user's own bind mounts.
+    known = {record.device for record in records.live() if record.is_here} if found else set()
     for entry in found:
-        if entry.mount_id in known:
+        if entry.root != "/" or entry.device in known:
             continue
         try:
             lock = FileLock(target_lock(handle, entry.target))
@@ -72,7 +73,7 @@ def adopt_mounts(handle: StoreHandle) -> None:
         if not lock.try_acquire():
             continue  # whoever holds it is about to record the mount
         try:
-            if all(record.mount_id != entry.mount_id for record in records.live()):
+            if all(record.device != entry.device for record in records.live() if record.is_here):
                 _adopt(handle, entry)
         except MountError as error:
             if error.errno != errno.ENOENT:  # it was unmounted meanwhile
@@ -139,7 +140,14 @@ def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
     """Return what is wrong with taking a container's writable layer for one's own, None if nobody uses it."""
     records = records_of(handle)
     upper = handle.layout.upper(snapshot.id)
-    targets = [record.target for record in records.live() if record.container == snapshot.name]
+    mounted = [
+        record
+        for record in records.live()
+        if record.container == snapshot.name and not _is_over(records, record, upper)
+    ]
+    if mounted and mounted[0].is_hidden:
+        return _mounted_elsewhere(snapshot, mounted[0].target)
+    targets = [record.target for record in mounted]
     if not targets and not os.path.lexists(upper):
         return None  # somebody has removed it by hand, and nothing is left to protect
     # Whoever mounted it with another run root left no record here, but the kernel knows.
@@ -163,6 +171,8 @@ def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
             f"container {snapshot.name} is served through FUSE, by a mount without a record here", reason="mounted",
             hint="Find it with findmnt --types fuse.layerfs, and unmount it with umount.",
         )  # fmt: skip
+    if is_dressed(upper) and not sees_all_processes() and is_upper_in_use(upper):
+        return _mounted_elsewhere(snapshot)
     users = records.users(snapshot.name)
     if users:
         return Conflict(
@@ -170,6 +180,24 @@ def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
             reason="mounted", hint="End these processes first.",
         )  # fmt: skip
     return None
+
+
+def _is_over(records: MountRecords, record: MountRecord, upper: str) -> bool:
+    """Return whether a mount that cannot be seen from here has ended, and forget it then."""
+    if not record.is_hidden or not os.path.lexists(upper):
+        return False
+    ended = not _is_locked(upper) if record.backend == "fuse" else is_upper_in_use(upper) is False
+    if ended:
+        records.remove(record.id)
+    return ended
+
+
+def _mounted_elsewhere(snapshot: Snapshot, target: str | None = None) -> Conflict:
+    place = "" if target is None else f" at {target}"
+    return Conflict(
+        f"container {snapshot.name} is mounted{place} where this process cannot look, in another PID namespace",
+        reason="mounted", hint="Unmount it there, or ask on the host, which sees all processes.",
+    )  # fmt: skip
 
 
 def wait_until_free(upper: str, seconds: float) -> None:

@@ -5,7 +5,8 @@ So a record is only ever a memory; the kernel's mount table decides. Every readi
 mounts that are gone, and follows a mount that was moved.
 
 Invariant: a record that :meth:`MountRecords.live` returns belongs to a mount that existed at that moment, as far as
-this process can see.
+this process can see. Of a mount that was made in another PID namespace, in a container that shares the store, it sees
+nothing: its record is believed.
 
 A file has the fields of :class:`MountRecord` by name; unknown ones are ignored. Records are not synced: the directory
 lies in memory, and a record means nothing after a reboot.
@@ -28,10 +29,10 @@ from layerfs.errors import MountError
 from layerfs.formats.digest import Digest
 from layerfs.linux.durable import write_document
 from layerfs.linux.mountinfo import Holder, MountEntry, find_holders, read_mounts
-from layerfs.linux.process import start_of, wait_for_end
+from layerfs.linux.process import sees_all_processes, start_of, wait_for_end
 from layerfs.linux.safe_path import make_private
 
-__all__ = ["MountRecord", "MountRecords"]
+__all__ = ["MountRecord", "MountRecords", "identify"]
 
 _SUFFIX = ".json"
 #: Bytes of a record: two paths, and names.
@@ -64,6 +65,8 @@ class MountRecord:
         pid: the process that serves the mount, or None for a mount of the kernel.
         started: when that process was, as :func:`layerfs.linux.process.start_of` has it: numbers are used again.
         detached: whether it was unmounted lazily while in use: it is nowhere to be seen, but still written through.
+        processes: the PID namespace that it was made in, as /proc names it.
+        store: the store that it is of, as :func:`identify` has it: a copy of a store has copies of its records.
     """
 
     id: str
@@ -81,27 +84,45 @@ class MountRecord:
     pid: int | None
     started: int | None = None
     detached: bool = False
+    processes: str | None = None
+    store: str | None = None
+
+    @property
+    def is_here(self) -> bool:
+        """Whether it was made in this mount namespace."""
+        return self.namespace == _namespace("self")
+
+    @property
+    def is_hidden(self) -> bool:
+        """Whether it was made in a PID namespace of whose processes this one may see none."""
+        return self.processes not in {None, os.readlink("/proc/self/ns/pid")} and not sees_all_processes()
 
     @property
     def is_dead(self) -> bool:
         """Whether the process that served the mount has ended. Known of mounts made in this mount namespace only."""
-        return self.pid is not None and self.namespace == _namespace("self") and self.has_ended(0)
+        return self.pid is not None and self.is_here and self.has_ended(0)
 
     def has_ended(self, seconds: float) -> bool:
         """Wait so long for the process that serves the mount, if there is one, and return whether it has ended."""
         return self.pid is None or wait_for_end(self.pid, seconds, started=self.started)
 
+    def neighbour(self) -> int | None:
+        """Return a process that lives in the mount namespace of the mount, if one can be seen."""
+        return self.pid if self.pid is not None and not self.has_ended(0) else _process_in(self.namespace)[0]
+
 
 class MountRecords:
     """The records below one directory. Thread-safe, and safe beside other processes: every file is written at once."""
 
-    def __init__(self, directory: str | os.PathLike[str]) -> None:
+    def __init__(self, directory: str | os.PathLike[str], store: str | None = None) -> None:
         """Name the directory; it is made with the first record.
 
         Args:
             directory: ``RUNROOT/mounts``.
+            store: what :func:`identify` says of the store; records of other stores are passed over.
         """
         self.directory = os.fspath(directory)
+        self._store = store
 
     def add(
         self,
@@ -152,6 +173,8 @@ class MountRecords:
             created=time.time_ns(),
             pid=pid,
             started=None if pid is None else start_of(pid),
+            processes=os.readlink("/proc/self/ns/pid"),
+            store=self._store,
         )
         self._write(record)
         return record
@@ -261,7 +284,7 @@ class MountRecords:
             record = self._read(name)
             if record is None:
                 self.remove(name.removesuffix(_SUFFIX))
-            else:
+            elif record.store is None or self._store is None or _is_same(record.store, self._store):
                 records.append(record)
         return records
 
@@ -320,8 +343,8 @@ def _current(record: MountRecord, mounts: dict[int, MountEntry]) -> MountRecord 
     """Return the record as it is true now, or None if its mount is gone."""
     if record.boot_id != _boot_id():
         return None
-    if record.namespace != _namespace("self"):
-        return record if _namespace_lives(record.namespace) else None
+    if not record.is_here:
+        return record if record.is_hidden or any(_process_in(record.namespace)) else None
     entry = mounts.get(record.mount_id)
     if entry is None or entry.device != record.device:
         return None
@@ -339,21 +362,37 @@ def _namespace(pid: str) -> str:
     return os.readlink(f"/proc/{pid}/ns/mnt")
 
 
-def _namespace_lives(namespace: str) -> bool:
-    """Whether some process is in a mount namespace.
+def _process_in(namespace: str) -> tuple[int | None, bool]:
+    """Return a process in a mount namespace, or else whether there may be one.
 
     For an unprivileged user, every process that may not be looked at may be in it. For root those are the few that have
     capabilities which this process lacks, such as the init of a sandbox, and they would keep records for ever.
     """
     root = os.geteuid() == 0
+    unseen = False
     for pid in os.listdir("/proc"):
         if pid.isdigit():
             try:
                 if _namespace(pid) == namespace:
-                    return True
+                    return int(pid), True
             except PermissionError:
-                if not root:
-                    return True
+                unseen = unseen or not root
             except OSError:
                 continue
-    return False
+    return None, unseen
+
+
+def identify(root: str | os.PathLike[str]) -> str:
+    """Return what tells a store from its copies, also when it is moved: its inode, and its path where inodes change.
+
+    Raises:
+        OSError: it cannot be looked at.
+    """
+    status = os.stat(root)
+    return f"{status.st_dev}:{status.st_ino} {os.path.realpath(root)}"
+
+
+def _is_same(one: str, other: str) -> bool:
+    """Whether two identities are of one store."""
+    (inode, _, path), (other_inode, _, other_path) = one.partition(" "), other.partition(" ")
+    return inode == other_inode or (path == other_path and inode.partition(":")[0] == other_inode.partition(":")[0])

@@ -1,0 +1,190 @@
+"""One store in several containers, its copies, and mounts that others have made of its mounts."""
+
+from __future__ import annotations
+
+import json
+import os
+import shutil
+import subprocess
+import sys
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager
+from pathlib import Path
+
+import pytest
+
+from layerfs.api import Store
+from layerfs.errors import MountError, NotFound
+from layerfs.linux.mount_api import umount
+from layerfs.linux.upper_use import is_upper_in_use
+from tests.image_builder import TestImage, layer, oci, outer, pipe
+
+pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_fuse]
+
+IMAGE = TestImage([layer({"etc/": b"", "etc/one": b"1"})], ["app:1"])
+
+_CODE = """
+import json, sys
+from layerfs.api import Store
+from layerfs.errors import LayerfsError
+
+root, run, *words = sys.argv[1:]
+with Store.open(root, runroot=run, sync=False) as store:
+    for line in sys.stdin:
+        name, *arguments = json.loads(line)
+        try:
+            match name:
+                case "mount":
+                    backend, target, box = arguments
+                    answer = store.mount("app:1", target, name=box, backend=backend).target
+                case "mounts":
+                    answer = [mount.target for mount in store.mounts()]
+                case "umount":
+                    answer = store.umount(*arguments).target
+                case "remove":
+                    answer = store.remove_container(arguments[0], force=arguments[1]).name
+        except LayerfsError as error:
+            answer = {type(error).__name__: str(error)}
+        print(json.dumps(answer), flush=True)
+"""
+
+
+class _Guest:
+    """A process that works with a store in namespaces of its own."""
+
+    def __init__(self, process: subprocess.Popen[str]) -> None:
+        self.process = process
+
+    def __call__(self, *words: str | bool) -> object:
+        assert self.process.stdin is not None
+        assert self.process.stdout is not None
+        self.process.stdin.write(json.dumps(words) + "\n")
+        self.process.stdin.flush()
+        answer: object = json.loads(self.process.stdout.readline())
+        return answer
+
+    def refused(self, *words: str | bool) -> str:
+        """Have something refused as a Conflict; return what is said."""
+        answer = self(*words)
+        assert isinstance(answer, Mapping)
+        assert list(answer) == ["Conflict"], answer
+        return str(answer["Conflict"])
+
+
+@contextmanager
+def _guest(root: Path, run: Path, *, processes: bool = True) -> Iterator[_Guest]:
+    """Start one, as in a container: with its own mounts and, unless told otherwise, its own processes."""
+    words = ["unshare", "--mount", "--propagation", "private", *(["--pid", "--fork", "--mount-proc"] * processes)]
+    words += [sys.executable, "-c", _CODE, os.fspath(root), os.fspath(run)]
+    with subprocess.Popen(words, stdin=subprocess.PIPE, stdout=subprocess.PIPE, text=True) as process:
+        try:
+            yield _Guest(process)
+        finally:
+            assert process.stdin is not None
+            process.stdin.close()  # so it ends, and with it its namespaces and mounts
+            process.wait(20)
+
+
+@pytest.fixture
+def root(tmp_path: Path) -> Iterator[Path]:
+    for name in ("target", "other"):
+        (tmp_path / name).mkdir()
+    with Store.open(tmp_path / "store", sync=False) as store:
+        store.load(pipe(outer(oci(IMAGE))))
+    yield tmp_path / "store"
+    for name in ("target", "other"):
+        while (tmp_path / name).is_mount():
+            umount(tmp_path / name)
+
+
+@pytest.mark.parametrize("backend", ["overlay", "fuse"])
+@pytest.mark.parametrize("shared", [True, False], ids=["one run root", "two run roots"])
+def test_a_container_that_the_host_has_mounted_stays(root: Path, tmp_path: Path, backend: str, *, shared: bool) -> None:
+    target = tmp_path / "target"
+    with Store.open(root, sync=False) as store:
+        store.mount("app:1", target, name="box", backend=backend)
+        (target / "precious").write_text("x")
+        with _guest(root, root / "run" if shared else tmp_path / "run2") as guest:
+            for words in (("remove", "box", False), ("remove", "box", True), ("mount", backend, str(target), "box")):
+                assert "box is" in guest.refused(*words)
+            assert guest("mounts") == ([str(target)] if shared else [])
+        assert [mount.target for mount in store.mounts()] == [str(target)]
+        assert (target / "precious").read_text() == "x"
+        store.umount("box")
+        with _guest(root, root / "run") as guest:
+            assert guest("mounts") == []
+            assert guest("remove", "box", False) == "box"
+
+
+@pytest.mark.parametrize("backend", ["overlay", "fuse"])
+def test_containers_that_share_a_store_do_not_take_each_others_mounts(root: Path, tmp_path: Path, backend: str) -> None:
+    target, run = str(tmp_path / "target"), root / "run"
+    with _guest(root, run) as second:
+        with _guest(root, run) as first:
+            assert first("mount", backend, target, "box") == target
+            assert "another PID namespace" in second.refused("remove", "box", True)
+            assert "another PID namespace" in second.refused("mount", backend, target, "box")
+            assert second("mounts") == [target]
+            assert first("umount", "box") == target
+            assert second("mount", backend, target, "box") == target
+            assert second("umount", "box") == target
+            assert first("mount", backend, target, "box") == target
+        # It has ended with its mount, and could not say so.
+        assert second("remove", "box", False) == "box"
+        assert second("mounts") == []
+
+
+def test_a_mount_of_another_mount_namespace_is_told_as_one(root: Path, tmp_path: Path) -> None:
+    target = str(tmp_path / "target")
+    with Store.open(root, sync=False) as store, _guest(root, root / "run", processes=False) as guest:
+        guest("mount", "overlay", target, "box")
+        for attempt in (lambda: store.umount("box"), lambda: store.remove_container("box", force=True)):
+            with pytest.raises(MountError, match="in another mount namespace, that of process") as caught:
+                attempt()
+            assert f"--target {guest.process.pid} umount {target}" in (caught.value.hint or "")
+        store.mount("app:1", target, name="here")  # where nothing is mounted
+        store.umount("here")
+        assert guest("umount", "box") == target
+        store.remove_container("box", force=True)
+
+
+@pytest.mark.parametrize("backend", ["overlay", "fuse"])
+def test_a_copy_of_a_store_has_no_mounts(root: Path, tmp_path: Path, backend: str) -> None:
+    with Store.open(root, sync=False) as store:
+        store.mount("app:1", tmp_path / "target", name="box", backend=backend)
+        subprocess.run(["cp", "-a", root, tmp_path / "copy"], check=True)
+        with Store.open(tmp_path / "copy", sync=False) as copy:
+            assert copy.mounts() == []
+            with pytest.raises(NotFound):
+                copy.umount("box")
+            copy.remove_container("box", force=True)
+        assert (tmp_path / "target/etc/one").read_bytes() == b"1"
+    shutil.rmtree(tmp_path / "copy")
+    os.rename(root, tmp_path / "moved")
+    with Store.open(tmp_path / "moved", sync=False) as store:
+        assert store.umount("box").target == str(tmp_path / "target")
+
+
+def test_a_bind_mount_is_not_taken_for_the_mount(root: Path, tmp_path: Path) -> None:
+    target, other = tmp_path / "target", tmp_path / "other"
+    with Store.open(root, sync=False) as store:
+        store.mount("app:1", target, name="box")
+        for source in (target / "etc", target):
+            subprocess.run(["mount", "--bind", source, other], check=True)
+            assert [mount.target for mount in Store.mounts(store)] == [str(target)]
+            with Store.open(root, sync=False) as again:  # which looks for what nobody recorded
+                assert [mount.target for mount in again.mounts()] == [str(target)]
+            umount(other)
+        assert store.umount("box").target == str(target)
+
+
+def test_who_may_not_look_is_told_nothing(root: Path, tmp_path: Path) -> None:
+    words = ["setpriv", "--reuid", "65534", "--clear-groups", sys.executable, "-c"]
+    code = "import sys; from layerfs.linux.upper_use import is_upper_in_use; print(is_upper_in_use(sys.argv[1]))"
+    environment = {**os.environ, "PYTHONPATH": os.pathsep.join(sys.path)}
+    ran = subprocess.run([*words, code, "/tmp"], env=environment, check=False, capture_output=True, text=True)
+    if ran.returncode:
+        pytest.skip(f"an ordinary user cannot read this Python: {ran.stderr[-200:]}")
+    assert ran.stdout == "None\n"
+    assert is_upper_in_use(tmp_path) is False
+    assert is_upper_in_use(root / "nothing") is None
