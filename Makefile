@@ -21,7 +21,7 @@ BENCHES := $(addprefix bench-,load pull mount resolve lookup storm read fuse cha
 
 # What makes the images of demo, tests and bench; and what tests and measurements compare with.
 IMAGE_TOOLS := mmdebstrap umoci skopeo
-TEST_TOOLS  := $(IMAGE_TOOLS) buildah podman containerd runc mkfs.erofs mkfs.ext4 mkfs.xfs getfattr getfacl setcap strace igzip openssl fusermount3 fuse-overlayfs docker-registry htpasswd /usr/bin/time
+TEST_TOOLS  := $(IMAGE_TOOLS) buildah podman containerd runc mkfs.erofs mkfs.ext4 mkfs.xfs mkfs.btrfs getfattr getfacl setcap strace igzip openssl fusermount3 fuse-overlayfs docker-registry htpasswd /usr/bin/time
 BENCH_TOOLS := $(TEST_TOOLS) unionfs zstd unpigz
 
 .DEFAULT_GOAL := help

@@ -226,6 +226,10 @@ class StoreError(LayerfsError):
         self.root = root
 
 
+class StoreFull(StoreError):
+    """The file system of the store, or a quota on it, leaves no room for what is to be written."""
+
+
 class StoreTooNew(StoreError):
     """A newer layerfs wrote this store with a feature that this one does not know."""
 

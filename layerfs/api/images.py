@@ -241,7 +241,7 @@ class ImagePart(StorePart):
             name = str(name.id)
         self._handle.database.refuse_contradictions()
         record = catalog.find_image(self._handle, name)
-        with self._handle.database.transaction():
+        with self._handle.database.transaction(frees=True):
             going, gone = catalog.remove_references(self._handle, record, name)
         if gone:
             return RemovedImage((going[0],), ())
@@ -254,7 +254,7 @@ class ImagePart(StorePart):
         from layerfs.store.gc import collect
 
         self._refuse_used(record)
-        with self._handle.database.transaction() as connection:
+        with self._handle.database.transaction(frees=True) as connection:
             if connection.execute("SELECT 1 FROM snapshot WHERE image = ?", (record.id,)).fetchone():
                 raise Conflict(f"image {record.digest.short} was just taken into use", reason="in-use")
             if going and catalog.remove_references(self._handle, record, name)[1]:

@@ -15,9 +15,10 @@ from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, TypeVar
 
-from layerfs.errors import IntegrityError, InvalidReference, StoreError, StoreReadOnly, StoreTooNew
+from layerfs.errors import IntegrityError, InvalidReference, StoreError, StoreFull, StoreReadOnly, StoreTooNew
 from layerfs.formats.digest import Digest
 from layerfs.linux.durable import fsync_directory
+from layerfs.store.room import block_size, give_up_spare, is_full, keep_spare
 from layerfs.store.schema import SCHEMA, SCHEMA_VERSION
 
 __all__ = ["Database", "stored_digest"]
@@ -37,8 +38,9 @@ _DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)
 #: The tables that say what is in use.
 _IN_USE = ("layer", "image_layer", "image", "name", "origin", "snapshot", "lease")
 
-#: Bytes kept for the day when the disk is full, what counts as full, and the room from which on they are set aside.
-_SPARE, _FULL, _PLENTY = 1 << 20, 256 << 10, 8 << 20
+#: SQLite makes room for the index of its log by one byte in each of these pages; where blocks are smaller, the others
+#: get none, and writing to them on a full disk ends the process (SIGBUS).
+_PAGE = 4096
 
 
 class _Cursor(sqlite3.Cursor):
@@ -71,11 +73,12 @@ class _Connection(sqlite3.Connection):
     Attributes:
         path: the file of the database.
         lock: held by whoever is inside SQLite with it: closing it then would pull the memory from under that thread.
-        begun: whether a transaction is under way, also if the disk is full and SQLite has ended it.
+        alone: whether nobody else can use the database meanwhile: it has the index of the log in memory, where the
+            disk has no room for it.
     """
 
     path = ""
-    begun = False
+    alone = False
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -88,10 +91,6 @@ class _Connection(sqlite3.Connection):
             except sqlite3.IntegrityError:
                 raise  # the caller explains what it means that rows contradict each other
             except _DAMAGE as error:
-                full = getattr(error, "sqlite_errorname", "").startswith(_NO_ROOM)
-                # Not in a transaction, which a full disk ends: the statement would count without the others.
-                if full and not self.begun and _tend_spare(self.path):
-                    return self.execute(sql, parameters)
                 raise _explain(self.path, error) from error
 
     def executemany(self, sql: str, rows: Iterable[Any], /) -> sqlite3.Cursor:
@@ -143,7 +142,7 @@ class Database:
         self._inherited: list[object] = []
         try:
             if not frozen:
-                _tend_spare(path)
+                keep_spare(path)
             self._prepare()
         except BaseException:
             self.close()
@@ -171,21 +170,12 @@ class Database:
     def _own(self) -> _Connection:
         self._leave_parent()
         found: _Connection | None = getattr(self._local, "connection", None)
+        if found is not None and found.alone and not found.in_transaction and not is_full(os.path.dirname(self._path)):
+            found.close()
+            found = None
         if found is None:
             self._refuse_closed()
-            source = self._path
-            if self.frozen:
-                from urllib.parse import quote  # noqa: PLC0415 - every other start does without
-
-                source = f"file:{quote(self._path)}?mode=ro&immutable=1"
-            try:
-                found = sqlite3.connect(
-                    source, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64,
-                    factory=_Connection, uri=self.frozen,
-                )  # fmt: skip
-            except sqlite3.Error as error:
-                raise _explain(self._path, error) from error
-            found.path = self._path
+            found = self._open()
             with self._guard:
                 # Loads start threads, and a store may be open for long: what a thread had open ends with it.
                 kept = []
@@ -199,30 +189,74 @@ class Database:
             if closed:  # meanwhile, and perhaps without knowing of this one
                 found.close()
                 self._refuse_closed()
-            found.execute("PRAGMA foreign_keys = ON")
-            found.execute(f"PRAGMA synchronous = {'FULL' if self._sync else 'OFF'}")
             self._local.connection = found
         return found
+
+    def _open(self) -> _Connection:
+        """Return a new connection, of which it is known that something can be read."""
+        root = os.path.dirname(self._path)
+        small = not self.frozen and block_size(root) < _PAGE and is_full(root)
+        for alone in (True,) if small else (False, True):
+            try:
+                return self._connect(alone=alone)
+            except StoreFull:
+                if self.frozen:
+                    raise
+        # A full XFS makes no file any more, not even an empty log.
+        give_up_spare(self._path)
+        return self._connect(alone=small)
+
+    def _connect(self, *, alone: bool) -> _Connection:
+        source = self._path
+        if self.frozen:
+            from urllib.parse import quote  # noqa: PLC0415 - every other start does without
+
+            source = f"file:{quote(os.fsencode(self._path))}?mode=ro"
+            if _is_at_rest(self._path):
+                source += "&immutable=1"
+        try:
+            made = sqlite3.connect(
+                source, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64,
+                factory=_Connection, uri=self.frozen,
+            )  # fmt: skip
+        except sqlite3.Error as error:
+            raise _explain(self._path, error) from error
+        made.path, made.alone = self._path, alone
+        try:
+            if alone:
+                made.execute("PRAGMA locking_mode = EXCLUSIVE")
+            made.execute("PRAGMA foreign_keys = ON")
+            made.execute(f"PRAGMA synchronous = {'FULL' if self._sync else 'OFF'}")
+            made.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
+        except BaseException:
+            made.close()
+            raise
+        return made
 
     def _refuse_closed(self) -> None:
         if self._closed:
             raise StoreError("the store is closed", root=os.path.dirname(self._path))
 
     @contextmanager
-    def transaction(self) -> Iterator[sqlite3.Connection]:
+    def transaction(self, *, frees: bool = False) -> Iterator[sqlite3.Connection]:
         """Run the block as one write transaction, on this thread's connection.
+
+        Args:
+            frees: whether it comes before something that makes room, and so may use what was set aside.
 
         Atomicity: all of the block's statements are visible and durable when it ends, or none if it raises.
 
         Raises:
-            StoreError: the database is busy for a minute, full, or damaged.
+            StoreFull: there is no room for it.
+            StoreError: the database is busy for a minute, or damaged.
         """
         connection = self._own()
         if not self.frozen:
-            _tend_spare(self._path)
+            keep_spare(self._path)
+            if frees:
+                give_up_spare(self._path)
         try:
             connection.execute("BEGIN IMMEDIATE")
-            connection.begun = True
             yield connection
             if os.getpid() == self._process:  # no child that comes out of the block as well
                 connection.execute("COMMIT")
@@ -234,8 +268,6 @@ class Database:
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
                 raise _explain(self._path, error) from error
             raise
-        finally:
-            connection.begun = False
 
     def refuse_contradictions(self, *, borrowed: bool = False) -> None:
         """Refuse to go on where an index differs from its table.
@@ -302,36 +334,12 @@ class Database:
             fsync_directory(os.path.dirname(self._path), sync=self._sync)
 
 
-def _tend_spare(database: str) -> bool:
-    """Keep a file that can be done without, and give it up when the disk is full; return whether that was done now.
-
-    SQLite cannot even read without room for the index of its log. A container that fills the disk would lock out all
-    verbs, those that make room among them.
-    """
-    path = f"{database}.spare"
-    with contextlib.suppress(OSError):
-        room = _room(os.path.dirname(database))
-        if room < _FULL:
-            os.unlink(path)
-            # A journal gives space back when it has committed.
-            fsync_directory(os.path.dirname(database))
-            return True
-        if room > _PLENTY and not os.path.exists(path):
-            fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
-            try:
-                os.posix_fallocate(fd, 0, _SPARE)
-            except OSError:
-                os.unlink(path)  # an empty one would count as there
-                raise
-            finally:
-                os.close(fd)
-    return False
-
-
-def _room(root: str) -> int:
-    """Return how many bytes any user can still write to the file system of a store."""
-    found = os.statvfs(root)
-    return found.f_bavail * found.f_frsize  # of the rest, ext4 keeps some even from root
+def _is_at_rest(path: str) -> bool:
+    """Return whether nothing is left in the log of a database, so that it is whole without it."""
+    try:
+        return os.stat(f"{path}-wal").st_size == 0
+    except FileNotFoundError:
+        return True
 
 
 def stored_digest(text: object) -> Digest:
@@ -350,8 +358,8 @@ def _explain(path: str, error: Exception) -> StoreError:
     root = os.path.dirname(path)
     text = str(error)
     name = getattr(error, "sqlite_errorname", "")
-    if name.startswith(_NO_ROOM) and _room(root) < _FULL:
-        return StoreError(
+    if name.startswith(_NO_ROOM) and is_full(root):
+        return StoreFull(
             f"no space left for the database of the store at {root}", root=root,
             hint="Free some on its file system, or remove a container or an image: layerfs rm, layerfs rmi.",
         )  # fmt: skip

@@ -122,7 +122,7 @@ def _remove_layer(handle: StoreHandle, layer: LayerRecord) -> int | None:
                 return None
             stack.callback(lock.release, remove=True)
         # From here on no load can take hold of it, neither for an image nor for its bytes.
-        with handle.database.transaction() as connection:
+        with handle.database.transaction(frees=True) as connection:
             if connection.execute(f"{_UNUSED} AND id = ?", (layer.id,)).fetchone() is None:
                 return None
             connection.execute("INSERT INTO lease VALUES (?, ?)", (COLLECTOR, layer.id))
@@ -134,7 +134,7 @@ def _remove_layer(handle: StoreHandle, layer: LayerRecord) -> int | None:
             return None
         # The files first: on a full disk this makes the room that the database needs to forget many rows.
         size = _remove_directory(handle, layer.diff_id)
-        with handle.database.transaction() as connection:
+        with handle.database.transaction(frees=True) as connection:
             connection.execute("DELETE FROM extent WHERE layer = ?", (layer.id,))
             connection.execute("DELETE FROM layer WHERE id = ?", (layer.id,))
         return size
@@ -142,7 +142,7 @@ def _remove_layer(handle: StoreHandle, layer: LayerRecord) -> int | None:
 
 def _free(handle: StoreHandle) -> None:
     """Let loads take the layer again that was to be removed, if it is still there."""
-    with handle.database.transaction() as connection:
+    with handle.database.transaction(frees=True) as connection:
         connection.execute("DELETE FROM lease WHERE owner = ?", (COLLECTOR,))
 
 

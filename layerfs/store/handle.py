@@ -131,7 +131,7 @@ def open_store(root: str, runroot: str, *, sync: bool = True) -> StoreHandle:
     except (FileExistsError, NotADirectoryError) as error:
         raise StoreError(f"{root} is no store: {error.strerror}: {error.filename}", root=root) from error
     except OSError as error:
-        if error.errno == EROFS and _is_at_rest(layout):
+        if error.errno == EROFS and _read_marker(layout):
             frozen = Database(layout.database, sync=sync, frozen=True, in_use=partial(_has_content, layout))
             return StoreHandle(layout, frozen, sync)
         message = f"cannot use the store at {root}: {error.strerror}"
@@ -139,16 +139,6 @@ def open_store(root: str, runroot: str, *, sync: bool = True) -> StoreHandle:
             raise StoreReadOnly(message, root=root, hint="Run as its owner, or name another --root.") from error
         raise StoreError(message, root=root) from error
     return StoreHandle(layout, database, sync)
-
-
-def _is_at_rest(layout: Layout) -> bool:
-    """Return whether there is a store whose database has nothing left in its log, and so is whole without it."""
-    if not _read_marker(layout):
-        return False
-    try:
-        return os.stat(f"{layout.database}-wal").st_size == 0
-    except FileNotFoundError:
-        return True
 
 
 def _refuse_stranger(root: str) -> None:

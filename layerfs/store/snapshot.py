@@ -8,7 +8,7 @@ import sqlite3
 import time
 from dataclasses import dataclass
 
-from layerfs.errors import Conflict, IntegrityError, InvalidReference, NotFound
+from layerfs.errors import Conflict, IntegrityError, InvalidReference, NotFound, StoreFull
 from layerfs.formats.digest import Digest
 from layerfs.linux.disk_use import tree_disk
 from layerfs.linux.durable import fsync_directory
@@ -175,10 +175,14 @@ def keeps_owners(upper: str | os.PathLike[str]) -> bool:
 def remove_snapshot(handle: StoreHandle, snapshot: Snapshot) -> None:
     """Remove a container and everything written in it. It must not be mounted, and its lock is held.
 
-    Atomicity: it is no longer listed before its files go; a crash leaves files that :func:`sweep_snapshots` removes.
+    Atomicity: it is no longer listed before its files go; a crash leaves files that :func:`sweep_snapshots` removes. On
+    a disk without room for that what was written goes first: a crash leaves a container that can only be removed.
     """
-    with handle.database.transaction() as connection:
-        connection.execute("DELETE FROM snapshot WHERE id = ?", (snapshot.id,))
+    try:
+        _delete(handle, snapshot)
+    except StoreFull:
+        remove_tree(handle.layout.upper(snapshot.id), missing_ok=True, unprotect=True)
+        _delete(handle, snapshot)
     remove_tree(handle.layout.snapshot(snapshot.id), missing_ok=True, unprotect=True)
 
 
@@ -209,6 +213,11 @@ def sweep_snapshots(handle: StoreHandle) -> int:
         finally:
             lock.release(remove=True)
     return freed
+
+
+def _delete(handle: StoreHandle, snapshot: Snapshot) -> None:
+    with handle.database.transaction(frees=True) as connection:
+        connection.execute("DELETE FROM snapshot WHERE id = ?", (snapshot.id,))
 
 
 def _insert(handle: StoreHandle, identifier: str, image: ImageRecord, name: str | None) -> Snapshot:

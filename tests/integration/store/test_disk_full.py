@@ -8,7 +8,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.api import Store
-from layerfs.errors import StoreError
+from layerfs.errors import StoreError, StoreFull
 from tests.image_builder import TestImage, docker_old, entry, layer, noise, oci, outer, pipe, write_layout
 from tests.integration.store.conftest import Mount
 from tests.store_audit import assert_clean, assert_whole, contents
@@ -117,9 +117,11 @@ def test_a_store_that_is_open_while_the_disk_fills_can_still_make_room(mount: Mo
         with open(disk / "file", "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
             while True:
                 file.write(bytes(4096))
-        for _ in range(40):  # until the log of the database has to grow
-            store.tag("kept:1", "kept:2")
-            store.remove_image("kept:2")
-        store.remove_image("kept:1")
+        with pytest.raises(StoreFull):
+            for number in range(400):  # until the log of the database has to grow
+                store.tag("kept:1", f"kept:{number + 2}")
+        assert (disk / "store/store.db.spare").exists()
+        (image,) = store.images()
+        store.remove_image(image, force=True)
         os.unlink(disk / "file")
         assert store.images() == []

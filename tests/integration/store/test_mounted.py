@@ -17,7 +17,7 @@ from pathlib import Path
 import pytest
 
 from layerfs.api import Store
-from layerfs.errors import BackendUnavailable, Conflict, MountError, NotFound, StoreReadOnly
+from layerfs.errors import BackendUnavailable, Conflict, MountError, NotFound, StoreFull, StoreReadOnly
 from layerfs.formats.digest import Digest
 from layerfs.formats.erofs.reader import Tree
 from layerfs.linux.mount_api import umount
@@ -551,6 +551,81 @@ def test_a_container_that_fills_the_disk_can_be_removed(mount: Mount, tmp_path: 
             store.load(pipe(outer(oci(BORROWER))))
             assert_whole(store)
         assert (disk / "store" / "store.db.spare").exists()
+    finally:
+        if target.is_mount():
+            umount(target)
+
+
+@pytest.mark.needs_overlay
+@pytest.mark.parametrize(
+    "kind", [["ext4", "-m0"], ["ext4", "-m0", "-b1024"], ["btrfs", "-f"]], ids=["ext4", "small blocks", "btrfs"]
+)
+def test_a_full_disk_is_looked_at_and_emptied_without_what_was_set_aside(
+    mount: Mount, tmp_path: Path, kind: list[str]
+) -> None:
+    disk_file, target = tmp_path / "disk", tmp_path / "target"
+    with disk_file.open("wb") as file:
+        file.truncate(150 << 20)
+    subprocess.run([f"mkfs.{kind[0]}", "-q", *kind[1:], disk_file], check=True, capture_output=True)
+    disk = mount(disk_file, kind[0], "loop")
+    target.mkdir()
+    with Store.open(disk / "store", sync=False) as store:
+        store.load(pipe(outer(oci(DONOR))))
+        store.mount("donor:1", target, name="box")
+    try:
+        _fill(target / "big")
+        with Store.open(disk / "store", sync=False) as store:
+            assert [box.target for box in store.containers()] == [str(target)]
+        assert (disk / "store/store.db.spare").exists(), "whoever goes on writing would have it now"
+        (disk / "store/store.db.spare").unlink()
+        _fill(disk / "eaten")
+        code = (
+            "import sys; from layerfs.api import Store\n"
+            "with Store.open(sys.argv[1], sync=False) as store: store.remove_container('box', force=True)"
+        )
+        subprocess.run([sys.executable, "-c", code, disk / "store"], check=True)
+        with Store.open(disk / "store", sync=False) as store:
+            assert store.containers() == []
+            store.remove_image("donor:1")
+            (disk / "eaten").unlink()
+            assert_whole(store)
+    finally:
+        if target.is_mount():
+            umount(target)
+
+
+@pytest.mark.needs_overlay
+def test_a_quota_is_a_full_disk(mount: Mount, tmp_path: Path) -> None:
+    disk_file, target = tmp_path / "disk", tmp_path / "target"
+    with disk_file.open("wb") as file:
+        file.truncate(300 << 20)
+    subprocess.run(["mkfs.btrfs", "-q", "-f", disk_file], check=True, capture_output=True)
+    disk = mount(disk_file, "btrfs", "loop")
+    for words in (["quota", "enable", disk], ["subvolume", "create", disk / "volume"]):
+        subprocess.run(["btrfs", *words], check=True, capture_output=True)
+    root = disk / "volume/store"
+    target.mkdir()
+    with Store.open(root, sync=False) as store:
+        store.load(pipe(outer(oci(DONOR))))
+        store.mount("donor:1", target, name="box")
+    try:
+        subprocess.run(["btrfs", "qgroup", "limit", "20M", disk / "volume"], check=True, capture_output=True)
+        _fill(target / "big")
+        with Store.open(root, sync=False) as store:
+            store.umount("box")
+            store.mount("donor:1", target, name="box")
+        (root / "store.db.spare").unlink(missing_ok=True)
+        os.sync()
+        _fill(target / "more")
+        os.sync()
+        with pytest.raises(StoreFull), Store.open(root, sync=False) as store:
+            store.tag("donor:1", "another:1")
+        (target / "more").unlink()
+        os.sync()
+        with Store.open(root, sync=False) as store:
+            store.umount("box")
+            store.remove_container("box")
+            assert_whole(store)
     finally:
         if target.is_mount():
             umount(target)
