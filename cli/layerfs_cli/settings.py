@@ -65,9 +65,9 @@ class Settings:
             return root, None
         if os.geteuid() == 0:
             return root, "/run/layerfs"
-        run = _xdg("XDG_RUNTIME_DIR")
+        run = _xdg("XDG_RUNTIME_DIR") or _own_runtime_directory()
         if run is None:
-            self.log("warning", f"XDG_RUNTIME_DIR is not set; mounts are recorded in {os.path.join(root, 'run')}")
+            self.log("warning", f"there is no XDG_RUNTIME_DIR; mounts are recorded in {os.path.join(root, 'run')}")
             return root, None
         return root, os.path.join(run, "layerfs")
 
@@ -185,7 +185,18 @@ def _default_root() -> str:
     if os.geteuid() == 0:
         return "/var/lib/layerfs"
     data = _xdg("XDG_DATA_HOME") or os.path.join(os.path.expanduser("~"), ".local", "share")
+    if not os.path.isabs(data):
+        raise click.UsageError(f"HOME is no absolute path ({data!r:.100}); name the store with --root")
     return os.path.join(data, "layerfs")
+
+
+def _own_runtime_directory() -> str | None:
+    """Return the directory that a login sets XDG_RUNTIME_DIR to: cron and su do not, and would miss its mounts."""
+    place = f"/run/user/{os.geteuid()}"
+    try:
+        return place if os.stat(place).st_uid == os.geteuid() else None
+    except OSError:
+        return None
 
 
 def _xdg(name: str) -> str | None:

@@ -99,16 +99,18 @@ class ContainerPart(StorePart):
                 )  # fmt: skip
         from layerfs.mount.fuse.start import clear_dead
         from layerfs.mount.image import mount_image
-        from layerfs.mount.mounted import container_lock, refuse_mounted
+        from layerfs.mount.mounted import container_lock, records_of, refuse_mounted
 
         if target is not None:
             clear_dead(target)
         if target is not None and not os.path.isdir(target):
-            problem = "is not a directory" if os.path.lexists(target) else "does not exist"
-            raise MountError(f"target {os.fspath(target)} {problem}", hint="Make it first with: mkdir -p")
+            if os.path.lexists(target):
+                raise MountError(f"target {os.fspath(target)} is not a directory")
+            raise MountError(f"target {os.fspath(target)} does not exist", hint="Make it first with: mkdir -p")
         with callbacks() as own_functions, self._writing("mount", hint=_WITH_RUNROOT if read_only else _ON_READ_ONLY):
             check = own_functions.check(check)
             if snapshot is None and not read_only:
+                records_of(self._handle).require()
                 snapshot, made = create_snapshot(self._handle, record, name), True
             place, own = target or "", False
             try:

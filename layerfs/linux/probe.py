@@ -15,9 +15,9 @@ from collections.abc import Callable
 from dataclasses import dataclass
 
 from layerfs.linux.mount_api import fsconfig_create, fsconfig_fd, fsconfig_flag, fsconfig_string, fsopen
-from layerfs.linux.process import has_sys_admin, in_initial_user_namespace
+from layerfs.linux.process import has_sys_admin, in_initial_user_namespace, may_gain_sys_admin
 
-__all__ = ["Feature", "feature"]
+__all__ = ["Feature", "feature", "get_privilege"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -57,6 +57,13 @@ def feature(name: str) -> Feature:
         raise ValueError(f"unknown feature: {name}") from None
     usable, reason = probe()
     return Feature(name, usable, reason)
+
+
+def get_privilege() -> str:
+    """Say how a process gets CAP_SYS_ADMIN that lacks it: root does so in a container."""
+    if os.geteuid() == 0:
+        return "start the container with --cap-add SYS_ADMIN --device /dev/fuse"
+    return "run as root"
 
 
 def _probe_privilege() -> tuple[bool, str]:
@@ -152,6 +159,8 @@ def _probe_fuse() -> tuple[bool, str]:
 
         if which("fusermount3") is None:
             return False, "fusermount3 is not installed"
+        if not may_gain_sys_admin():
+            return False, "fusermount3 gains no privileges here (no_new_privs, or a container without CAP_SYS_ADMIN)"
     return True, "/dev/fuse can be opened"
 
 

@@ -15,6 +15,7 @@ __all__ = [
     "is_group_here",
     "is_user_here",
     "may_administer",
+    "may_gain_sys_admin",
     "may_give_away",
     "sees_all_processes",
     "start_of",
@@ -64,6 +65,13 @@ def has_sys_admin(pid: int | Literal["self"] = "self") -> bool:
     with open(f"/proc/{pid}/status", "rb") as file:
         line = next((line for line in file if line.startswith(b"CapEff:")), b":0")
     return bool(int(line.partition(b":")[2], 16) >> _CAP_SYS_ADMIN & 1)
+
+
+def may_gain_sys_admin() -> bool:
+    """Return whether a set-user-ID program of root that this process starts can have CAP_SYS_ADMIN."""
+    with open("/proc/self/status", "rb") as file:
+        fields = dict(line.split(b":", 1) for line in file if b":" in line)
+    return int(fields.get(b"CapBnd", b"-1"), 16) >> _CAP_SYS_ADMIN & 1 == 1 and not int(fields.get(b"NoNewPrivs", b"0"))
 
 
 def is_user_here(uid: int) -> bool:

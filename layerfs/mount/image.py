@@ -29,7 +29,7 @@ from layerfs.mount.mounted import (
     wait_until_free,
 )
 from layerfs.mount.option import MountOptions
-from layerfs.mount.overlay import mount_directories, mount_merged
+from layerfs.mount.overlay import mount_directories, mount_merged, refuse_file_system
 from layerfs.mount.record import MountRecord, MountRecords
 from layerfs.mount.unmount import unmount
 from layerfs.mount.unpack import apply_attributes
@@ -114,7 +114,10 @@ def mount_image(
             except BackendUnavailable as error:
                 # What the kernel can do, it may not do on the file system of this store.
                 reason = next(iter(error.reasons.values()), str(error))
-                status = choose_backend(backend, lower, tried=[replace(status, usable=False, reason=reason)])
+                tried = [replace(status, usable=False, reason=reason)]
+                if len(error.reasons) > 1:  # with images and directories
+                    tried = [replace(tried[0], lower=kind) for kind in ("erofs", "dirs")]
+                status = choose_backend(backend, lower, tried=tried)
                 mount_id, pid = make(status)
             return records.add(
                 target=place, mount_id=mount_id, image_id=str(image.digest), image_name=names[0] if names else None,
@@ -163,6 +166,8 @@ def _mount(
 ) -> tuple[int, int | None]:
     """Mount in one way; return the kernel's number of the mount, and the process that serves it, if one does."""
     if status.lower == "dirs":
+        if upper is not None:
+            refuse_file_system(upper, f"mount at {place}")  # before anything is unpacked
         lowers = unpacked_directories(handle, image, tree, check)
         number = mount_directories(
             lowers, place, upper=upper, work=work, read_only=read_only, options=options,

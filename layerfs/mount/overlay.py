@@ -23,11 +23,11 @@ from layerfs.errors import BackendUnavailable, Conflict, MountError
 from layerfs.formats.whiteout import mark_prefix
 from layerfs.linux.mount_api import move_mount
 from layerfs.linux.mountinfo import find_upper_mount, mount_id, read_mounts
-from layerfs.linux.probe import feature
+from layerfs.linux.probe import feature, get_privilege
 from layerfs.mount.detached import DetachedOverlay, ErofsImage, open_directories
 from layerfs.mount.option import MountOptions
 
-__all__ = ["MAX_LOWERS", "mount_directories", "mount_merged"]
+__all__ = ["MAX_LOWERS", "mount_directories", "mount_merged", "refuse_file_system"]
 
 StrPath = str | os.PathLike[str]
 
@@ -38,8 +38,12 @@ _BACKEND = "overlay"
 
 #: Seconds that mounting may wait for another mount of the same upper directory that is being made.
 _PATIENCE = 5.0
+#: How the kernel says that it does not write to a directory.
+_REFUSED = frozenset({errno.EINVAL, errno.EROFS, errno.EOPNOTSUPP})
 #: File systems without what an upper directory needs: whiteouts, trusted xattrs or temporary files.
-_NEVER_UPPER = frozenset({"overlay", "nfs", "nfs4", "cifs", "smb3", "9p", "vfat", "exfat", "fuseblk", "proc", "sysfs"})
+_NEVER_UPPER = frozenset(
+    {"overlay", "nfs", "nfs4", "cifs", "smb3", "9p", "vfat", "exfat", "fuse", "fuseblk", "proc", "sysfs"}
+)
 _DIRECTORY = os.O_PATH | os.O_DIRECTORY | os.O_CLOEXEC
 _DEFAULT = MountOptions()
 
@@ -272,6 +276,8 @@ def _attach(
             reason = _refused_upper(overlay.upper, overlay.work, err)
         if reason is not None:
             raise MountError(f"cannot {what}: {reason}", errno=err.errno, backend=_BACKEND) from err
+        if overlay is not None and overlay.upper is not None and err.errno in _REFUSED:
+            refuse_file_system(overlay.upper, what)
         raise _failure(f"cannot {what}", err) from err
     try:
         number = mount_id(mount)
@@ -285,7 +291,7 @@ def _attach(
 
 def _refused_upper(upper: str, work: str, err: OSError) -> str | None:
     """Say what is wrong with an upper and work directory, which overlayfs tells only the kernel's log."""
-    if err.errno not in {errno.EINVAL, errno.EROFS, errno.EOPNOTSUPP}:
+    if err.errno not in _REFUSED:
         return None
     numbers = []
     for path in (upper, work):
@@ -304,9 +310,32 @@ def _refused_upper(upper: str, work: str, err: OSError) -> str | None:
     for entry in read_mounts(numbers=numbers[:1]):
         if "ro" in entry.options:
             return f"upper directory {upper} lies on {entry.target}, which is read-only"
-        if entry.fstype in _NEVER_UPPER:
-            return f"upper directory {upper} lies on {entry.fstype}, which overlayfs cannot use for it"
     return None
+
+
+def refuse_file_system(upper: str, what: str) -> None:
+    """Refuse an upper directory on a file system that overlayfs cannot write to.
+
+    Args:
+        upper: the directory.
+        what: cannot be done then.
+
+    Raises:
+        BackendUnavailable: it lies on one.
+        OSError: it cannot be looked at.
+    """
+    fd = os.open(upper, _DIRECTORY)
+    try:
+        number = mount_id(fd)
+    finally:
+        os.close(fd)
+    for entry in read_mounts(numbers=(number,)):
+        if entry.fstype in _NEVER_UPPER or entry.fstype.startswith("fuse."):
+            reason = f"upper directory {upper} lies on {entry.fstype}, which overlayfs cannot use for it"
+            raise BackendUnavailable(
+                f"cannot {what}: {reason}", reasons={_BACKEND: reason, f"{_BACKEND} (lower=dirs)": reason},
+                hint="Put it on another file system; in a container, on a volume.",
+            )  # fmt: skip
 
 
 def _failure(what: str, err: OSError) -> MountError:
@@ -321,7 +350,7 @@ def _failure(what: str, err: OSError) -> MountError:
                 return BackendUnavailable(
                     f"{what}: {found.reason}",
                     reasons={_BACKEND: found.reason},
-                    hint="run as root" if name == "privilege" else "see layerfs info for what works here",
+                    hint=get_privilege() if name == "privilege" else "see layerfs info for what works here",
                 )
     if err.errno == errno.ENOTBLK:  # tmpfs, say
         return BackendUnavailable(f"{what}: {text}", reasons={_BACKEND: text})

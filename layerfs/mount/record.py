@@ -14,7 +14,6 @@ lies in memory, and a record means nothing after a reboot.
 
 from __future__ import annotations
 
-import contextlib
 import dataclasses
 import errno
 import json
@@ -25,7 +24,7 @@ from dataclasses import dataclass
 from types import NoneType
 from typing import Any
 
-from layerfs.errors import MountError
+from layerfs.errors import MountError, StoreReadOnly
 from layerfs.formats.digest import Digest
 from layerfs.linux.durable import write_document
 from layerfs.linux.mountinfo import Holder, MountEntry, find_holders, read_mounts
@@ -187,7 +186,7 @@ class MountRecords:
             while any process lives in that namespace.
 
         Raises:
-            OSError: EACCES for the directory; a missing directory is no error.
+            StoreReadOnly: no permission for the directory; a missing one is no error.
 
         Blocking: reads one small file per mount and the mount table; with a record of another namespace also one link
             per process.
@@ -204,6 +203,14 @@ class MountRecords:
             elif not current.detached:
                 found.append(current)
         return sorted(found, key=lambda record: (record.created, record.id))
+
+    def require(self) -> None:
+        """Refuse a directory that cannot be looked into, before anything is done that would have to be recorded.
+
+        Raises:
+            StoreReadOnly: no permission for it.
+        """
+        self._known()
 
     def detach(self, record: MountRecord) -> None:
         """Note that a mount was unmounted lazily; it is forgotten at once when nobody uses it.
@@ -258,10 +265,15 @@ class MountRecords:
             record_id: ID of its record; it is fine if it is gone.
 
         Raises:
-            OSError: EACCES, EROFS.
+            OSError: EACCES. Where nothing can be written it stays, and is passed over.
         """
-        with contextlib.suppress(FileNotFoundError, IsADirectoryError):
+        try:
             os.unlink(self._path(record_id))
+        except (FileNotFoundError, IsADirectoryError):
+            pass
+        except OSError as error:
+            if error.errno != errno.EROFS:
+                raise
 
     def _path(self, record_id: str) -> str:
         """Return the path of a record."""
@@ -279,6 +291,12 @@ class MountRecords:
             names = [name for name in os.listdir(self.directory) if name.endswith(_SUFFIX) and name[0] != "."]
         except FileNotFoundError:
             return []
+        except PermissionError as error:
+            run = os.path.dirname(self.directory)
+            raise StoreReadOnly(
+                f"cannot look into the run root {run}: {error.strerror}", root=run,
+                hint="Name another one with --runroot; for users it is $XDG_RUNTIME_DIR/layerfs.",
+            ) from error  # fmt: skip
         records = []
         for name in names:
             record = self._read(name)

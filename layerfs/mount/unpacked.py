@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import errno
 import os
 from collections.abc import Callable
 
+from layerfs.errors import MountError
 from layerfs.formats.digest import chain_id
 from layerfs.formats.erofs.reader import Tree
 from layerfs.mount.overlay import MAX_LOWERS
@@ -35,10 +37,15 @@ def unpacked_directories(
     layers = image_layers(handle, image)
     trees = [open_layer_tree(handle, layer.diff_id) for layer in layers]
     if 0 < len(layers) < MAX_LOWERS and is_stackable(trees):
-        paths = []
-        for layer, own in zip(layers, trees, strict=True):
-            paths.append(unpack_tree(handle, own, handle.layout.unpacked(layer.diff_id), check))
-        return paths[::-1]
+        try:
+            return [
+                unpack_tree(handle, own, handle.layout.unpacked(layer.diff_id), check)
+                for layer, own in zip(layers, trees, strict=True)
+            ][::-1]
+        except MountError as error:
+            if error.errno != errno.EPERM:
+                raise
+            # On an overlay, which takes no whiteouts; the merged tree has none.
     # Some layers only mean what they mean on top of the others: then the whole image is one directory.
     chain = chain_id([layer.diff_id for layer in layers])
     return [unpack_tree(handle, tree, handle.layout.unpacked_merged(chain), check)]

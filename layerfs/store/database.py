@@ -29,6 +29,9 @@ T = TypeVar("T")
 _BUSY_TIMEOUT = 60.0
 
 
+#: Bytes of a path that SQLite opens (MAX_PATHNAME of its os_unix.c).
+_MAX_PATH = 512
+
 #: What SQLite says when the disk is full, in the middle of whatever it does.
 _NO_ROOM = ("SQLITE_FULL", "SQLITE_IOERR", "SQLITE_CANTOPEN")
 
@@ -374,6 +377,11 @@ def _explain(path: str, error: Exception) -> StoreError:
         except OSError as found:
             if found.errno in (errno.EMFILE, errno.ENFILE):
                 return StoreError(f"cannot open the database of the store at {root}: {found.strerror}", root=root)
+    if "unable to open" in text and len(os.fsencode(path)) + len("-journal") > _MAX_PATH:
+        return StoreError(
+            f"the path of the store has {len(os.fsencode(root))} bytes; SQLite takes {_MAX_PATH - 20}", root=root,
+            hint="Choose a place with a shorter path.",
+        )  # fmt: skip
     if "readonly" in text or "unable to open" in text:
         return StoreReadOnly(f"cannot write the store at {root}: {text}", root=root, hint="Check its permissions.")
     return StoreError(f"store database at {root}: {text}", root=root)

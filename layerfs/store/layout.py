@@ -130,7 +130,12 @@ class Layout:
         Raises:
             OSError: as mkdir; ENOTEMPTY for a directory with something else in it, which is left as it is.
         """
-        new = not os.path.isdir(self.root)
+        try:
+            new = False
+            if not stat.S_ISDIR(os.stat(self.root).st_mode):
+                raise NotADirectoryError(errno.ENOTDIR, os.strerror(errno.ENOTDIR), self.root)
+        except FileNotFoundError:
+            new = True
         if not new and not os.path.exists(self.marker) and not self._may_become_store():
             raise OSError(errno.ENOTEMPTY, "directory is not empty, and no store", self.root)
         os.makedirs(self.root, mode=0o700, exist_ok=True)

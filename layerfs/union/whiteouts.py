@@ -46,6 +46,9 @@ class Whiteouts:
         name = temporary()
         try:
             self._make(name, work)
+            os.stat(name, dir_fd=work, follow_symlinks=False)
+        except FileNotFoundError as error:  # fuse-overlayfs: it has whiteouts of its own, and nobody sees them
+            raise OSError(errno.EOPNOTSUPP, "the file system of the upper directory keeps no whiteouts") from error
         except OSError as error:
             if error.errno not in {errno.EPERM, errno.EOPNOTSUPP}:
                 raise

@@ -246,7 +246,7 @@ def test_no_privilege(shell: Shell, image: Built) -> None:
         loaded = as_nobody(shell, home, "load", "-q", "-i", str(archive))
         assert loaded.stdout == f"{image.id}\n", loaded.stderr
         assert (home / ".local/share/layerfs/store.db").exists()
-        assert loaded.stderr.startswith("layerfs: warning: XDG_RUNTIME_DIR is not set")
+        assert loaded.stderr.startswith("layerfs: warning: there is no XDG_RUNTIME_DIR")
         mounted = as_nobody(shell, home, "-q", "mount", "--backend", "overlay", "--read-only", image.id)
         assert mounted.returncode == 8
         error, hint = mounted.stderr.splitlines()

@@ -6,6 +6,7 @@ import io
 import json
 import os
 from pathlib import Path
+from unittest.mock import Mock
 
 import click
 import pytest
@@ -280,9 +281,22 @@ def test_places(monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[s
     monkeypatch.setenv("HOME", "/home/u")
     monkeypatch.setenv("XDG_DATA_HOME", "relative/ignored")
     monkeypatch.delenv("XDG_RUNTIME_DIR", raising=False)
-    monkeypatch.setattr(os, "geteuid", lambda: 1000)
+    monkeypatch.setattr(os, "geteuid", lambda: 4_000_000_000)
     assert Settings().place() == ("/home/u/.local/share/layerfs", None)
-    assert "XDG_RUNTIME_DIR is not set" in capsys.readouterr().err
+    assert "there is no XDG_RUNTIME_DIR" in capsys.readouterr().err
+    status = os.stat
+    monkeypatch.setattr(
+        os,
+        "stat",
+        lambda path, **options: (
+            Mock(st_uid=4_000_000_000) if path == "/run/user/4000000000" else status(path, **options)
+        ),
+    )
+    assert Settings().place() == ("/home/u/.local/share/layerfs", "/run/user/4000000000/layerfs")
+    monkeypatch.setattr(os, "stat", status)
+    monkeypatch.setenv("HOME", "relative")
+    with pytest.raises(click.UsageError, match="--root"):
+        Settings().place()
     monkeypatch.setenv("XDG_DATA_HOME", "/data")
     monkeypatch.setenv("XDG_RUNTIME_DIR", "/run/user/1000")
     assert Settings().place() == ("/data/layerfs", "/run/user/1000/layerfs")

@@ -601,8 +601,8 @@ def test_a_quota_is_a_full_disk(mount: Mount, tmp_path: Path) -> None:
         file.truncate(300 << 20)
     subprocess.run(["mkfs.btrfs", "-q", "-f", disk_file], check=True, capture_output=True)
     disk = mount(disk_file, "btrfs", "loop")
-    for words in (["quota", "enable", disk], ["subvolume", "create", disk / "volume"]):
-        subprocess.run(["btrfs", *words], check=True, capture_output=True)
+    for words in (f"quota enable {disk}", f"subvolume create {disk}/volume"):
+        subprocess.run(["btrfs", *words.split()], check=True, capture_output=True)
     root = disk / "volume/store"
     target.mkdir()
     with Store.open(root, sync=False) as store:

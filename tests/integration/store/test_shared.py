@@ -2,22 +2,24 @@
 
 from __future__ import annotations
 
+import errno
 import json
 import os
 import shutil
 import subprocess
 import sys
 from collections.abc import Iterator, Mapping
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import pytest
 
 from layerfs.api import Store
-from layerfs.errors import MountError, NotFound
+from layerfs.errors import BackendUnavailable, MountError, NotFound, StoreError
 from layerfs.linux.mount_api import umount
 from layerfs.linux.upper_use import is_upper_in_use
-from tests.image_builder import TestImage, layer, oci, outer, pipe
+from tests.image_builder import TestImage, entry, layer, oci, outer, pipe
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay, pytest.mark.needs_fuse]
 
@@ -92,9 +94,10 @@ def root(tmp_path: Path) -> Iterator[Path]:
     with Store.open(tmp_path / "store", sync=False) as store:
         store.load(pipe(outer(oci(IMAGE))))
     yield tmp_path / "store"
-    for name in ("target", "other"):
-        while (tmp_path / name).is_mount():
-            umount(tmp_path / name)
+    for name in ("target", "other", "merged"):
+        with suppress(OSError):  # until nothing is mounted there: a bind mount does not look like one
+            while True:
+                umount(tmp_path / name, lazy=True)
 
 
 @pytest.mark.parametrize("backend", ["overlay", "fuse"])
@@ -188,3 +191,86 @@ def test_who_may_not_look_is_told_nothing(root: Path, tmp_path: Path) -> None:
     assert ran.stdout == "None\n"
     assert is_upper_in_use(tmp_path) is False
     assert is_upper_in_use(root / "nothing") is None
+
+
+def _without(capabilities: str, *words: str | Path) -> subprocess.CompletedProcess[str]:
+    """Run a command of layerfs as root of a container that lacks capabilities."""
+    program = [sys.executable, "-c", "from layerfs_cli.main import main; main()", *(os.fspath(word) for word in words)]
+    return subprocess.run(
+        ["setpriv", f"--bounding-set={capabilities}", f"--inh-caps={capabilities}", *program],
+        check=False, capture_output=True, text=True,
+    )  # fmt: skip
+
+
+def test_root_of_a_container_is_told_what_the_container_lacks(root: Path, tmp_path: Path) -> None:
+    ran = _without("-sys_admin", "--root", root, "mount", "app:1", tmp_path / "target")
+    assert ran.returncode == 8, ran.stderr
+    assert ran.stderr.endswith("hint: start the container with --cap-add SYS_ADMIN --device /dev/fuse\n")
+
+
+def test_a_store_on_an_overlay(root: Path, tmp_path: Path) -> None:
+    """As in a container without a volume: overlays take no upper directory, and no whiteouts, of an overlay."""
+    for name in ("lower", "upper", "work", "merged"):
+        (tmp_path / name).mkdir()
+    options = ",".join(f"{key}dir={tmp_path / key}" for key in ("lower", "upper", "work"))
+    subprocess.run(["mount", "-t", "overlay", "none", tmp_path / "merged", "-o", options], check=True)
+    shutil.copytree(root, tmp_path / "merged/store")
+    shutil.rmtree(tmp_path / "merged/store")
+    above = layer([entry("etc/.wh.one"), entry("etc/two", b"2")])
+    with Store.open(tmp_path / "merged/store", sync=False) as store:
+        store.load(pipe(outer(oci(TestImage([*IMAGE.layers, above], ["app:1"])))))
+        with pytest.raises(BackendUnavailable, match="lies on overlay") as caught:
+            store.mount("app:1", tmp_path / "target", backend="overlay", lower="dirs")
+        assert caught.value.hint == "use --backend fuse"
+        assert store.containers() == []
+        assert not list((tmp_path / "merged/store/unpacked/sha256").iterdir())
+        store.mount("app:1", tmp_path / "target", backend="overlay", lower="dirs", read_only=True)
+        assert os.listdir(tmp_path / "target/etc") == ["two"]
+        store.umount(tmp_path / "target")
+        assert store.mount("app:1", tmp_path / "target").backend == "fuse"
+        store.umount(tmp_path / "target")
+
+
+def test_a_run_root_of_somebody_else_is_told_before_a_container_is_made(root: Path, tmp_path: Path) -> None:
+    with Store.open(root, sync=False) as store:
+        store.mount("app:1", tmp_path / "target", name="first")
+        store.umount("first")
+    words: list[str | Path] = ["--root", root, "mount", "--name", "box", "app:1", tmp_path / "target"]
+    os.chmod(root / "run/mounts", 0)
+    ran = _without("-dac_override,-dac_read_search", *words)
+    os.chmod(root / "run/mounts", 0o700)
+    assert ran.returncode == 7, ran.stderr
+    assert "cannot look into the run root" in ran.stderr
+    assert "--runroot" in ran.stderr
+    with Store.open(root, sync=False) as store:
+        assert [box.name for box in store.containers()] == ["first"]
+
+
+def test_a_store_that_is_written_to_is_read_through_a_read_only_mount(root: Path, tmp_path: Path) -> None:
+    subprocess.run(["mount", "--bind", root, tmp_path / "other"], check=True)
+    subprocess.run(["mount", "-o", "remount,ro,bind", tmp_path / "other"], check=True)
+    with Store.open(root, sync=False) as writer:
+        writer.tag("app:1", "app:2")
+        assert (root / "store.db-wal").stat().st_size
+        with Store.open(tmp_path / "other", runroot=tmp_path / "run") as reader:
+            assert len(reader.images()[0].names) == 2
+
+
+def test_what_the_kernel_says_of_a_place_that_cannot_be_looked_at(monkeypatch: pytest.MonkeyPatch, root: Path) -> None:
+    status = os.stat
+
+    def broken(path: str, **options: Any) -> os.stat_result:
+        if os.fspath(path) == os.fspath(root):
+            raise OSError(errno.EIO, os.strerror(errno.EIO), path)
+        return status(path, **options)
+
+    monkeypatch.setattr(os, "stat", broken)
+    with pytest.raises(StoreError, match="Input/output error"):
+        Store.open(root)
+
+
+def test_a_path_that_is_too_long_for_the_database(tmp_path: Path) -> None:
+    place = tmp_path.joinpath(*["d" * 100] * 5)
+    place.mkdir(parents=True)
+    with pytest.raises(StoreError, match="SQLite takes"):
+        Store.open(place / "store")
