@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any
 
+from layerfs.formats.platform import Platform
+
 __all__ = ["DeepShape", "compressible", "files_layer", "stack_on", "write_deep", "write_image", "write_images"]
 
 #: 2024-01-01: one time for all members, so that the same shape gives the same bytes.
@@ -83,7 +85,7 @@ def _image(
     created = "2024-01-01T00:00:00Z"
     config = {
         "created": created,
-        "architecture": "amd64",
+        "architecture": Platform.host().architecture,
         "os": "linux",
         "config": {"Cmd": ["/bin/true"]},
         "rootfs": {"type": "layers", "diff_ids": diff_ids},
@@ -97,7 +99,7 @@ def _image(
     }
     entry = put(json.dumps(manifest).encode(), "application/vnd.oci.image.manifest.v1+json")
     entry["annotations"] = {"org.opencontainers.image.ref.name": reference}
-    entry["platform"] = {"architecture": "amd64", "os": "linux"}
+    entry["platform"] = {"architecture": Platform.host().architecture, "os": "linux"}
     return entry
 
 

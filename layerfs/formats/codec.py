@@ -8,10 +8,9 @@ Sources: RFC 1952 (gzip, multi-member), RFC 8878 (zstd, skippable and concatenat
 
 from __future__ import annotations
 
+import zlib
 from collections.abc import Callable, Iterator
-from typing import IO, cast
-
-from isal import igzip_lib
+from typing import IO, Protocol, cast
 
 from layerfs.errors import DamagedData, UnsupportedFormat
 from layerfs.formats.tar.header import BLOCK, checksum_matches
@@ -35,8 +34,15 @@ _ZSTD = b"\x28\xb5\x2f\xfd"
 _END = b"layerfs: the end"
 _OTHER = {b"BZh": "bzip2", b"\xfd7zXZ\x00": "xz", b"\x04\x22\x4d\x18": "lz4", b"\x5d\x00\x00": "lzma"}
 
-#: isal's stub declares its exception class as if it were an instance.
-_IsalError = cast("type[Exception]", igzip_lib.IsalError)
+try:
+    from isal import igzip_lib
+except ImportError:  # there are wheels for x86-64 and arm64; without, zlib takes three times as long
+    _HAS_ISAL = False
+    _DAMAGE: tuple[type[Exception], ...] = (zlib.error,)
+else:
+    _HAS_ISAL = True
+    # isal's stub declares its exception class as if it were an instance.
+    _DAMAGE = (zlib.error, cast("type[Exception]", igzip_lib.IsalError))
 
 
 def detect(prefix: bytes) -> str:
@@ -97,8 +103,59 @@ def _is_skippable_frame(prefix: bytes) -> bool:
     return len(prefix) >= 4 and prefix[1:4] == b"\x2a\x4d\x18" and prefix[0] & 0xF0 == 0x50
 
 
+class _GzipDecoder(Protocol):
+    """A decoder of one member, as :mod:`bz2` has them."""
+
+    @property
+    def eof(self) -> bool: ...
+
+    @property
+    def needs_input(self) -> bool: ...
+
+    @property
+    def unused_data(self) -> bytes: ...
+
+    def decompress(self, data: bytes, max_length: int) -> bytes: ...
+
+
+class ZlibDecoder:
+    """zlib's decoder of one gzip member, in the form of isal's.
+
+    Attributes:
+        needs_input: whether nothing comes out any more without new data.
+    """
+
+    def __init__(self) -> None:
+        """Begin a member."""
+        self._decoder = zlib.decompressobj(16 + zlib.MAX_WBITS)
+        self.needs_input = True
+
+    @property
+    def eof(self) -> bool:
+        """Whether the member has ended, and its checksum was right."""
+        return self._decoder.eof
+
+    @property
+    def unused_data(self) -> bytes:
+        """What came behind the end of the member."""
+        return self._decoder.unused_data
+
+    def decompress(self, data: bytes, max_length: int) -> bytes:
+        """Take data and return up to so many bytes; the rest stays until the next call."""
+        found = self._decoder.decompress(self._decoder.unconsumed_tail + data, max_length)
+        # With all data taken, more may still be waiting inside.
+        self.needs_input = len(found) < max_length and not self._decoder.unconsumed_tail
+        return found
+
+
+def _gzip_decoder() -> _GzipDecoder:
+    if _HAS_ISAL:
+        return cast("_GzipDecoder", igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP))
+    return ZlibDecoder()
+
+
 def _gunzip(read: Callable[[int], bytes]) -> Iterator[bytes]:
-    decoder = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
+    decoder = _gzip_decoder()
     data = read(_INPUT)
     # What the input so far gave short of a whole piece: whole ones need no copy further on. Members may be as small as
     # a byte, so parts are joined once, not each to the one before.
@@ -133,8 +190,8 @@ def _gunzip(read: Callable[[int], bytes]) -> Iterator[bytes]:
                 data += more
             if not data.startswith(_GZIP):
                 raise DamagedData("gzip data is followed by something else")
-            decoder = igzip_lib.IgzipDecompressor(flag=igzip_lib.DECOMP_GZIP)
-    except _IsalError as error:
+            decoder = _gzip_decoder()
+    except _DAMAGE as error:
         raise DamagedData(f"gzip data is damaged: {error}") from error
 
 

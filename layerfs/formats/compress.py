@@ -102,7 +102,10 @@ def _stream(compression: str, level: int | None, *, fast: bool) -> _Stream | Non
 
         return zstandard.ZstdCompressor(level=level or _ZSTD_LEVEL, write_checksum=True).compressobj()
     if fast and level is None:
-        from isal import isal_zlib  # noqa: PLC0415 - see above
-
-        return cast("_Stream", isal_zlib.compressobj(_ISAL_LEVEL, wbits=_GZIP_WINDOW))
+        try:
+            from isal import isal_zlib  # noqa: PLC0415 - see above
+        except ImportError:
+            level = 1
+        else:
+            return cast("_Stream", isal_zlib.compressobj(_ISAL_LEVEL, wbits=_GZIP_WINDOW))
     return zlib.compressobj(level or _GZIP_LEVEL, zlib.DEFLATED, _GZIP_WINDOW)

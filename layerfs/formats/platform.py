@@ -74,6 +74,9 @@ _ALIASES: Final[dict[str, tuple[str, str | None]]] = {
     "armv7l": ("arm", "v7"),
     "armv8l": ("arm", "v8"),
     "loongarch64": ("loong64", None),
+    "ppc64el": ("ppc64le", None),
+    "mips64el": ("mips64le", None),
+    "mipsel": ("mipsle", None),
 }
 
 #: Architectures whose variants are versions, each including the ones before, and the version that is meant when none

@@ -6,19 +6,23 @@ Source: Linux include/uapi/linux/fs.h; fs/file_attr.c asks file systems for them
 from __future__ import annotations
 
 import fcntl
+import os
 import sys
 from typing import NamedTuple
 
 __all__ = ["EXTENDED", "FLAGS", "FlagForm", "is_append_only", "read_flags", "unprotect", "with_flags", "write_flags"]
 
-_READ, _WRITE = 2, 1
 #: Nothing can be removed from a directory with one of them, nor a file itself.
 _APPEND, _IMMUTABLE = 0x20, 0x10
 
 
-def _request(direction: int, kind: str, number: int, size: int) -> int:
-    """Return an ioctl number (include/uapi/asm-generic/ioctl.h); on POWER, MIPS and SPARC no ioctl has it."""
-    return direction << 30 | size << 16 | ord(kind) << 8 | number
+def _request(kind: str, number: int, size: int, *, reads: bool) -> int:
+    """Return the number of an ioctl that reads or writes (asm-generic/ioctl.h; POWER and others have their own)."""
+    if os.uname().machine.startswith(("ppc", "mips", "sparc", "alpha")):
+        direction = (2 if reads else 4) << 29
+    else:
+        direction = (2 if reads else 1) << 30
+    return direction | size << 16 | ord(kind) << 8 | number
 
 
 class FlagForm(NamedTuple):
@@ -36,9 +40,9 @@ class FlagForm(NamedTuple):
 
 
 #: ``FS_*_FL``: named after a long, but an int.
-FLAGS = FlagForm(_request(_READ, "f", 1, 8), _request(_WRITE, "f", 2, 8), 4)
+FLAGS = FlagForm(_request("f", 1, 8, reads=True), _request("f", 2, 8, reads=False), 4)
 #: ``struct fsxattr``: ``FS_XFLAG_*``, extent size hints, project number.
-EXTENDED = FlagForm(_request(_READ, "X", 31, 28), _request(_WRITE, "X", 32, 28), 28)
+EXTENDED = FlagForm(_request("X", 31, 28, reads=True), _request("X", 32, 28, reads=False), 28)
 
 
 def read_flags(fd: int, form: FlagForm) -> bytes:

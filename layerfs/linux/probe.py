@@ -172,7 +172,7 @@ def _try_context(fstype: str, use: Callable[[int], None], good: str) -> tuple[bo
         if err.errno == errno.ENODEV:
             return False, f"this kernel has no {fstype} file system"
         if err.errno == errno.ENOSYS:
-            return False, "this kernel has no new mount API (needs Linux 5.2)"
+            return False, "there is no new mount API here (needs Linux 5.2, and no filter that hides it)"
         if err.errno == errno.EPERM and not feature("privilege").usable:
             return False, feature("privilege").reason
         if err.errno == errno.EPERM:

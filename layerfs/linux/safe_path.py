@@ -133,6 +133,8 @@ def _open(directory_fd: int, path: bytes, flags: int, resolve: int) -> int:
         try:
             return _openat2(directory_fd, path, ctypes.byref(how), ctypes.sizeof(how))
         except OSError as err:
+            if err.errno == errno.ENOSYS:
+                raise OSError(errno.ENOSYS, "openat2 is missing (Linux before 5.6, or a filter hides it)") from None
             if err.errno != errno.EAGAIN or attempt == _RACE_RETRIES - 1:
                 raise OSError(err.errno, err.strerror, os.fsdecode(path)) from None
     raise AssertionError("unreachable")

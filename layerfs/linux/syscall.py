@@ -58,7 +58,8 @@ def declare_libc(name: str, *argtypes: Any, result: Any = ctypes.c_int) -> Calla
 def declare_syscall(number: int, *argtypes: Any) -> Callable[..., int]:
     """Declare a system call by number.
 
-    Only calls from 424 on may be declared: from there every architecture that Python runs on uses one number.
+    Only calls from 424 on may be declared: from there architectures use one number, but for Alpha and MIPS, where none
+    of these works.
 
     Args:
         number: the system call's number.

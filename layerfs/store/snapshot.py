@@ -13,6 +13,7 @@ from layerfs.formats.digest import Digest
 from layerfs.linux.disk_use import tree_disk
 from layerfs.linux.durable import fsync_directory
 from layerfs.linux.lock import FileLock
+from layerfs.linux.process import in_initial_user_namespace
 from layerfs.linux.safe_path import remove_tree
 from layerfs.store.database import stored_digest
 from layerfs.store.handle import StoreHandle
@@ -38,8 +39,10 @@ _NAME = re.compile(r"[a-zA-Z0-9][a-zA-Z0-9_.-]{0,126}")
 _ADJECTIVES = ("calm", "brisk", "clear", "deep", "early", "fair", "keen", "light", "mild", "plain", "quiet", "swift")
 _NOUNS = ("amber", "basalt", "chalk", "flint", "garnet", "jasper", "loam", "marl", "onyx", "opal", "slate", "topaz")
 
-#: What the marker of a dressed upper directory holds where owners are kept in xattrs.
+#: What the marker of a dressed upper directory holds where owners are kept in xattrs; and what its text begins with
+#: where they are those of a user namespace, whose maps follow.
 _KEEPS_OWNERS = b"owners in xattrs\n"
+_MAPPED = b"owners of a user namespace\n"
 
 _COLUMNS = "snapshot.id, name, image.digest, snapshot.manifest, snapshot.created"
 
@@ -149,7 +152,7 @@ def mark_dressed(upper: str, *, keeps_owners: bool) -> None:
     Beside it, where nobody in the container can change it.
     """
     with open(dressed_marker(upper), "wb") as file:
-        file.write(_KEEPS_OWNERS if keeps_owners else b"")
+        file.write(_KEEPS_OWNERS if keeps_owners else b"" if in_initial_user_namespace() else _maps())
 
 
 def require_directories(handle: StoreHandle, snapshot: Snapshot) -> None:
@@ -164,12 +167,31 @@ def require_directories(handle: StoreHandle, snapshot: Snapshot) -> None:
 
 
 def keeps_owners(upper: str | os.PathLike[str]) -> bool:
-    """Tell whether owners and modes are kept in xattrs of an upper directory, as by who may give no file away."""
+    """Tell whether owners and modes are kept in xattrs of an upper directory, as by who may give no file away.
+
+    Raises:
+        Conflict: they are those of a user namespace with other IDs, and would mean other users here.
+    """
     try:
         with open(dressed_marker(os.fspath(upper)), "rb") as file:
-            return file.read() == _KEEPS_OWNERS
+            said = file.read()
     except FileNotFoundError:
         return False
+    if said.startswith(_MAPPED) and said != _maps():
+        raise Conflict(
+            f"the owners in {os.fspath(upper)} are those of another user namespace", reason="in-use",
+            hint="Do this where it was mounted first: in podman unshare, say.",
+        )  # fmt: skip
+    return said == _KEEPS_OWNERS
+
+
+def _maps() -> bytes:
+    """Return the users and groups of this process's user namespace, to be told from those of another one."""
+    found = [_MAPPED]
+    for name in ("uid_map", "gid_map"):
+        with open(f"/proc/self/{name}", "rb") as file:
+            found += [b" ".join(line.split()) + b"\n" for line in file]
+    return b"".join(found)
 
 
 def remove_snapshot(handle: StoreHandle, snapshot: Snapshot) -> None:

@@ -18,6 +18,7 @@ __all__ = ["command"]
 def command(form: Format | None) -> None:
     """Show the versions of layerfs, of its store's format, of Python and of the kernel."""
     from layerfs import __version__
+    from layerfs.formats.platform import Platform
     from layerfs.store.handle import FORMAT_VERSION
 
     system = os.uname()
@@ -26,7 +27,7 @@ def command(form: Format | None) -> None:
         "StoreFormat": FORMAT_VERSION,
         "Python": platform.python_version(),
         "Kernel": system.release,
-        "OsArch": f"{system.sysname.lower()}/{system.machine}",
+        "OsArch": str(Platform.host()),
     }
     if form is not None and form.template is not None:
         write(form.template.render(document) + "\n")

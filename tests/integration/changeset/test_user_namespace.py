@@ -10,6 +10,9 @@ from pathlib import Path
 
 import pytest
 
+from layerfs.api import Store
+from layerfs.errors import Conflict
+
 _LAYERFS = f'"{sys.executable}" -c "from layerfs_cli.main import main; main()"'
 
 _SCRIPT = f"""
@@ -122,6 +125,34 @@ def test_owners_that_a_namespace_with_several_does_not_have(tmp_path: Path) -> N
     assert "belongs to 5000:5000, whom this user namespace does not have" in out
     # Nothing was changed, but for the root, which could not be given away either.
     assert [line for line in out.splitlines() if line[:2] in {"A ", "C ", "D "}] == ["C /"]
+
+
+_OWNED = f"""
+set -e
+layerfs() {{ {_LAYERFS} --root store --runroot run "$@"; }}
+tar -C source -cf image.tar .
+layerfs import image.tar app:1 >/dev/null
+layerfs mount app:1 ./target --name box --backend fuse >/dev/null
+chown 5:5 target/file
+layerfs umount box >/dev/null
+layerfs mount --name box --backend fuse ./target >/dev/null
+layerfs umount box >/dev/null
+layerfs diff box
+"""
+
+
+@pytest.mark.needs_root
+@pytest.mark.needs_userns
+@pytest.mark.needs_fuse
+def test_owners_of_a_namespace_are_not_taken_for_others_outside_of_it(tmp_path: Path) -> None:
+    (tmp_path / "source").mkdir()
+    (tmp_path / "source/file").write_text("f")
+    (tmp_path / "target").mkdir()
+    assert "C /file" in _with_a_hundred_owners(_OWNED, tmp_path).splitlines()
+    with Store.open(tmp_path / "store", runroot=tmp_path / "run", sync=False) as store:
+        with pytest.raises(Conflict, match="another user namespace") as caught:
+            store.mount(None, tmp_path / "target", name="box", backend="fuse")
+        assert "podman unshare" in (caught.value.hint or "")
 
 
 _FORGED = f"""

@@ -14,12 +14,19 @@ import pytest
 import zstandard
 
 from layerfs.errors import FormatError, UnsupportedFormat
+from layerfs.formats import codec as codec_module
 from layerfs.formats.codec import MAX_WINDOW, PIECE, decompress, detect
 from tests.image_builder import noise
 from tests.unit.formats.raw_tar import END, entry
 
 SKIPPABLE = b"\x5f\x2a\x4d\x18" + struct.pack("<I", 5) + b"hello"
 TEXT = noise(1000) + bytes(PIECE) + b"end"
+
+
+@pytest.fixture(autouse=True, params=["isal", "zlib"])
+def _gzip_decoder(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Both that there are."""
+    monkeypatch.setattr(codec_module, "_HAS_ISAL", request.param == "isal")
 
 
 def zstd(data: bytes) -> bytes:

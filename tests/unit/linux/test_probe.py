@@ -54,7 +54,7 @@ def test_an_unknown_feature_is_an_error() -> None:
     ("number", "reason"),
     [
         (errno.ENODEV, "this kernel has no erofs file system"),
-        (errno.ENOSYS, "this kernel has no new mount API (needs Linux 5.2)"),
+        (errno.ENOSYS, "there is no new mount API here (needs Linux 5.2, and no filter that hides it)"),
         (errno.EIO, "input/output error"),
     ],
 )
