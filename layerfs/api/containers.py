@@ -173,6 +173,7 @@ class ContainerPart(StorePart):
         from layerfs.mount.mounted import container_lock, refuse_mounted
 
         snapshot = find_snapshot(self._handle, name)
+        self._handle.database.make_room()
         with self._writing("rm"), container_lock(self._handle, snapshot):
             if force:
                 for record in self._records().live():

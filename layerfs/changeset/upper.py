@@ -41,7 +41,7 @@ from layerfs.formats.whiteout import is_whiteout_device, mark_prefix
 from layerfs.linux.directory_stack import DirectoryStack
 from layerfs.linux.process import may_give_away
 from layerfs.linux.whiteout_xattr import has_whiteout_xattr
-from layerfs.store.snapshot import keeps_owners
+from layerfs.store.snapshot import keeps_owners, refuse_other_owners
 
 __all__ = ["compare_upper", "walk_upper"]
 
@@ -105,6 +105,7 @@ def walk_upper(
     except FileNotFoundError as error:
         raise IntegrityError(f"the writable layer {os.fspath(upper)} is missing") from error
     try:
+        refuse_other_owners(upper)
         with DirectoryStack(fd) as stack:
             prefix = mark_prefix(userxattr=userxattr)
             overridden = userxattr and (keeps_owners(upper) or not may_give_away())

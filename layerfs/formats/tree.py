@@ -406,7 +406,7 @@ class LayerTree:
     def _redress(self, node: Node, member: Member) -> None:
         """Give a file what the entry of another name of it says: the last one counts, as for podman and containerd."""
         if (member.uid, member.gid) != (node.uid, node.gid):
-            node.drop_xattr(b"security.capability")  # as chown(2) does
+            node.drop_xattr(b"security.capability")  # as podman does
         if node.target is None:
             node.mode = stat.S_IFMT(node.mode) | member.mode
         node.uid, node.gid, node.mtime, node.mtime_ns = member.uid, member.gid, member.mtime, member.mtime_ns

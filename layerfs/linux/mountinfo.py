@@ -22,6 +22,7 @@ __all__ = [
     "find_holders",
     "find_mount",
     "find_upper_mount",
+    "is_listed_elsewhere",
     "mount_id",
     "read_mounts",
 ]
@@ -160,16 +161,9 @@ def find_foreign_upper_mount(upper: str | os.PathLike[str]) -> tuple[int, MountE
     Raises:
         OSError: if ``upper`` cannot be looked at.
     """
-    from layerfs.linux.mount_namespaces import foreign_overlays  # noqa: PLC0415 - who only lists needs no ctypes
-
     wanted = os.stat(upper)
-    # The same directory may have another path there, but hardly another name and place in what it belongs to.
-    end = os.sep + os.sep.join(os.path.realpath(upper).split(os.sep)[-3:])
     try:
-        if not any(
-            _has_upper(options, wanted) or any(path.endswith(end) for path in _values(options, "upperdir"))
-            for options in foreign_overlays()
-        ):
+        if not is_listed_elsewhere(upper):
             return None
     except OSError:
         pass  # an older kernel, or no privilege: every process has to be looked at
@@ -185,6 +179,23 @@ def find_foreign_upper_mount(upper: str | os.PathLike[str]) -> tuple[int, MountE
                 if _has_upper(entry.super_options, wanted, "", f"/proc/{pid}/root"):
                     return int(pid), entry
     return None
+
+
+def is_listed_elsewhere(upper: str | os.PathLike[str]) -> bool:
+    """Return whether the kernel lists an overlay in another mount namespace that seems to have this upper directory.
+
+    Raises:
+        OSError: an older kernel does not, or no privilege; ``upper`` cannot be looked at.
+    """
+    from layerfs.linux.mount_namespaces import foreign_overlays  # noqa: PLC0415 - who only lists needs no ctypes
+
+    wanted = os.stat(upper)
+    # The same directory may have another path there, but hardly another name and place in what it belongs to.
+    end = os.sep + os.sep.join(os.path.realpath(upper).split(os.sep)[-3:])
+    return any(
+        _has_upper(options, wanted) or any(path.endswith(end) for path in _values(options, "upperdir"))
+        for options in foreign_overlays()
+    )
 
 
 def mount_id(fd: int) -> int:

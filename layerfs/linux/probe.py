@@ -62,7 +62,7 @@ def feature(name: str) -> Feature:
 def get_privilege() -> str:
     """Say how a process gets CAP_SYS_ADMIN that lacks it: root does so in a container."""
     if os.geteuid() == 0:
-        return "start the container with --cap-add SYS_ADMIN --device /dev/fuse"
+        return "run with CAP_SYS_ADMIN; a container has it with --cap-add SYS_ADMIN --device /dev/fuse"
     return "run as root"
 
 

@@ -17,6 +17,7 @@ __all__ = [
     "may_administer",
     "may_gain_sys_admin",
     "may_give_away",
+    "pid_namespace",
     "sees_all_processes",
     "start_of",
     "wait_for_end",
@@ -53,7 +54,15 @@ def in_initial_user_namespace() -> bool:
 
 def sees_all_processes() -> bool:
     """Return whether this process is in the initial PID namespace (PROC_PID_INIT_INO of linux/proc_ns.h)."""
-    return os.readlink("/proc/self/ns/pid") == f"pid:[{0xEFFFFFFC}]"
+    return pid_namespace() in {None, f"pid:[{0xEFFFFFFC}]"}
+
+
+def pid_namespace() -> str | None:
+    """Return the name of this process's PID namespace, as /proc has it; None where the kernel has none."""
+    try:
+        return os.readlink("/proc/self/ns/pid")
+    except OSError:
+        return None
 
 
 def has_sys_admin(pid: int | Literal["self"] = "self") -> bool:

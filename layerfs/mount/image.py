@@ -37,7 +37,14 @@ from layerfs.mount.unpacked import unpacked_directories
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_names, merged_tree
 from layerfs.store.layer import device_paths, map_tree
-from layerfs.store.snapshot import Snapshot, is_dressed, keeps_owners, mark_dressed, require_directories
+from layerfs.store.snapshot import (
+    Snapshot,
+    is_dressed,
+    keeps_owners,
+    mark_dressed,
+    refuse_other_owners,
+    require_directories,
+)
 
 __all__ = ["dressed_upper", "mount_image", "unmount_record"]
 
@@ -97,6 +104,7 @@ def mount_image(
         if snapshot is not None:
             refuse_mounted(handle, snapshot)
             require_directories(handle, snapshot)
+            refuse_other_owners(handle.layout.upper(snapshot.id))
         upper = work = None
         if snapshot is not None:
             upper, work = handle.layout.upper(snapshot.id), handle.layout.work(snapshot.id)
@@ -115,7 +123,7 @@ def mount_image(
                 # What the kernel can do, it may not do on the file system of this store.
                 reason = next(iter(error.reasons.values()), str(error))
                 tried = [replace(status, usable=False, reason=reason)]
-                if len(error.reasons) > 1:  # with images and directories
+                if "overlay (lower=dirs)" in error.reasons:  # which would fail in the same way
                     tried = [replace(tried[0], lower=kind) for kind in ("erofs", "dirs")]
                 status = choose_backend(backend, lower, tried=tried)
                 mount_id, pid = make(status)
@@ -230,6 +238,7 @@ def dressed_upper(handle: StoreHandle, snapshot: Snapshot, tree: Tree) -> Iterat
     with container_lock(handle, snapshot):
         refuse_mounted(handle, snapshot)
         upper = handle.layout.upper(snapshot.id)
+        refuse_other_owners(upper)
         _dress_root(upper, tree)
         yield upper
 
@@ -246,6 +255,9 @@ def unmount_record(handle: StoreHandle, record: MountRecord, *, lazy: bool = Fal
     what was written to the container is durable then: overlayfs sees to that by itself (fs/overlayfs/super.c,
     ovl_sync_fs), for a FUSE mount the file system of the store is synced.
     """
+    if record.is_hidden and lazy:
+        records_of(handle).remove(record.id)  # it may have ended with its container, or lives on where nobody sees it
+        return
     if not record.is_here:
         raise _elsewhere(record)
     if is_dead(record.target):
@@ -279,7 +291,7 @@ def _elsewhere(record: MountRecord) -> MountError:
     """Make the error for a mount that this mount namespace does not have, though it may have one there, too."""
     neighbour = record.neighbour()
     whose = f", that of process {neighbour}" if neighbour is not None else ", whose processes cannot be seen from here"
-    hint = "Unmount it there."
+    hint = "Unmount it there; or, if its container was killed, forget it with: layerfs umount --lazy"
     if neighbour is not None:
         hint = f"Unmount it there: nsenter --mount --target {neighbour} umount {record.target}"
     return MountError(

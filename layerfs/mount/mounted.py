@@ -15,7 +15,13 @@ from collections.abc import Iterator
 from layerfs.errors import Conflict, MountError
 from layerfs.formats.digest import Digest
 from layerfs.linux.lock import FileLock
-from layerfs.linux.mountinfo import MountEntry, find_foreign_upper_mount, find_upper_mount, read_mounts
+from layerfs.linux.mountinfo import (
+    MountEntry,
+    find_foreign_upper_mount,
+    find_upper_mount,
+    is_listed_elsewhere,
+    read_mounts,
+)
 from layerfs.linux.process import sees_all_processes
 from layerfs.linux.safe_path import make_private
 from layerfs.linux.upper_use import is_upper_in_use
@@ -84,6 +90,8 @@ def adopt_mounts(handle: StoreHandle) -> None:
 
 def _adopt(handle: StoreHandle, entry: MountEntry) -> None:
     upper = entry.option("upperdir")
+    if upper is not None and is_upper_in_use(upper) is False:
+        return  # the path is another store's now, and what is mounted was moved
     identifier = os.path.basename(os.path.dirname(upper)) if upper is not None else None
     snapshot = next((row for row in list_snapshots(handle) if row.id == identifier), None)
     for image in list_images(handle):
@@ -152,6 +160,8 @@ def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
         return None  # somebody has removed it by hand, and nothing is left to protect
     # Whoever mounted it with another run root left no record here, but the kernel knows.
     entry = find_upper_mount(upper) if not targets else None
+    if entry is not None and is_upper_in_use(upper) is False:
+        entry = None  # of the directory that had this path before
     if targets or entry is not None:
         target = targets[0] if targets else entry.target if entry is not None else ""
         known = snapshot.name if targets else target
@@ -171,7 +181,7 @@ def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
             f"container {snapshot.name} is served through FUSE, by a mount without a record here", reason="mounted",
             hint="Find it with findmnt --types fuse.layerfs, and unmount it with umount.",
         )  # fmt: skip
-    if is_dressed(upper) and not sees_all_processes() and is_upper_in_use(upper):
+    if is_dressed(upper) and _may_be_hidden(upper) and is_upper_in_use(upper):
         return _mounted_elsewhere(snapshot)
     users = records.users(snapshot.name)
     if users:
@@ -192,11 +202,20 @@ def _is_over(records: MountRecords, record: MountRecord, upper: str) -> bool:
     return ended
 
 
+def _may_be_hidden(upper: str) -> bool:
+    """Return whether some mount namespace may have an overlay with this upper directory, and no process show it."""
+    try:
+        return not sees_all_processes() or is_listed_elsewhere(upper)
+    except OSError:  # the kernel does not list them, or not to this process
+        return True
+
+
 def _mounted_elsewhere(snapshot: Snapshot, target: str | None = None) -> Conflict:
     place = "" if target is None else f" at {target}"
     return Conflict(
-        f"container {snapshot.name} is mounted{place} where this process cannot look, in another PID namespace",
-        reason="mounted", hint="Unmount it there, or ask on the host, which sees all processes.",
+        f"container {snapshot.name} is mounted{place} where this process cannot look, in another PID namespace or in a"
+        " mount namespace without processes", reason="mounted",
+        hint="Unmount it there, or ask on the host, which sees all processes.",
     )  # fmt: skip
 
 

@@ -35,6 +35,8 @@ StrPath = str | os.PathLike[str]
 MAX_LOWERS = 500
 
 _BACKEND = "overlay"
+#: Both ways of it: what is wrong with an upper directory is wrong with it for either.
+_BOTH = (_BACKEND, f"{_BACKEND} (lower=dirs)")
 
 #: Seconds that mounting may wait for another mount of the same upper directory that is being made.
 _PATIENCE = 5.0
@@ -278,6 +280,8 @@ def _attach(
             raise MountError(f"cannot {what}: {reason}", errno=err.errno, backend=_BACKEND) from err
         if overlay is not None and overlay.upper is not None and err.errno in _REFUSED:
             refuse_file_system(overlay.upper, what)
+            text = err.strerror or str(err)
+            raise BackendUnavailable(f"cannot {what}: {text}", reasons=dict.fromkeys(_BOTH, text)) from err
         raise _failure(f"cannot {what}", err) from err
     try:
         number = mount_id(mount)
@@ -333,7 +337,7 @@ def refuse_file_system(upper: str, what: str) -> None:
         if entry.fstype in _NEVER_UPPER or entry.fstype.startswith("fuse."):
             reason = f"upper directory {upper} lies on {entry.fstype}, which overlayfs cannot use for it"
             raise BackendUnavailable(
-                f"cannot {what}: {reason}", reasons={_BACKEND: reason, f"{_BACKEND} (lower=dirs)": reason},
+                f"cannot {what}: {reason}", reasons=dict.fromkeys(_BOTH, reason),
                 hint="Put it on another file system; in a container, on a volume.",
             )  # fmt: skip
 

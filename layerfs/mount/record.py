@@ -28,7 +28,7 @@ from layerfs.errors import MountError, StoreReadOnly
 from layerfs.formats.digest import Digest
 from layerfs.linux.durable import write_document
 from layerfs.linux.mountinfo import Holder, MountEntry, find_holders, read_mounts
-from layerfs.linux.process import sees_all_processes, start_of, wait_for_end
+from layerfs.linux.process import pid_namespace, sees_all_processes, start_of, wait_for_end
 from layerfs.linux.safe_path import make_private
 
 __all__ = ["MountRecord", "MountRecords", "identify"]
@@ -93,21 +93,28 @@ class MountRecord:
 
     @property
     def is_hidden(self) -> bool:
-        """Whether it was made in a PID namespace of whose processes this one may see none."""
-        return self.processes not in {None, os.readlink("/proc/self/ns/pid")} and not sees_all_processes()
+        """Whether it was made in a mount and a PID namespace of whose processes this one may see none."""
+        return not self.is_here and not self._counts_alike and not sees_all_processes()
+
+    @property
+    def _counts_alike(self) -> bool:
+        """Whether numbers of processes mean here what they meant where it was made."""
+        return self.processes in {None, pid_namespace()}
 
     @property
     def is_dead(self) -> bool:
         """Whether the process that served the mount has ended. Known of mounts made in this mount namespace only."""
-        return self.pid is not None and self.is_here and self.has_ended(0)
+        return self.pid is not None and self.is_here and self._counts_alike and self.has_ended(0)
 
     def has_ended(self, seconds: float) -> bool:
-        """Wait so long for the process that serves the mount, if there is one, and return whether it has ended."""
-        return self.pid is None or wait_for_end(self.pid, seconds, started=self.started)
+        """Wait so long for the process that serves the mount, and return whether it has ended, or cannot be seen."""
+        if self.pid is None or not self._counts_alike:
+            return True
+        return wait_for_end(self.pid, seconds, started=self.started)
 
     def neighbour(self) -> int | None:
         """Return a process that lives in the mount namespace of the mount, if one can be seen."""
-        return self.pid if self.pid is not None and not self.has_ended(0) else _process_in(self.namespace)[0]
+        return _process_in(self.namespace)[0]
 
 
 class MountRecords:
@@ -172,7 +179,7 @@ class MountRecords:
             created=time.time_ns(),
             pid=pid,
             started=None if pid is None else start_of(pid),
-            processes=os.readlink("/proc/self/ns/pid"),
+            processes=pid_namespace(),
             store=self._store,
         )
         self._write(record)
@@ -183,7 +190,7 @@ class MountRecords:
 
         Returns:
             Records, oldest first, without mounts that were unmounted lazily. One of another mount namespace is kept
-            while any process lives in that namespace.
+            while a process can be seen there that has the mount, or none can be seen.
 
         Raises:
             StoreReadOnly: no permission for the directory; a missing one is no error.
@@ -255,7 +262,7 @@ class MountRecords:
             [record for record in records if record.id == name],
         ):
             if matches:
-                return matches[0]
+                return next((record for record in matches if record.is_here), matches[0])
         return None
 
     def remove(self, record_id: str) -> None:
@@ -302,7 +309,7 @@ class MountRecords:
             record = self._read(name)
             if record is None:
                 self.remove(name.removesuffix(_SUFFIX))
-            elif record.store is None or self._store is None or _is_same(record.store, self._store):
+            elif self._store is None or record.store in {None, self._store}:
                 records.append(record)
         return records
 
@@ -362,7 +369,7 @@ def _current(record: MountRecord, mounts: dict[int, MountEntry]) -> MountRecord 
     if record.boot_id != _boot_id():
         return None
     if not record.is_here:
-        return record if record.is_hidden or any(_process_in(record.namespace)) else None
+        return record if record.is_hidden or _lives_elsewhere(record) else None
     entry = mounts.get(record.mount_id)
     if entry is None or entry.device != record.device:
         return None
@@ -378,6 +385,18 @@ def _boot_id() -> str:
 def _namespace(pid: str) -> str:
     """Return the name of a process's mount namespace."""
     return os.readlink(f"/proc/{pid}/ns/mnt")
+
+
+def _lives_elsewhere(record: MountRecord) -> bool:
+    """Return whether the mount namespace of a mount still has it, as far as that can be seen."""
+    process, unseen = _process_in(record.namespace)
+    if process is None:
+        return unseen
+    # The number of a namespace that has ended is given to another one.
+    try:
+        return any(entry.device == record.device for entry in read_mounts(process, numbers=(record.mount_id,)))
+    except OSError:
+        return True
 
 
 def _process_in(namespace: str) -> tuple[int | None, bool]:
@@ -401,16 +420,10 @@ def _process_in(namespace: str) -> tuple[int | None, bool]:
 
 
 def identify(root: str | os.PathLike[str]) -> str:
-    """Return what tells a store from its copies, also when it is moved: its inode, and its path where inodes change.
+    """Return what tells a store from its copies, also when it is moved.
 
     Raises:
         OSError: it cannot be looked at.
     """
     status = os.stat(root)
-    return f"{status.st_dev}:{status.st_ino} {os.path.realpath(root)}"
-
-
-def _is_same(one: str, other: str) -> bool:
-    """Whether two identities are of one store."""
-    (inode, _, path), (other_inode, _, other_path) = one.partition(" "), other.partition(" ")
-    return inode == other_inode or (path == other_path and inode.partition(":")[0] == other_inode.partition(":")[0])
+    return f"{status.st_dev}:{status.st_ino}"

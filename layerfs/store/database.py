@@ -41,8 +41,13 @@ _DAMAGE = (sqlite3.DatabaseError, UnicodeDecodeError)
 #: The tables that say what is in use.
 _IN_USE = ("layer", "image_layer", "image", "name", "origin", "snapshot", "lease")
 
-#: SQLite makes room for the index of its log by one byte in each of these pages; where blocks are smaller, the others
-#: get none, and writing to them on a full disk ends the process (SIGBUS).
+#: Seconds to wait for others who have the database open, where there is no room to share it.
+_WAIT_TO_BE_ALONE = 1.0
+
+#: Bytes of the smallest index of a log that is in use (sqlite.org/walformat.html, "The WAL-Index File Format").
+_INDEX = 32 << 10
+
+#: Bytes of the pages in which SQLite makes room for the index of its log.
 _PAGE = 4096
 
 
@@ -76,12 +81,12 @@ class _Connection(sqlite3.Connection):
     Attributes:
         path: the file of the database.
         lock: held by whoever is inside SQLite with it: closing it then would pull the memory from under that thread.
-        alone: whether nobody else can use the database meanwhile: it has the index of the log in memory, where the
-            disk has no room for it.
+        mode: ``shared``, as usual; ``still``, to read a file that nobody writes; ``alone``, with the index of the log
+            in memory and everybody else kept out, for one transaction on a disk without room for the index.
     """
 
     path = ""
-    alone = False
+    mode = "shared"
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -114,7 +119,7 @@ class Database:
     """The metadata of one store. Thread-safe: every thread gets a connection of its own.
 
     Attributes:
-        frozen: whether nobody can write it, so that nothing in the store changes.
+        frozen: whether it cannot be written through this file system or mount.
     """
 
     def __init__(
@@ -125,7 +130,7 @@ class Database:
         Args:
             path: the file; its directory exists.
             sync: whether commits survive a power cut.
-            frozen: whether it lies where nobody can write, so that it can be read without locks and log.
+            frozen: whether this process cannot write it, for it lies on a read-only file system or mount.
             in_use: whether there is something already that a database that is made now would not know.
 
         Raises:
@@ -134,6 +139,7 @@ class Database:
             StoreReadOnly: this process may not write it.
         """
         self._path = path
+        self._root = os.path.dirname(path)
         self._sync = sync
         self.frozen = frozen
         self._in_use = in_use
@@ -173,60 +179,86 @@ class Database:
     def _own(self) -> _Connection:
         self._leave_parent()
         found: _Connection | None = getattr(self._local, "connection", None)
-        if found is not None and found.alone and not found.in_transaction and not is_full(os.path.dirname(self._path)):
-            found.close()
+        if found is not None and found.mode == "still" and not self.frozen and not is_full(self._root):
             found = None
         if found is None:
             self._refuse_closed()
-            found = self._open()
-            with self._guard:
-                # Loads start threads, and a store may be open for long: what a thread had open ends with it.
-                kept = []
-                for thread, connection in self._all:
-                    if thread.is_alive():
-                        kept.append((thread, connection))
-                    else:
-                        connection.close()
-                self._all = [*kept, (threading.current_thread(), found)]
-                closed = self._closed
-            if closed:  # meanwhile, and perhaps without knowing of this one
-                found.close()
-                self._refuse_closed()
-            self._local.connection = found
+            found = self._take(self._open())
         return found
+
+    def _take(self, made: _Connection) -> _Connection:
+        """Let a new connection be this thread's."""
+        with self._guard:
+            # Loads start threads, and a store may be open for long: what a thread had open ends with it.
+            kept = []
+            for thread, connection in self._all:
+                if thread.is_alive():
+                    kept.append((thread, connection))
+                else:
+                    connection.close()
+            self._all = [*kept, (threading.current_thread(), made)]
+            closed = self._closed
+        if closed:  # meanwhile, and perhaps without knowing of this one
+            made.close()
+            self._refuse_closed()
+        self._local.connection = made
+        return made
 
     def _open(self) -> _Connection:
         """Return a new connection, of which it is known that something can be read."""
-        root = os.path.dirname(self._path)
-        small = not self.frozen and block_size(root) < _PAGE and is_full(root)
-        for alone in (True,) if small else (False, True):
+        if not self.frozen and not self._would_fault():
             try:
-                return self._connect(alone=alone)
+                return self._connect("shared")
             except StoreFull:
-                if self.frozen:
-                    raise
-        # A full XFS makes no file any more, not even an empty log.
-        give_up_spare(self._path)
-        return self._connect(alone=small)
+                pass
+        # Without room for the index of the log. Where nothing is in the log, the database is whole without it.
+        if self.frozen or _is_at_rest(self._path):
+            return self._connect("still")
+        return self._connect("alone")
 
-    def _connect(self, *, alone: bool) -> _Connection:
-        source = self._path
-        if self.frozen:
+    def _writable(self) -> _Connection:
+        """Return this thread's connection, another one if it can only be read through."""
+        found = self._own()
+        if found.mode != "still" or self.frozen:
+            return found
+        if not self._would_fault():
+            with contextlib.suppress(StoreFull):
+                return self._take(self._connect("shared"))
+        return self._take(self._connect("alone"))
+
+    def _would_fault(self) -> bool:
+        """Whether a write to the map of the log's index could find no room, which ends the process by SIGBUS.
+
+        SQLite makes room by one byte in each page of 4096; where blocks are smaller, the others of it get none.
+        """
+        if block_size(self._root) >= _PAGE or not is_full(self._root):
+            return False
+        try:
+            index = os.stat(f"{self._path}-shm")
+        except FileNotFoundError:
+            return True
+        return index.st_blocks * 512 < index.st_size
+
+    def _connect(self, mode: str) -> _Connection:
+        source, wait = self._path, _BUSY_TIMEOUT
+        if mode == "still":
             from urllib.parse import quote  # noqa: PLC0415 - every other start does without
 
             source = f"file:{quote(os.fsencode(self._path))}?mode=ro"
-            if _is_at_rest(self._path):
+            if _is_at_rest(self._path) and not _is_shared(self._path):
                 source += "&immutable=1"
+        elif mode == "alone":
+            wait = _WAIT_TO_BE_ALONE
         try:
             made = sqlite3.connect(
-                source, timeout=_BUSY_TIMEOUT, isolation_level=None, check_same_thread=False, cached_statements=64,
-                factory=_Connection, uri=self.frozen,
+                source, timeout=wait, isolation_level=None, check_same_thread=False, cached_statements=64,
+                factory=_Connection, uri=mode == "still",
             )  # fmt: skip
         except sqlite3.Error as error:
             raise _explain(self._path, error) from error
-        made.path, made.alone = self._path, alone
+        made.path, made.mode = self._path, mode
         try:
-            if alone:
+            if mode == "alone":
                 made.execute("PRAGMA locking_mode = EXCLUSIVE")
             made.execute("PRAGMA foreign_keys = ON")
             made.execute(f"PRAGMA synchronous = {'FULL' if self._sync else 'OFF'}")
@@ -253,11 +285,11 @@ class Database:
             StoreFull: there is no room for it.
             StoreError: the database is busy for a minute, or damaged.
         """
-        connection = self._own()
         if not self.frozen:
             keep_spare(self._path)
             if frees:
                 give_up_spare(self._path)
+        connection = self._writable()
         try:
             connection.execute("BEGIN IMMEDIATE")
             yield connection
@@ -271,6 +303,15 @@ class Database:
             if isinstance(error, sqlite3.DatabaseError) and not isinstance(error, sqlite3.IntegrityError):
                 raise _explain(self._path, error) from error
             raise
+        finally:
+            if connection.mode == "alone":
+                connection.close()
+                self._local.connection = None
+
+    def make_room(self) -> None:
+        """Give up what was set aside, if the disk is full: before locks are made for something that makes room."""
+        if not self.frozen:
+            give_up_spare(self._path)
 
     def refuse_contradictions(self, *, borrowed: bool = False) -> None:
         """Refuse to go on where an index differs from its table.
@@ -345,6 +386,14 @@ def _is_at_rest(path: str) -> bool:
         return True
 
 
+def _is_shared(path: str) -> bool:
+    """Return whether some process has a database open, or had when it was killed: there is an index of its log."""
+    try:
+        return os.stat(f"{path}-shm").st_size >= _INDEX
+    except FileNotFoundError:
+        return False
+
+
 def stored_digest(text: object) -> Digest:
     """Return the digest that a row holds.
 
@@ -361,7 +410,7 @@ def _explain(path: str, error: Exception) -> StoreError:
     root = os.path.dirname(path)
     text = str(error)
     name = getattr(error, "sqlite_errorname", "")
-    if name.startswith(_NO_ROOM) and is_full(root):
+    if name.startswith((*_NO_ROOM, "SQLITE_BUSY")) and is_full(root):
         return StoreFull(
             f"no space left for the database of the store at {root}", root=root,
             hint="Free some on its file system, or remove a container or an image: layerfs rm, layerfs rmi.",

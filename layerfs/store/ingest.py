@@ -541,12 +541,13 @@ def sweep(handle: StoreHandle) -> int:
         if not lock.try_acquire():
             continue
         try:
-            with handle.database.transaction() as connection:
-                connection.execute("DELETE FROM lease WHERE owner = ?", (owner,))
+            # The files first: on a full disk they are the room for the rest.
             path = os.path.join(handle.layout.ingest, owner)
             if os.path.isdir(path):
                 freed += tree_disk(path)
                 remove_tree(path)
+            with handle.database.transaction(frees=True) as connection:
+                connection.execute("DELETE FROM lease WHERE owner = ?", (owner,))
         finally:
             lock.release(remove=True)
     return freed

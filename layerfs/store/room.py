@@ -49,12 +49,12 @@ def give_up_spare(database: str) -> None:
 
 
 def is_full(root: str) -> bool:
-    """Return whether the file system of a directory, or a quota on it, leaves no room.
-
-    Raises:
-        OSError: it cannot be looked at.
-    """
-    if _room(root) < _FULL:
+    """Return whether the file system of a directory, or a quota on it, leaves no room, or has no inode left."""
+    try:
+        found = os.statvfs(root)
+    except OSError:
+        return False
+    if _room(root) < _FULL or (found.f_files and not found.f_favail):
         return True
     try:
         fd = os.open(root, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)

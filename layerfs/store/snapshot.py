@@ -28,6 +28,7 @@ __all__ = [
     "keeps_owners",
     "list_snapshots",
     "mark_dressed",
+    "refuse_other_owners",
     "remove_snapshot",
     "require_directories",
     "sweep_snapshots",
@@ -167,31 +168,54 @@ def require_directories(handle: StoreHandle, snapshot: Snapshot) -> None:
 
 
 def keeps_owners(upper: str | os.PathLike[str]) -> bool:
-    """Tell whether owners and modes are kept in xattrs of an upper directory, as by who may give no file away.
+    """Tell whether owners and modes are kept in xattrs of an upper directory, as by who may give no file away."""
+    return _read_marker(upper) == _KEEPS_OWNERS
+
+
+def refuse_other_owners(upper: str | os.PathLike[str]) -> None:
+    """Refuse an upper directory whose owners are those of a user namespace with other IDs: here they mean other users.
 
     Raises:
-        Conflict: they are those of a user namespace with other IDs, and would mean other users here.
+        Conflict: they are.
     """
-    try:
-        with open(dressed_marker(os.fspath(upper)), "rb") as file:
-            said = file.read()
-    except FileNotFoundError:
-        return False
-    if said.startswith(_MAPPED) and said != _maps():
+    said = _read_marker(upper)
+    if said.startswith(_MAPPED) and not _means_the_same(said, _maps()):
         raise Conflict(
             f"the owners in {os.fspath(upper)} are those of another user namespace", reason="in-use",
             hint="Do this where it was mounted first: in podman unshare, say.",
         )  # fmt: skip
-    return said == _KEEPS_OWNERS
+
+
+def _read_marker(upper: str | os.PathLike[str]) -> bytes:
+    try:
+        with open(dressed_marker(os.fspath(upper)), "rb") as file:
+            return file.read()
+    except FileNotFoundError:
+        return b""
 
 
 def _maps() -> bytes:
-    """Return the users and groups of this process's user namespace, to be told from those of another one."""
+    """Return the users and groups of this process's user namespace."""
     found = [_MAPPED]
     for name in ("uid_map", "gid_map"):
         with open(f"/proc/self/{name}", "rb") as file:
-            found += [b" ".join(line.split()) + b"\n" for line in file]
+            found += [name.encode() + b" " + b" ".join(line.split()) + b"\n" for line in file]
     return b"".join(found)
+
+
+def _means_the_same(before: bytes, now: bytes) -> bool:
+    """Return whether all IDs of earlier maps are mapped now, to the same: a user may have been given more."""
+    ranges = [
+        [(name, int(inside), int(outside), int(count)) for name, inside, outside, count in map(bytes.split, lines)]
+        for lines in (before.splitlines()[1:], now.splitlines()[1:])
+    ]
+    return all(
+        any(
+            other == name and outside - inside == there - here and here <= inside and inside + count <= here + many
+            for other, here, there, many in ranges[1]
+        )
+        for name, inside, outside, count in ranges[0]
+    )
 
 
 def remove_snapshot(handle: StoreHandle, snapshot: Snapshot) -> None:

@@ -12,6 +12,7 @@ import pytest
 
 from layerfs.api import Store
 from layerfs.errors import Conflict
+from layerfs.store import snapshot
 
 _LAYERFS = f'"{sys.executable}" -c "from layerfs_cli.main import main; main()"'
 
@@ -94,7 +95,7 @@ layerfs diff box
 """
 
 
-def _with_a_hundred_owners(script: str, directory: Path) -> str:
+def _with_a_hundred_owners(script: str, directory: Path, maps: str = "0 0 100") -> str:
     """Run a script in a user namespace that has the users and groups 0 to 99; return what it prints."""
     with subprocess.Popen(
         ["unshare", "-Um", "bash", "-c", f"read mapped\n{script}"], cwd=directory, text=True, stdin=subprocess.PIPE,
@@ -106,7 +107,7 @@ def _with_a_hundred_owners(script: str, directory: Path) -> str:
             assert time.monotonic() < end, "unshare made no user namespace"
             time.sleep(0.01)
         for kind in ("uid", "gid"):
-            Path(f"/proc/{process.pid}/{kind}_map").write_text("0 0 100")
+            Path(f"/proc/{process.pid}/{kind}_map").write_text(maps)
         out, said = process.communicate("yes\n")
     assert process.returncode == 0, said
     return out
@@ -148,11 +149,29 @@ def test_owners_of_a_namespace_are_not_taken_for_others_outside_of_it(tmp_path: 
     (tmp_path / "source").mkdir()
     (tmp_path / "source/file").write_text("f")
     (tmp_path / "target").mkdir()
-    assert "C /file" in _with_a_hundred_owners(_OWNED, tmp_path).splitlines()
+    assert "C /file" in _with_a_hundred_owners(_OWNED, tmp_path, "0 0 1\n1 100000 99").splitlines()
     with Store.open(tmp_path / "store", runroot=tmp_path / "run", sync=False) as store:
-        with pytest.raises(Conflict, match="another user namespace") as caught:
-            store.mount(None, tmp_path / "target", name="box", backend="fuse")
-        assert "podman unshare" in (caught.value.hint or "")
+        for attempt in (
+            lambda: store.mount(None, tmp_path / "target", name="box", backend="fuse"),
+            lambda: store.mount(None, tmp_path / "target", name="box"),
+            lambda: list(store.diff("box")),
+            lambda: store.commit("box"),
+        ):
+            with pytest.raises(Conflict, match="another user namespace") as caught:
+                attempt()
+            assert "podman unshare" in (caught.value.hint or "")
+
+
+def test_more_users_than_before_are_no_other_ones() -> None:
+    begin = b"owners of a user namespace\n"
+    before = begin + b"uid_map 0 1000 1\nuid_map 1 100000 99\ngid_map 0 1000 1\n"
+    for now, same in (
+        (b"uid_map 0 1000 1\nuid_map 1 100000 65536\ngid_map 0 1000 1\ngid_map 1 100000 9\n", True),
+        (b"uid_map 0 1000 1\nuid_map 1 200000 65536\ngid_map 0 1000 1\n", False),
+        (b"uid_map 0 1000 1\nuid_map 1 100000 98\ngid_map 0 1000 1\n", False),
+        (b"uid_map 0 0 4294967295\ngid_map 0 0 4294967295\n", False),
+    ):
+        assert snapshot._means_the_same(before, begin + now) is same
 
 
 _FORGED = f"""

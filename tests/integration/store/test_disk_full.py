@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import pytest
@@ -125,3 +126,43 @@ def test_a_store_that_is_open_while_the_disk_fills_can_still_make_room(mount: Mo
         store.remove_image(image, force=True)
         os.unlink(disk / "file")
         assert store.images() == []
+
+
+def _fill(path: Path) -> None:
+    with open(path, "wb", buffering=0) as file, pytest.raises(OSError, match="space"):
+        while True:
+            file.write(bytes(4096))
+
+
+def test_a_full_disk_is_read_by_many_at_once(mount: Mount) -> None:
+    disk = mount("none", "tmpfs", "size=12m")
+    with Store.open(disk / "store", sync=False) as store:
+        store.load(pipe(outer(oci(KEPT))))
+    _fill(disk / "file")
+    with Store.open(disk / "store", sync=False) as store, ThreadPoolExecutor(4) as pool:
+        assert list(pool.map(lambda _: len(store.images()), range(8))) == [1] * 8
+        with Store.open(disk / "store", sync=False) as other:
+            assert len(other.images()) == 1
+        with pytest.raises(StoreFull):
+            store.tag("kept:1", "kept:2")
+        (disk / "file").unlink()
+        store.tag("kept:1", "kept:2")
+        assert {len(image.names) for image in pool.map(lambda _: store.images()[0], range(8))} == {2}
+        with Store.open(disk / "store", sync=False) as other:
+            other.remove_image("kept:2")
+        _fill(disk / "file")
+        store.remove_image("kept:1")
+        assert store.images() == []
+
+
+def test_what_a_load_that_filled_the_disk_has_left_is_room(mount: Mount) -> None:
+    disk = mount("none", "tmpfs", "size=12m")
+    with Store.open(disk / "store", sync=False) as store:
+        store.load(pipe(outer(oci(KEPT))))
+        with store._handle.database.transaction() as connection:
+            connection.execute("INSERT INTO lease SELECT 'dead', id FROM layer LIMIT 1")
+    (disk / "store/ingest/dead").mkdir()
+    _fill(disk / "store/ingest/dead/layer.tar")
+    with Store.open(disk / "store", sync=False) as store:
+        assert store.gc().size > 1 << 20
+        assert_clean(store)

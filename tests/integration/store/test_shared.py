@@ -16,7 +16,7 @@ from typing import Any
 import pytest
 
 from layerfs.api import Store
-from layerfs.errors import BackendUnavailable, MountError, NotFound, StoreError
+from layerfs.errors import BackendUnavailable, Conflict, MountError, NotFound, StoreError
 from layerfs.linux.mount_api import umount
 from layerfs.linux.upper_use import is_upper_in_use
 from tests.image_builder import TestImage, entry, layer, oci, outer, pipe
@@ -39,6 +39,10 @@ with Store.open(root, runroot=run, sync=False) as store:
                 case "mount":
                     backend, target, box = arguments
                     answer = store.mount("app:1", target, name=box, backend=backend).target
+                case "mount_image":
+                    answer = store.mount("app:1", *arguments, read_only=True).target
+                case "forget":
+                    answer = store.umount(*arguments, lazy=True).target
                 case "mounts":
                     answer = [mount.target for mount in store.mounts()]
                 case "umount":
@@ -168,6 +172,51 @@ def test_a_copy_of_a_store_has_no_mounts(root: Path, tmp_path: Path, backend: st
         assert store.umount("box").target == str(tmp_path / "target")
 
 
+def test_a_copy_in_the_place_of_a_store_has_no_mounts(root: Path, tmp_path: Path) -> None:
+    target = tmp_path / "target"
+    with Store.open(root, sync=False) as store:
+        store.mount("app:1", target, name="box")
+    os.rename(root, tmp_path / "old")
+    subprocess.run(["cp", "-a", tmp_path / "old", root], check=True)
+    with Store.open(root, sync=False) as store:
+        assert store.mounts() == []
+        store.remove_container("box", force=True)
+    assert (target / "etc/one").read_bytes() == b"1"
+    with Store.open(tmp_path / "old", sync=False) as store:
+        assert store.umount("box").target == str(target)
+
+
+def test_a_mount_in_a_namespace_without_processes_is_in_use(root: Path, tmp_path: Path) -> None:
+    (place := tmp_path / "namespaces").mkdir()
+    subprocess.run(["mount", "--bind", "--make-private", place, place], check=True)
+    (place / "kept").touch()
+    code = "import sys; from layerfs.api import Store\nwith Store.open(sys.argv[1], sync=False) as store: "
+    code += "store.mount('app:1', sys.argv[2], name='box')"
+    words = ["unshare", f"--mount={place}/kept", "--propagation", "private", sys.executable, "-c", code]
+    subprocess.run([*words, root, tmp_path / "target"], check=True)
+    try:
+        with Store.open(root, sync=False) as store, pytest.raises(Conflict, match="cannot look"):
+            store.remove_container("box", force=True)
+    finally:
+        umount(place / "kept")
+        umount(place)
+    with Store.open(root, sync=False) as store:
+        store.remove_container("box")
+
+
+def test_what_a_killed_container_has_left_can_be_forgotten(root: Path, tmp_path: Path) -> None:
+    target = str(tmp_path / "target")
+    with _guest(root, root / "run") as second:
+        with _guest(root, root / "run") as first:
+            assert first("mount_image", target) == target
+        assert second("mounts") == [target]
+        answer = second("umount", target)
+        assert isinstance(answer, Mapping)
+        assert "in another mount namespace" in answer["MountError"]
+        assert second("forget", target) == target
+        assert second("mounts") == []
+
+
 def test_a_bind_mount_is_not_taken_for_the_mount(root: Path, tmp_path: Path) -> None:
     target, other = tmp_path / "target", tmp_path / "other"
     with Store.open(root, sync=False) as store:
@@ -205,7 +254,7 @@ def _without(capabilities: str, *words: str | Path) -> subprocess.CompletedProce
 def test_root_of_a_container_is_told_what_the_container_lacks(root: Path, tmp_path: Path) -> None:
     ran = _without("-sys_admin", "--root", root, "mount", "app:1", tmp_path / "target")
     assert ran.returncode == 8, ran.stderr
-    assert ran.stderr.endswith("hint: start the container with --cap-add SYS_ADMIN --device /dev/fuse\n")
+    assert ran.stderr.endswith("a container has it with --cap-add SYS_ADMIN --device /dev/fuse\n")
 
 
 def test_a_store_on_an_overlay(root: Path, tmp_path: Path) -> None:
@@ -216,7 +265,7 @@ def test_a_store_on_an_overlay(root: Path, tmp_path: Path) -> None:
     subprocess.run(["mount", "-t", "overlay", "none", tmp_path / "merged", "-o", options], check=True)
     shutil.copytree(root, tmp_path / "merged/store")
     shutil.rmtree(tmp_path / "merged/store")
-    above = layer([entry("etc/.wh.one"), entry("etc/two", b"2")])
+    above = layer([entry("etc", kind=b"5"), entry("etc/.wh.one"), entry("etc/two", b"2")])
     with Store.open(tmp_path / "merged/store", sync=False) as store:
         store.load(pipe(outer(oci(TestImage([*IMAGE.layers, above], ["app:1"])))))
         with pytest.raises(BackendUnavailable, match="lies on overlay") as caught:

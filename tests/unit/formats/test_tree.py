@@ -274,7 +274,7 @@ def test_the_last_entry_of_a_file_says_what_it_is() -> None:
     )
     f, same, link = (get(root, name) for name in (b"f", b"same", b"l"))
     assert (f.mode, f.uid, f.gid, f.mtime, f.mtime_ns) == (stat.S_IFREG | 0o600, 2, 3, 2, 500_000_000)
-    assert (f.size, f.xattrs) == (1, {b"user.a": b"1", b"user.b": b"2"})  # chown takes the capabilities away
+    assert (f.size, f.xattrs) == (1, {b"user.a": b"1", b"user.b": b"2"})
     assert same.xattrs == {b"user.a": b"1", b"security.capability": capability}
     assert (link.mode, link.uid, link.gid, link.xattrs) == (stat.S_IFLNK | 0o777, 2, 3, None)
 

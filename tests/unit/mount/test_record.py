@@ -109,10 +109,13 @@ def test_a_record_of_a_dead_namespace_is_dropped_where_that_can_be_known(
 
 def test_a_record_of_a_living_namespace_is_kept(records: MountRecords, monkeypatch: pytest.MonkeyPatch) -> None:
     record = _add(records, MOUNTS[0])
-    _rewrite(records, record, namespace="mnt:[1]", mount_id=1 << 30)
-    real = module._namespace
-    monkeypatch.setattr(module, "_namespace", lambda pid: "mnt:[1]" if pid != "self" else real(pid))
+    _rewrite(records, record, namespace="mnt:[1]")
+    real, own = module._namespace, str(os.getpid())
+    monkeypatch.setattr(module, "_namespace", lambda pid: "mnt:[1]" if pid == own else real(pid))
     assert [one.id for one in records.live()] == [record.id]
+    # The number was given to another namespace, which does not have the mount.
+    _rewrite(records, record, mount_id=1 << 30)
+    assert records.live() == []
 
 
 def test_a_moved_mount_is_followed(records: MountRecords) -> None:
