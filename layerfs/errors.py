@@ -28,6 +28,7 @@ __all__ = [
     "RateLimited",
     "RegistryError",
     "StoreError",
+    "StoreFull",
     "StoreReadOnly",
     "StoreTooNew",
     "Unauthorized",

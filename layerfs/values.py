@@ -110,7 +110,10 @@ class Container:
 
 @dataclass(frozen=True, slots=True)
 class Mount:
-    """A mount that layerfs made."""
+    """A mount that layerfs made.
+
+    ``hidden`` is one that this process cannot see: in another container that shares the store, perhaps a killed one.
+    """
 
     id: str
     target: str
@@ -121,6 +124,7 @@ class Mount:
     read_only: bool
     created: int
     pid: int | None
+    hidden: bool = False
 
 
 @dataclass(frozen=True, slots=True)

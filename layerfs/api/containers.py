@@ -3,8 +3,10 @@
 from __future__ import annotations
 
 import contextlib
+import errno
 import os
 from collections.abc import Callable
+from contextlib import ExitStack
 from typing import TYPE_CHECKING
 
 from layerfs.api.base import STORE_ERRORS, StorePart, StrPath
@@ -173,8 +175,14 @@ class ContainerPart(StorePart):
         from layerfs.mount.mounted import container_lock, refuse_mounted
 
         snapshot = find_snapshot(self._handle, name)
-        self._handle.database.make_room()
-        with self._writing("rm"), container_lock(self._handle, snapshot):
+        with self._writing("rm"), ExitStack() as stack:
+            try:
+                stack.enter_context(container_lock(self._handle, snapshot))
+            except OSError as error:
+                if error.errno not in {errno.ENOSPC, errno.EDQUOT}:
+                    raise
+                self._handle.database.make_room()  # for the lock
+                stack.enter_context(container_lock(self._handle, snapshot))
             if force:
                 for record in self._records().live():
                     if record.container == snapshot.name and not record.is_hidden:
@@ -231,5 +239,5 @@ def _mount(record: MountRecord) -> Mount:
 
     return Mount(
         record.id, record.target, Digest.parse(record.image_id), record.image_name, record.container, record.backend,
-        record.read_only, record.created, record.pid,
+        record.read_only, record.created, record.pid, record.is_hidden,
     )  # fmt: skip

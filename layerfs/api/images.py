@@ -241,7 +241,6 @@ class ImagePart(StorePart):
             name = str(name.id)
         self._handle.database.refuse_contradictions()
         record = catalog.find_image(self._handle, name)
-        self._handle.database.make_room()
         with self._handle.database.transaction(frees=True):
             going, gone = catalog.remove_references(self._handle, record, name)
         if gone:

@@ -291,7 +291,9 @@ def _elsewhere(record: MountRecord) -> MountError:
     """Make the error for a mount that this mount namespace does not have, though it may have one there, too."""
     neighbour = record.neighbour()
     whose = f", that of process {neighbour}" if neighbour is not None else ", whose processes cannot be seen from here"
-    hint = "Unmount it there; or, if its container was killed, forget it with: layerfs umount --lazy"
+    hint = "Unmount it there."
+    if record.is_hidden:
+        hint = f"Unmount it there; or, if its container was killed: layerfs umount --lazy {record.id}"
     if neighbour is not None:
         hint = f"Unmount it there: nsenter --mount --target {neighbour} umount {record.target}"
     return MountError(

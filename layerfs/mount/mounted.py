@@ -170,7 +170,8 @@ def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
             hint=f"Unmount it first with: {'layerfs umount' if targets else 'umount'} {known}",
         )  # fmt: skip
     # Only what was mounted before can live on elsewhere; a new container need not wait for a look at every process.
-    if is_dressed(upper) and (foreign := find_foreign_upper_mount(upper)) is not None:
+    listed = _is_listed(upper) if is_dressed(upper) else False
+    if listed is not False and (foreign := find_foreign_upper_mount(upper)) is not None:
         pid, entry = foreign
         return Conflict(
             f"container {snapshot.name} is still mounted in another mount namespace, that of process {pid}",
@@ -181,7 +182,7 @@ def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
             f"container {snapshot.name} is served through FUSE, by a mount without a record here", reason="mounted",
             hint="Find it with findmnt --types fuse.layerfs, and unmount it with umount.",
         )  # fmt: skip
-    if is_dressed(upper) and _may_be_hidden(upper) and is_upper_in_use(upper):
+    if (listed or (is_dressed(upper) and not sees_all_processes())) and is_upper_in_use(upper):
         return _mounted_elsewhere(snapshot)
     users = records.users(snapshot.name)
     if users:
@@ -202,12 +203,12 @@ def _is_over(records: MountRecords, record: MountRecord, upper: str) -> bool:
     return ended
 
 
-def _may_be_hidden(upper: str) -> bool:
-    """Return whether some mount namespace may have an overlay with this upper directory, and no process show it."""
+def _is_listed(upper: str) -> bool | None:
+    """Return whether the kernel lists another mount namespace's overlay with this upper directory; None if none."""
     try:
-        return not sees_all_processes() or is_listed_elsewhere(upper)
-    except OSError:  # the kernel does not list them, or not to this process
-        return True
+        return is_listed_elsewhere(upper)
+    except OSError:  # it lists nothing, or nothing to this process
+        return None
 
 
 def _mounted_elsewhere(snapshot: Snapshot, target: str | None = None) -> Conflict:

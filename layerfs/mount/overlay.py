@@ -280,6 +280,7 @@ def _attach(
             raise MountError(f"cannot {what}: {reason}", errno=err.errno, backend=_BACKEND) from err
         if overlay is not None and overlay.upper is not None and err.errno in _REFUSED:
             refuse_file_system(overlay.upper, what)
+        if overlay is not None and overlay.upper is not None and err.errno in _REFUSED and err.filename is None:
             text = err.strerror or str(err)
             raise BackendUnavailable(f"cannot {what}: {text}", reasons=dict.fromkeys(_BOTH, text)) from err
         raise _failure(f"cannot {what}", err) from err

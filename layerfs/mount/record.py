@@ -114,7 +114,7 @@ class MountRecord:
 
     def neighbour(self) -> int | None:
         """Return a process that lives in the mount namespace of the mount, if one can be seen."""
-        return _process_in(self.namespace)[0]
+        return next(iter(_processes_in(self.namespace)[0]), None)
 
 
 class MountRecords:
@@ -389,34 +389,35 @@ def _namespace(pid: str) -> str:
 
 def _lives_elsewhere(record: MountRecord) -> bool:
     """Return whether the mount namespace of a mount still has it, as far as that can be seen."""
-    process, unseen = _process_in(record.namespace)
-    if process is None:
-        return unseen
-    # The number of a namespace that has ended is given to another one.
-    try:
-        return any(entry.device == record.device for entry in read_mounts(process, numbers=(record.mount_id,)))
-    except OSError:
-        return True
+    processes, unseen = _processes_in(record.namespace)
+    # The number of a namespace that has ended is given to another one; and who has changed his root sees less of his.
+    for process in processes:
+        try:
+            if any(entry.device == record.device for entry in read_mounts(process, numbers=(record.mount_id,))):
+                return True
+        except OSError:
+            unseen = True
+    return unseen
 
 
-def _process_in(namespace: str) -> tuple[int | None, bool]:
-    """Return a process in a mount namespace, or else whether there may be one.
+def _processes_in(namespace: str) -> tuple[list[int], bool]:
+    """Return the processes in a mount namespace, and whether there may be others.
 
     For an unprivileged user, every process that may not be looked at may be in it. For root those are the few that have
     capabilities which this process lacks, such as the init of a sandbox, and they would keep records for ever.
     """
     root = os.geteuid() == 0
-    unseen = False
+    found, unseen = [], False
     for pid in os.listdir("/proc"):
         if pid.isdigit():
             try:
                 if _namespace(pid) == namespace:
-                    return int(pid), True
+                    found.append(int(pid))
             except PermissionError:
                 unseen = unseen or not root
             except OSError:
                 continue
-    return None, unseen
+    return found, unseen
 
 
 def identify(root: str | os.PathLike[str]) -> str:

@@ -107,11 +107,11 @@ def check_store(
 
 def _check_database(handle: StoreHandle, *, repair: bool) -> list[Problem]:
     """Compare tables and indexes; what only an index has wrong is made anew from its table."""
-    connection = handle.database.connection
 
     def said() -> list[str]:
         try:
-            return [row[0] for row in connection.execute("PRAGMA integrity_check").fetchall() if row[0] != "ok"]
+            rows = handle.database.connection.execute("PRAGMA integrity_check").fetchall()
+            return [row[0] for row in rows if row[0] != "ok"]
         except StoreError as error:
             return [str(error)]
 

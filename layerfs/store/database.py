@@ -81,12 +81,14 @@ class _Connection(sqlite3.Connection):
     Attributes:
         path: the file of the database.
         lock: held by whoever is inside SQLite with it: closing it then would pull the memory from under that thread.
-        mode: ``shared``, as usual; ``still``, to read a file that nobody writes; ``alone``, with the index of the log
-            in memory and everybody else kept out, for one transaction on a disk without room for the index.
+        mode: ``shared``, as usual; or, on a disk without room for the index of the log, ``still``, which reads the
+            file as it was when it was opened, and ``alone``, with the index in memory and everybody else kept out.
+        seen: what the file was then.
     """
 
     path = ""
     mode = "shared"
+    seen: tuple[int, ...] = ()
 
     def __init__(self, *arguments: Any, **options: Any) -> None:
         super().__init__(*arguments, **options)
@@ -179,7 +181,8 @@ class Database:
     def _own(self) -> _Connection:
         self._leave_parent()
         found: _Connection | None = getattr(self._local, "connection", None)
-        if found is not None and found.mode == "still" and not self.frozen and not is_full(self._root):
+        if found is not None and found.mode != "shared" and not found.in_transaction and self._is_outdated(found):
+            self._drop(found)
             found = None
         if found is None:
             self._refuse_closed()
@@ -216,15 +219,45 @@ class Database:
             return self._connect("still")
         return self._connect("alone")
 
+    def _is_outdated(self, found: _Connection) -> bool:
+        """Whether a connection that makes do shows what was, or is not needed any more."""
+        if self.frozen:
+            return False
+        return (found.mode == "still" and found.seen != _state_of(self._path)) or not is_full(self._root)
+
+    def _drop(self, found: _Connection) -> None:
+        """Close a connection of this thread."""
+        with self._guard:
+            self._all = [(thread, connection) for thread, connection in self._all if connection is not found]
+        self._local.connection = None
+        found.close()
+
     def _writable(self) -> _Connection:
         """Return this thread's connection, another one if it can only be read through."""
         found = self._own()
         if found.mode != "still" or self.frozen:
             return found
+        self._drop(found)  # it may be what keeps the database from being had alone
         if not self._would_fault():
             with contextlib.suppress(StoreFull):
                 return self._take(self._connect("shared"))
         return self._take(self._connect("alone"))
+
+    def share(self) -> None:
+        """See to it that this thread sees what others write: before something is removed because nothing refers to it.
+
+        Raises:
+            StoreFull: there is no room for that, not even where something was set aside.
+        """
+        if self.frozen:
+            return
+        give_up_spare(self._path)
+        found = self._own()
+        if found.mode != "shared":
+            self._drop(found)
+            if self._would_fault():
+                raise _full(self._root)
+            self._take(self._connect("shared"))
 
     def _would_fault(self) -> bool:
         """Whether a write to the map of the log's index could find no room, which ends the process by SIGBUS.
@@ -245,7 +278,8 @@ class Database:
             from urllib.parse import quote  # noqa: PLC0415 - every other start does without
 
             source = f"file:{quote(os.fsencode(self._path))}?mode=ro"
-            if _is_at_rest(self._path) and not _is_shared(self._path):
+            logless = self.frozen and not os.path.exists(f"{self._path}-wal")
+            if logless or (_is_at_rest(self._path) and not _is_shared(self._path)):
                 source += "&immutable=1"
         elif mode == "alone":
             wait = _WAIT_TO_BE_ALONE
@@ -257,14 +291,18 @@ class Database:
         except sqlite3.Error as error:
             raise _explain(self._path, error) from error
         made.path, made.mode = self._path, mode
+        if mode == "still":
+            made.seen = _state_of(self._path)
         try:
             if mode == "alone":
                 made.execute("PRAGMA locking_mode = EXCLUSIVE")
             made.execute("PRAGMA foreign_keys = ON")
             made.execute(f"PRAGMA synchronous = {'FULL' if self._sync else 'OFF'}")
             made.execute("SELECT 1 FROM sqlite_schema LIMIT 1").fetchone()
-        except BaseException:
+        except BaseException as error:
             made.close()
+            if mode == "alone" and isinstance(error, StoreError):  # others have it open
+                raise _full(self._root) from error
             raise
         return made
 
@@ -304,9 +342,8 @@ class Database:
                 raise _explain(self._path, error) from error
             raise
         finally:
-            if connection.mode == "alone":
-                connection.close()
-                self._local.connection = None
+            if connection.mode == "alone" and os.getpid() == self._process:
+                self._drop(connection)
 
     def make_room(self) -> None:
         """Give up what was set aside, if the disk is full: before locks are made for something that makes room."""
@@ -368,7 +405,7 @@ class Database:
                 root=os.path.dirname(self._path), hint="Restore store.db, or remove the directory to begin anew.",
             )  # fmt: skip
         connection.execute("PRAGMA journal_mode = WAL")
-        with self.transaction():
+        with self.transaction() as connection:
             # Another process may have made it between the two looks.
             if connection.execute("PRAGMA user_version").fetchone()[0] == 0:
                 for statement in SCHEMA.split(";\n"):
@@ -406,15 +443,25 @@ def stored_digest(text: object) -> Digest:
     raise IntegrityError(f"the store's database is damaged: it has {text!r:.80} for a digest")
 
 
+def _full(root: str) -> StoreFull:
+    return StoreFull(
+        f"no space left for the database of the store at {root}", root=root,
+        hint="Free some on its file system, or remove a container or an image: layerfs rm, layerfs rmi.",
+    )  # fmt: skip
+
+
+def _state_of(path: str) -> tuple[int, ...]:
+    """Return what changes when a database is written to."""
+    found = os.stat(path)
+    return found.st_ino, found.st_size, found.st_mtime_ns, _is_at_rest(path), _is_shared(path)
+
+
 def _explain(path: str, error: Exception) -> StoreError:
     root = os.path.dirname(path)
     text = str(error)
     name = getattr(error, "sqlite_errorname", "")
-    if name.startswith((*_NO_ROOM, "SQLITE_BUSY")) and is_full(root):
-        return StoreFull(
-            f"no space left for the database of the store at {root}", root=root,
-            hint="Free some on its file system, or remove a container or an image: layerfs rm, layerfs rmi.",
-        )  # fmt: skip
+    if name.startswith(_NO_ROOM) and is_full(root):
+        return _full(root)
     if isinstance(error, sqlite3.ProgrammingError) and "closed" in text:
         return StoreError("the store is closed", root=root)
     with contextlib.suppress(OSError):

@@ -72,11 +72,13 @@ def collect(handle: StoreHandle, *, check: Callable[[], None] | None = None) -> 
         check: polled between the layers; what it raises ends the work, and what is left is there for the next call.
 
     Raises:
+        StoreFull: there is no room to see what others write; nothing is removed then.
         StoreError: the database contradicts itself; nothing is removed then.
         OSError: ENOSPC when borrowed bytes find no room; the layer that lends them then stays.
 
     Blocking: waits for loads that are just making their images visible.
     """
+    handle.database.share()
     handle.database.refuse_contradictions()
     size = sweep(handle)
     lock = FileLock(handle.layout.lock(f"ingest-{COLLECTOR}"))

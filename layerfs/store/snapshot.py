@@ -205,10 +205,13 @@ def _maps() -> bytes:
 
 def _means_the_same(before: bytes, now: bytes) -> bool:
     """Return whether all IDs of earlier maps are mapped now, to the same: a user may have been given more."""
-    ranges = [
-        [(name, int(inside), int(outside), int(count)) for name, inside, outside, count in map(bytes.split, lines)]
-        for lines in (before.splitlines()[1:], now.splitlines()[1:])
-    ]
+    try:
+        ranges = [
+            [(name, int(inside), int(outside), int(count)) for name, inside, outside, count in map(bytes.split, lines)]
+            for lines in (before.splitlines()[1:], now.splitlines()[1:])
+        ]
+    except ValueError:
+        return False
     return all(
         any(
             other == name and outside - inside == there - here and here <= inside and inside + count <= here + many
@@ -241,6 +244,7 @@ def sweep_snapshots(handle: StoreHandle) -> int:
     Raises:
         StoreError: the database contradicts itself; nothing is removed then.
     """
+    handle.database.share()
     handle.database.refuse_contradictions()
     connection = handle.database.connection
     directory = os.path.join(handle.layout.root, "snapshots")

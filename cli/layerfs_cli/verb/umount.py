@@ -34,7 +34,7 @@ def command(
     with settings_of(context).open_store() as store:
         if everything:
             # The newest first: one may lie inside another.
-            names = tuple(mount.id for mount in reversed(store.mounts()))
+            names = tuple(mount.id for mount in reversed(store.mounts()) if not mount.hidden)
         for name in each(context, names, ignored=NotFound if force or everything else None):
             with name as text:
                 gone = store.umount(text, lazy=lazy)

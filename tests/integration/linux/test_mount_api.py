@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import errno
+import gc
 import os
 from collections.abc import Iterator
 from pathlib import Path
@@ -23,6 +24,7 @@ pytestmark = [
 
 @pytest.fixture(autouse=True)
 def _nothing_left() -> Iterator[None]:
+    gc.collect()  # what other tests have left open
     before = len(os.listdir("/proc/self/fd")), {entry.mount_id for entry in read_mounts()}
     yield
     assert (len(os.listdir("/proc/self/fd")), {entry.mount_id for entry in read_mounts()}) == before

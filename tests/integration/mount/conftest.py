@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import gc
 import os
 import stat
 from collections.abc import Iterator
@@ -94,6 +95,7 @@ def work(tmp_path: Path) -> Path:
 @pytest.fixture(autouse=True)
 def _nothing_left(tmp_path: Path) -> Iterator[None]:
     """Every test gives back its descriptors and leaves no mount."""
+    gc.collect()  # what other tests have left open
     descriptors = len(os.listdir("/proc/self/fd"))
     mounts = {entry.mount_id for entry in read_mounts()}
     yield

@@ -10,6 +10,8 @@ import pytest
 
 from layerfs.api import Store
 from layerfs.errors import StoreError, StoreFull
+from layerfs.store.image import find_image
+from layerfs.store.snapshot import create_snapshot
 from tests.image_builder import TestImage, docker_old, entry, layer, noise, oci, outer, pipe, write_layout
 from tests.integration.store.conftest import Mount
 from tests.store_audit import assert_clean, assert_whole, contents
@@ -166,3 +168,23 @@ def test_what_a_load_that_filled_the_disk_has_left_is_room(mount: Mount) -> None
     with Store.open(disk / "store", sync=False) as store:
         assert store.gc().size > 1 << 20
         assert_clean(store)
+
+
+def test_what_others_write_on_a_disk_that_was_full_stays(mount: Mount) -> None:
+    disk = mount("none", "tmpfs", "size=12m")
+    with Store.open(disk / "store", sync=False) as store:
+        store.load(pipe(outer(oci(KEPT))))
+    (disk / "store/store.db.spare").unlink(missing_ok=True)
+    _fill(disk / "file")
+    with Store.open(disk / "store", sync=False) as store:
+        assert len(store.images()) == 1  # and all of the database is in this process's memory
+        with pytest.raises(StoreFull):
+            store.gc()
+        os.truncate(disk / "file", (disk / "file").stat().st_size - (180 << 10))
+        with Store.open(disk / "store", sync=False) as other:
+            record = find_image(other._handle, "kept:1")
+            box = create_snapshot(other._handle, record, "box")
+            (Path(other._handle.layout.upper(box.id)) / "precious").write_bytes(b"x")
+        store.gc()
+        assert [container.name for container in store.containers()] == ["box"]
+        assert (Path(store._handle.layout.upper(box.id)) / "precious").read_bytes() == b"x"
