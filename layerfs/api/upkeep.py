@@ -65,7 +65,6 @@ class UpkeepPart(StorePart):
         from layerfs.store.gc import collect
         from layerfs.store.part import sweep_parts
 
-        self._handle.database.make_room()
         with callbacks() as own, self._writing("gc"):
             freed = sweep_snapshots(self._handle) + sweep_parts(self._handle)
             for algorithm in ("sha256", "sha512"):

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 from layerfs.linux.mount_api import fsconfig_create, fsconfig_fd, fsconfig_flag, fsconfig_string, fsopen
 from layerfs.linux.process import has_sys_admin, in_initial_user_namespace, may_gain_sys_admin
 
-__all__ = ["Feature", "feature", "get_privilege"]
+__all__ = ["Feature", "feature", "privilege_hint"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -59,7 +59,7 @@ def feature(name: str) -> Feature:
     return Feature(name, usable, reason)
 
 
-def get_privilege() -> str:
+def privilege_hint() -> str:
     """Say how a process gets CAP_SYS_ADMIN that lacks it: root does so in a container."""
     if os.geteuid() == 0:
         return "run with CAP_SYS_ADMIN; a container has it with --cap-add SYS_ADMIN --device /dev/fuse"

@@ -11,7 +11,7 @@ from dataclasses import dataclass, replace
 from typing import Literal
 
 from layerfs.errors import BackendUnavailable, InvalidReference
-from layerfs.linux.probe import Feature, feature, get_privilege
+from layerfs.linux.probe import Feature, feature, privilege_hint
 
 __all__ = ["BackendStatus", "LowerKind", "choose_backend", "explain_backends", "fuse_status"]
 
@@ -144,4 +144,4 @@ def _way_out(refused: list[BackendStatus]) -> str | None:
     for status, flags in ways:
         if status.name not in names and status.usable:
             return f"use {flags}"
-    return None if feature("privilege").usable else get_privilege()
+    return None if feature("privilege").usable else privilege_hint()

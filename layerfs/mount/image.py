@@ -290,12 +290,12 @@ def unmount_record(handle: StoreHandle, record: MountRecord, *, lazy: bool = Fal
 def _elsewhere(record: MountRecord) -> MountError:
     """Make the error for a mount that this mount namespace does not have, though it may have one there, too."""
     neighbour = record.neighbour()
-    whose = f", that of process {neighbour}" if neighbour is not None else ", whose processes cannot be seen from here"
-    hint = "Unmount it there."
-    if record.is_hidden:
-        hint = f"Unmount it there; or, if its container was killed: layerfs umount --lazy {record.id}"
+    whose, hint = ", whose processes cannot be seen from here", "Unmount it there."
     if neighbour is not None:
+        whose = f", that of process {neighbour}"
         hint = f"Unmount it there: nsenter --mount --target {neighbour} umount {record.target}"
+    elif record.is_hidden:
+        hint = f"Unmount it there; or, if its container was killed: layerfs umount --lazy {record.id}"
     return MountError(
         f"{record.target} is mounted in another mount namespace{whose}", errno=errno.EINVAL, backend=record.backend,
         hint=hint,

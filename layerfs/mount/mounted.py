@@ -170,7 +170,8 @@ def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
             hint=f"Unmount it first with: {'layerfs umount' if targets else 'umount'} {known}",
         )  # fmt: skip
     # Only what was mounted before can live on elsewhere; a new container need not wait for a look at every process.
-    listed = _is_listed(upper) if is_dressed(upper) else False
+    dressed = is_dressed(upper)
+    listed = _is_listed(upper) if dressed else False
     if listed is not False and (foreign := find_foreign_upper_mount(upper)) is not None:
         pid, entry = foreign
         return Conflict(
@@ -182,7 +183,7 @@ def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
             f"container {snapshot.name} is served through FUSE, by a mount without a record here", reason="mounted",
             hint="Find it with findmnt --types fuse.layerfs, and unmount it with umount.",
         )  # fmt: skip
-    if (listed or (is_dressed(upper) and not sees_all_processes())) and is_upper_in_use(upper):
+    if (listed or (dressed and not sees_all_processes())) and is_upper_in_use(upper):
         return _mounted_elsewhere(snapshot)
     users = records.users(snapshot.name)
     if users:
@@ -204,7 +205,7 @@ def _is_over(records: MountRecords, record: MountRecord, upper: str) -> bool:
 
 
 def _is_listed(upper: str) -> bool | None:
-    """Return whether the kernel lists another mount namespace's overlay with this upper directory; None if none."""
+    """Return whether the kernel lists an overlay of this upper directory in another mount namespace; None: does not tell."""
     try:
         return is_listed_elsewhere(upper)
     except OSError:  # it lists nothing, or nothing to this process

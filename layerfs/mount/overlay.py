@@ -23,7 +23,7 @@ from layerfs.errors import BackendUnavailable, Conflict, MountError
 from layerfs.formats.whiteout import mark_prefix
 from layerfs.linux.mount_api import move_mount
 from layerfs.linux.mountinfo import find_upper_mount, mount_id, read_mounts
-from layerfs.linux.probe import feature, get_privilege
+from layerfs.linux.probe import feature, privilege_hint
 from layerfs.mount.detached import DetachedOverlay, ErofsImage, open_directories
 from layerfs.mount.option import MountOptions
 
@@ -355,7 +355,7 @@ def _failure(what: str, err: OSError) -> MountError:
                 return BackendUnavailable(
                     f"{what}: {found.reason}",
                     reasons={_BACKEND: found.reason},
-                    hint=get_privilege() if name == "privilege" else "see layerfs info for what works here",
+                    hint=privilege_hint() if name == "privilege" else "see layerfs info for what works here",
                 )
     if err.errno == errno.ENOTBLK:  # tmpfs, say
         return BackendUnavailable(f"{what}: {text}", reasons={_BACKEND: text})

@@ -9,7 +9,7 @@ from itertools import islice
 from layerfs.errors import MountError
 from layerfs.linux.mount_api import umount
 from layerfs.linux.mountinfo import MountEntry, find_holders, find_mount, read_mounts
-from layerfs.linux.probe import get_privilege
+from layerfs.linux.probe import privilege_hint
 from layerfs.mount.fuse.start import unmount_by_helper
 
 __all__ = ["unmount"]
@@ -55,7 +55,7 @@ def unmount(target: str | os.PathLike[str], *, mount_id: int | None = None, lazy
             errno.EINVAL: "nothing is mounted there",
             errno.EPERM: f"user {os.geteuid()} lacks CAP_SYS_ADMIN",
         }.get(err.errno or 0, err.strerror)
-        hint = get_privilege() if err.errno == errno.EPERM else None
+        hint = privilege_hint() if err.errno == errno.EPERM else None
         raise MountError(f"cannot unmount {path}: {text}", errno=err.errno, hint=hint) from err
 
 

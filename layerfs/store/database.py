@@ -346,7 +346,7 @@ class Database:
                 self._drop(connection)
 
     def make_room(self) -> None:
-        """Give up what was set aside, if the disk is full: before locks are made for something that makes room."""
+        """Give up what was set aside, if the disk is full: for the lock of something that makes room."""
         if not self.frozen:
             give_up_spare(self._path)
 

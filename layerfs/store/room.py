@@ -27,7 +27,7 @@ def keep_spare(database: str) -> None:
     """Set a file aside beside a database, if there is plenty of room."""
     path = f"{database}.spare"
     with contextlib.suppress(OSError):
-        if os.path.exists(path) or _room(os.path.dirname(database)) < _PLENTY:
+        if os.path.exists(path) or _room(os.statvfs(os.path.dirname(database))) < _PLENTY:
             return
         fd = os.open(path, os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_NOFOLLOW | os.O_CLOEXEC, 0o600)
         try:
@@ -54,7 +54,7 @@ def is_full(root: str) -> bool:
         found = os.statvfs(root)
     except OSError:
         return False
-    if _room(root) < _FULL or (found.f_files and not found.f_favail):
+    if _room(found) < _FULL or (found.f_files and not found.f_favail):
         return True
     try:
         fd = os.open(root, os.O_TMPFILE | os.O_WRONLY | os.O_CLOEXEC, 0o600)
@@ -74,7 +74,6 @@ def block_size(root: str) -> int:
     return os.statvfs(root).f_frsize
 
 
-def _room(root: str) -> int:
+def _room(found: os.statvfs_result) -> int:
     """Return how many bytes any user can still write to a file system."""
-    found = os.statvfs(root)
     return found.f_bavail * found.f_frsize  # of the rest, ext4 keeps some even from root

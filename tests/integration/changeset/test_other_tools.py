@@ -51,6 +51,20 @@ def _run(*words: str | Path) -> str:
     return done.stdout
 
 
+def _in_containerd(archive: Path, name: str, work: Path) -> dict[bytes, Entry]:
+    """Return what a containerd with its state in ``work`` shows of an image, which it has forgotten then."""
+    (target := work / "target").mkdir(parents=True, exist_ok=True)
+    with containerd(work) as (ctr, _):
+        _run(*ctr, "images", "import", archive)
+        _run(*ctr, "images", "mount", name, target)
+        try:
+            return describe(target)
+        finally:
+            _run("umount", target)
+            _run(*ctr, "snapshots", "rm", target)
+            _run(*ctr, "images", "rm", "--sync", name)
+
+
 def _change(top: Path) -> None:
     """Do to a root file system what programs do, in ways that are known to go wrong."""
     etc, opt = top / "etc", top / "opt"
@@ -181,21 +195,9 @@ def test_containerd_sees_the_same_tree(store: Store, real_image: CorpusImage, tm
     with _mounted(store, loaded, tmp_path / "ours") as ours:
         expected = describe(ours)
     work = tmp_path / "containerd"
-    work.mkdir()
     for form in ("docker-archive", "oci-archive"):
         store.save([loaded], tmp_path / "saved.tar", form=form)
-        with containerd(work) as (ctr, _):
-            name = f"localhost/{real_image.name}:latest"
-            _run(*ctr, "images", "import", tmp_path / "saved.tar")
-            target = tmp_path / "theirs"
-            target.mkdir(exist_ok=True)
-            _run(*ctr, "images", "mount", name, target)
-            try:
-                theirs = describe(target)
-            finally:
-                _run("umount", target)
-                _run(*ctr, "snapshots", "rm", target)
-                _run(*ctr, "images", "rm", "--sync", name)
+        theirs = _in_containerd(tmp_path / "saved.tar", f"localhost/{real_image.name}:latest", work)
         # containerd makes directories that a layer only passes through anew, and the root if no layer has one.
         for path, seen in theirs.items():
             if seen.type == "directory":
@@ -228,17 +230,7 @@ def test_links_that_differ_from_their_file_are_what_podman_and_containerd_make_o
         finally:
             subprocess.run([*storage, "image", "umount", "--all"], check=False, stdout=subprocess.DEVNULL)
     assert differences(ours, {path: seen for path, seen in theirs.items() if path != b"."}) == []
-    (work := tmp_path / "containerd").mkdir()
-    (target := tmp_path / "theirs").mkdir()
-    with containerd(work) as (ctr, _):
-        _run(*ctr, "images", "import", archive)
-        _run(*ctr, "images", "mount", name, target)
-        try:
-            theirs = describe(target)
-        finally:
-            _run("umount", target)
-            _run(*ctr, "snapshots", "rm", target)
-            _run(*ctr, "images", "rm", "--sync", name)
+    theirs = _in_containerd(archive, name, tmp_path / "containerd")
     assert differences(ours, {path: seen for path, seen in theirs.items() if path != b"."}) == []
 
 

@@ -250,7 +250,7 @@ def test_no_privilege_is_explained(
     with pytest.raises(BackendUnavailable, match="user 1000 lacks CAP_SYS_ADMIN") as caught:
         mount_merged(image.tree, image.devices, target, upper=upper, work=work)
     assert caught.value.reasons == {"overlay": "user 1000 lacks CAP_SYS_ADMIN"}
-    assert caught.value.hint == probe.get_privilege()
+    assert caught.value.hint == probe.privilege_hint()
 
 
 @needs_erofs

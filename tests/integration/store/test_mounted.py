@@ -530,12 +530,7 @@ def test_unpacked_layers_of_a_mount_without_a_record_stay(container: tuple[Store
 
 @pytest.mark.needs_overlay
 def test_a_container_that_fills_the_disk_can_be_removed(mount: Mount, tmp_path: Path) -> None:
-    disk_file = tmp_path / "disk"
-    with disk_file.open("wb") as file:
-        file.truncate(150 << 20)
-    subprocess.run(["mkfs.ext4", "-q", "-m0", disk_file], check=True)
-    disk = mount(disk_file, "ext4", "loop")
-    target = tmp_path / "target"
+    disk, target = _disk(mount, tmp_path, 150, "ext4", "-m0"), tmp_path / "target"
     target.mkdir()
     with Store.open(disk / "store", sync=False) as store:
         store.load(pipe(outer(oci(DONOR))))
@@ -563,11 +558,7 @@ def test_a_container_that_fills_the_disk_can_be_removed(mount: Mount, tmp_path: 
 def test_a_full_disk_is_looked_at_and_emptied_without_what_was_set_aside(
     mount: Mount, tmp_path: Path, kind: list[str]
 ) -> None:
-    disk_file, target = tmp_path / "disk", tmp_path / "target"
-    with disk_file.open("wb") as file:
-        file.truncate(150 << 20)
-    subprocess.run([f"mkfs.{kind[0]}", "-q", *kind[1:], disk_file], check=True, capture_output=True)
-    disk = mount(disk_file, kind[0], "loop")
+    disk, target = _disk(mount, tmp_path, 150, *kind), tmp_path / "target"
     target.mkdir()
     with Store.open(disk / "store", sync=False) as store:
         store.load(pipe(outer(oci(DONOR))))
@@ -596,11 +587,7 @@ def test_a_full_disk_is_looked_at_and_emptied_without_what_was_set_aside(
 
 @pytest.mark.needs_overlay
 def test_a_quota_is_a_full_disk(mount: Mount, tmp_path: Path) -> None:
-    disk_file, target = tmp_path / "disk", tmp_path / "target"
-    with disk_file.open("wb") as file:
-        file.truncate(300 << 20)
-    subprocess.run(["mkfs.btrfs", "-q", "-f", disk_file], check=True, capture_output=True)
-    disk = mount(disk_file, "btrfs", "loop")
+    disk, target = _disk(mount, tmp_path, 300, "btrfs", "-f"), tmp_path / "target"
     for words in (f"quota enable {disk}", f"subvolume create {disk}/volume"):
         subprocess.run(["btrfs", *words.split()], check=True, capture_output=True)
     root = disk / "volume/store"
@@ -628,6 +615,15 @@ def test_a_quota_is_a_full_disk(mount: Mount, tmp_path: Path) -> None:
     finally:
         if target.is_mount():
             umount(target)
+
+
+def _disk(mount: Mount, folder: Path, size: int, kind: str, *options: str) -> Path:
+    """Make a file system of so many MiB in a file, and mount it."""
+    file = folder / "disk"
+    file.touch()
+    os.truncate(file, size << 20)
+    subprocess.run([f"mkfs.{kind}", "-q", *options, file], check=True, capture_output=True)
+    return mount(file, kind, "loop")
 
 
 def _fill(path: Path) -> None:

@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 
 from layerfs.errors import BackendUnavailable
-from layerfs.linux.probe import Feature, get_privilege
+from layerfs.linux.probe import Feature, privilege_hint
 from layerfs.mount import choose
 from layerfs.mount.choose import BackendStatus, choose_backend, explain_backends
 
@@ -63,7 +63,7 @@ def test_without_privilege_root_is_the_way_out(machine: Machine) -> None:
         choose_backend()
     reasons = "overlay: user 1000 lacks CAP_SYS_ADMIN; fuse: /dev/fuse cannot be opened"
     assert str(caught.value) == f"no backend works here: {reasons}"
-    assert caught.value.hint == get_privilege()
+    assert caught.value.hint == privilege_hint()
     assert set(caught.value.reasons) == {"overlay", "overlay (lower=dirs)", "fuse"}
 
 
