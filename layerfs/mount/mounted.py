@@ -205,7 +205,7 @@ def _is_over(records: MountRecords, record: MountRecord, upper: str) -> bool:
 
 
 def _is_listed(upper: str) -> bool | None:
-    """Return whether the kernel lists an overlay of this upper directory in another mount namespace; None: does not tell."""
+    """Return whether the kernel lists an overlay of this upper directory elsewhere; None if it does not tell."""
     try:
         return is_listed_elsewhere(upper)
     except OSError:  # it lists nothing, or nothing to this process
