@@ -102,7 +102,7 @@ class UnionPart:
         #: And of files of the lower tree whose own one is that of a copy that is gone.
         self._parted: dict[int, int] = {}
         root = Node(ROOT, stat.S_IFDIR, lower.root, upper=upper is not None)
-        self._nodes = NodeTable(root, upper.release if upper is not None else lambda _node: None)
+        self._nodes = NodeTable(root, upper.release if upper is not None else lambda _node: None, lower)
         if upper is not None:
             root.marked = upper.opaque_mark(b".", upper.root) == b"x"
 

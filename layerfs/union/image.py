@@ -12,6 +12,7 @@ import stat
 from collections.abc import Sequence
 from errno import EIO
 
+from layerfs.formats.erofs.directory import Directory
 from layerfs.formats.erofs.reader import DIRECTORY_TYPE, Tree
 from layerfs.union.attribute import Attributes
 from layerfs.union.limit import descriptor_share
@@ -56,6 +57,7 @@ class ImageLower:
         self._places: dict[int, LowerFile] = {}
         self.root: int = tree.root
         self.limit: int = tree.limit + _FIRST
+        self.shift = _FIRST
 
     def close(self) -> None:
         """Close the tree's file and the layer tars."""
@@ -81,6 +83,10 @@ class ImageLower:
     def entries(self, directory: int) -> list[tuple[bytes, int | None]]:
         """Return the names in byte order."""
         return [(name, entry[0]) for name, entry in self._names(directory).items()]
+
+    def rows(self, directory: int) -> Directory:
+        """Return the entries by row."""
+        return self._tree.directory(directory)
 
     def _names(self, directory: int) -> dict[bytes, tuple[int, int]]:
         """Return a decoded directory; those that were decoded long ago are dropped."""

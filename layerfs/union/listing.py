@@ -10,13 +10,15 @@ from __future__ import annotations
 import os
 import stat
 from bisect import bisect_right
-from collections.abc import Callable, Sequence
+from collections.abc import Iterator, Sequence
 from errno import ELOOP, ENOTDIR, EPERM
 
+from layerfs.formats.erofs.directory import Directory
 from layerfs.union.attribute import Attributes
 from layerfs.union.base import UnionPart
 from layerfs.union.lower import Reference
 from layerfs.union.node import Node
+from layerfs.union.told import Told
 from layerfs.union.upper import Upper
 
 __all__ = ["NOT_LOOKED_UP", "ListingPart"]
@@ -24,11 +26,13 @@ __all__ = ["NOT_LOOKED_UP", "ListingPart"]
 #: Stands for the number of links of an entry of which there is no more than a name: nobody may ask for its inode.
 NOT_LOOKED_UP = -1
 
-#: Called with name, attributes and the place behind the entry; False says that it was not taken.
-Emit = Callable[[bytes, Attributes, int], bool]
+#: Name, attributes, and the place behind the entry.
+Entry = tuple[bytes, Attributes, int]
 #: The place of the first name behind the dots.
 _FIRST = 3
-_TYPE = stat.S_IFMT(0o177777)
+_TYPE, _DIRECTORY = stat.S_IFMT(0o177777), stat.S_IFDIR
+
+_new = tuple.__new__
 #: Names in listings of lower directories that are kept, 100 bytes each; what the kernel asks for next is in them.
 _KEPT = 20_000
 #: Entries of an upper directory that are handed out at a time: others wait for that, and it takes 8 µs for each.
@@ -82,101 +86,119 @@ class _Listing:
 class ListingPart(UnionPart):
     """Listing directories, by inode number."""
 
-    def readdir(self, ino: int, place: int, emit: Emit) -> None:
-        """Hand out some entries from a place on, until one is not taken; none says that there are no more.
+    def readdir(self, ino: int, place: int) -> Iterator[Entry]:
+        """Yield entries from a place on; none says that there are no more.
 
-        Each taken one counts as a lookup, but for the dots and those whose number of links is :data:`NOT_LOOKED_UP`.
+        An entry counts as a lookup when the next one is asked for, or the end is reached: whoever has no room for it
+        asks for no more. Not so the dots, and those whose number of links is :data:`NOT_LOOKED_UP`.
 
         A name that is neither made nor removed meanwhile comes exactly once, whatever happens to others.
 
         Args:
             ino: the directory.
             place: 0 takes a new look at it; else what came with the last entry seen.
-            emit: takes an entry.
+
+        Yields:
+            Name, attributes, and the place behind the entry.
 
         Raises:
             OSError: EIO, ENOTDIR, ESTALE.
         """
         node = self._nodes[ino]
+        if not node.is_directory:
+            raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR))
+        if place < 2 and node.is_gone:
+            return iter(())
+        if not node.upper:
+            told = node.told
+            if told is not None and place + 1 - _FIRST >= len(told.numbers):
+                return iter(())  # every reading ends with a request that finds nothing
+            rows = told.rows if told is not None and told.rows is not None else self._lower.rows(node.lower)
+            if rows is not None:
+                if told is None:
+                    told = node.told = Told(node, rows)
+                return self._read_rows(node, told, rows, place)
+        return self._read_names(node, place)
+
+    def _read_rows(self, node: Node, told: Told, rows: Directory, place: int) -> Iterator[Entry]:
+        """Read a directory that the lower tree alone has, as :meth:`readdir` does.
+
+        Nothing can lie above it, so the upper is not asked, and files need no node. A cold walk spends its time here.
+        """
+        if place < 2:
+            yield from _dots(node, place)
+        nodes, numbers, counts, alters = self._nodes, told.numbers, told.counts, self._alters
+        get, shift, filled = nodes.get, self._lower.shift, told.filled
+        start = max(place + 1 - _FIRST, 0)
+        row = min(start, filled)
+        before = numbers[row - 1] if row else 0
+        for name, reference, mode, nlink, uid, gid, rdev, size, mtime in rows.read(row):
+            number = reference + shift
+            is_directory = mode & _TYPE == _DIRECTORY
+            if row == filled:
+                before = max(before, number)
+                numbers[row] = before
+                told.filled = filled = row + 1
+                if not told.first and nlink < 2:
+                    nodes.told.add(told, number)
+            if row >= start:
+                if nlink > 1 and not is_directory:
+                    # Another name of it may be copied up; this one is linked to the copy now, if it can be.
+                    yield from self._looked_up(self._lower_node(node, name, reference), None, name, row + _FIRST)
+                else:
+                    found = _new(
+                        Attributes, (number, mode, nlink, uid, gid, rdev, size, size + 511 >> 9, mtime, mtime, mtime)
+                    )  # fmt: skip
+                    yield name, self._show(found) if alters else found, row + _FIRST
+                    child = get(number)
+                    if child is not None:
+                        child.lookups += 1
+                    elif is_directory:  # whoever walks looks into it next
+                        child = Node(number, _DIRECTORY, reference, upper=False)
+                        child.lookups = 1
+                        nodes.add(child, node, name)
+                    else:
+                        counts[row] += 1
+            row += 1
+
+    def _read_names(self, node: Node, place: int) -> Iterator[Entry]:
+        """Read a directory of which the upper or a tree without rows has something, as :meth:`readdir` does."""
+        yield from _dots(node, place)
         known = node.listing
         if known is not None and place >= 2 and not (known.places and place < known.places[-1]):
             return  # every reading ends with a request that finds nothing
-        if not node.is_directory:
-            raise NotADirectoryError(ENOTDIR, os.strerror(ENOTDIR))
-        if place < 2:
-            if node.is_gone:
-                return
-            # Of these two nobody looks at more than number and type; the kernel knows them by their own names.
-            if place < 1 and not emit(b".", _bare(node), 1):
-                return
-            if not emit(b"..", _bare(node.parent or node), 2):
-                return
         listing = self._listing(node, new=place == 0)
-        if self._owners is None and not self._static_nlink and not node.upper:
-            self._hand_out_lower(node, listing.rows, max(place + 1 - _FIRST, 0), emit)
-            return
         places, rows = listing.places, listing.rows
         taken = 0
         for index in range(bisect_right(places, place), len(rows)):
             if taken == _SLICE:
                 return
-            name = rows[index][0]
+            name, reference = rows[index]
+            found: tuple[Node, os.stat_result | None] | None
             try:
-                found = self._find(node, name)
+                if node.upper or reference is None:
+                    found = self._find(node, name)
+                else:
+                    found = self._lower_node(node, name, reference), None
             except OSError as error:
                 if error.errno not in {EPERM, ELOOP}:
                     raise
                 # A redirect, or what is written to: there is a name and no more.
-                if not emit(name, _bare(node)._replace(nlink=NOT_LOOKED_UP), places[index]):
-                    return
+                yield name, _bare(node)._replace(nlink=NOT_LOOKED_UP), places[index]
                 taken += 1
                 continue
             if found is None:
                 continue
             taken += 1
-            child, status = found
-            try:
-                if not emit(name, self._attributes(child, status), places[index]):
-                    return
-                child.lookups += 1
-            finally:
-                self._nodes.drop(child)
+            yield from self._looked_up(*found, name, places[index])
 
-    def _hand_out_lower(self, node: Node, rows: list[_Row], start: int, emit: Emit) -> None:
-        """Hand out entries of a directory that the lower tree alone has, and shows as they are.
-
-        Nothing can lie above them, so neither the upper nor a node of it is asked. A cold walk spends its time here.
-        """
-        nodes, lower, parted = self._nodes, self._lower, self._parted
-        get, attributes_of, is_merged = nodes.get, lower.attributes, lower.is_merged
-        for index in range(start, len(rows)):
-            name, reference = rows[index]
-            if reference is None:  # a redirect, which is not followed
-                if not emit(name, _bare(node)._replace(nlink=NOT_LOOKED_UP), index + _FIRST):
-                    return
-                continue
-            attributes = attributes_of(reference)
-            number, mode = attributes.ino, attributes.mode
-            child = get(number)
-            if (child is not None and child.upper) or number in parted:
-                # Another name of a file that was copied up; this one is linked to it now, if it can be.
-                found = self._find(node, name)
-                if found is None:
-                    continue
-                child = found[0]
-                attributes = self._attributes(*found)
-            elif mode & _TYPE == stat.S_IFDIR and is_merged(reference):
-                attributes = attributes._replace(nlink=1)
-            if not emit(name, attributes, index + _FIRST):
-                if child is not None:
-                    nodes.drop(child)
-                return
-            if child is None:
-                child = Node(number, mode & _TYPE, reference, upper=False)
-                nodes.add(child, node, name)
-            elif not child.upper:
-                nodes.name(child, node, name)
+    def _looked_up(self, child: Node, status: os.stat_result | None, name: bytes, place: int) -> Iterator[Entry]:
+        """Yield the entry of a node that may live for it alone."""
+        try:
+            yield name, self._attributes(child, status), place
             child.lookups += 1
+        finally:
+            self._nodes.drop(child)
 
     def fsyncdir(self, ino: int) -> None:
         """Make the names in a directory durable."""
@@ -251,6 +273,14 @@ class ListingPart(UnionPart):
         return visible, hidden
 
 
+def _dots(node: Node, place: int) -> Iterator[Entry]:
+    """Yield the entries of which nobody looks at more than number and type; the kernel knows them by other names."""
+    if place < 1:
+        yield b".", _bare(node), 1
+    if place < 2:
+        yield b"..", _bare(node.parent or node), 2
+
+
 def _bare(node: Node) -> Attributes:
     """Return number and type of a directory."""
-    return tuple.__new__(Attributes, (node.ino, stat.S_IFDIR, 0, 0, 0, 0, 0, 0, 0, 0, 0))
+    return _new(Attributes, (node.ino, stat.S_IFDIR, 0, 0, 0, 0, 0, 0, 0, 0, 0))

@@ -11,6 +11,7 @@ from __future__ import annotations
 import os
 from typing import Any, NamedTuple, Protocol
 
+from layerfs.formats.erofs.directory import Directory
 from layerfs.union.attribute import Attributes
 
 __all__ = ["LowerFile", "LowerTree", "Reference"]
@@ -42,6 +43,10 @@ class LowerTree(Protocol):
     def limit(self) -> int:
         """A number above every inode number; 0 if the upper's own numbers cannot collide with this tree's."""
 
+    @property
+    def shift(self) -> int:
+        """What is to be added to a reference for its inode number, in a tree with :meth:`rows`."""
+
     def lookup(self, directory: Reference, name: bytes) -> Reference | None:
         """Return what a name in a directory means, or None."""
 
@@ -49,6 +54,13 @@ class LowerTree(Protocol):
         """Return a new list of the names in a directory with what they mean, each once, always in the same order.
 
         None is what a name means that is there and cannot be looked up: a redirect.
+        """
+
+    def rows(self, directory: Reference) -> Directory | None:
+        """Return the entries of a directory by row, in the order of :meth:`entries`.
+
+        None if the tree is no EROFS image, where references are numbers that differ from inode numbers by what
+        :attr:`shift` says.
         """
 
     def number(self, reference: Reference) -> int:

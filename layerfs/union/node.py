@@ -12,7 +12,8 @@ from collections.abc import Callable
 from errno import ESTALE
 from typing import Any
 
-from layerfs.union.lower import Reference
+from layerfs.union.lower import LowerTree, Reference
+from layerfs.union.told import Told, ToldTable
 
 __all__ = ["ROOT", "Content", "Node", "NodeTable"]
 
@@ -68,6 +69,7 @@ class Node:
         fd: O_PATH descriptor of an inode without a name, or -1.
         content: where its bytes are, once they were asked for; it may be closed at any time.
         listing: what a directory shows, once it was listed.
+        told: what the kernel was told of it, of a directory that the lower tree alone has, once it was listed.
         marked: whether whiteouts may be xattrs in its upper directory.
         bare: whether it is known to have no xattrs.
         others: the file of the lower tree of which it is a copy, if some names of that could not be linked to it yet.
@@ -75,7 +77,7 @@ class Node:
 
     __slots__ = (
         "bare", "content", "extra", "fd", "ino", "kind", "listing", "lookups", "lower", "marked", "name", "others",
-        "parent", "pins", "upper",
+        "parent", "pins", "told", "upper",
     )  # fmt: skip
 
     def __init__(self, ino: int, kind: int, lower: Reference | None, *, upper: bool) -> None:
@@ -92,6 +94,7 @@ class Node:
         self.fd = -1
         self.content: Content | None = None
         self.listing: Any = None
+        self.told: Told | None = None
         self.marked = False
         self.bare = False
         self.others: Reference | None = None
@@ -114,30 +117,50 @@ class Node:
 
 
 class NodeTable(dict[int, Node]):
-    """All living nodes by number; a number that none has is ESTALE."""
+    """All living nodes by number.
 
-    def __init__(self, root: Node, release: Callable[[Node], object]) -> None:
+    A number that the kernel was told of in a listing gets its node when somebody asks for it; any other is ESTALE.
+
+    Attributes:
+        told: those numbers.
+    """
+
+    def __init__(self, root: Node, release: Callable[[Node], object], lower: LowerTree) -> None:
         """Begin with the root, which lives for ever.
 
         Args:
             root: its node.
             release: called with each directory that dies.
+            lower: the lower tree.
         """
         super().__init__({ROOT: root})
         self._release = release
+        self._lower = lower
         self._spare = _SPARE
+        self.told = ToldTable()
 
     def __missing__(self, ino: int) -> Node:
-        """Refuse a number.
+        """Make the node of a number that the kernel was told of.
 
         Raises:
             OSError: ESTALE.
         """
-        raise OSError(ESTALE, os.strerror(ESTALE))
+        found = self.told.find(ino)
+        if found is None:
+            raise OSError(ESTALE, os.strerror(ESTALE))
+        told, row = found
+        lower = self._lower
+        rows = told.rows or lower.rows(told.node.lower)
+        assert rows is not None
+        reference = ino - lower.shift
+        node = Node(ino, lower.kind(reference), reference, upper=False)
+        self.add(node, told.node, rows.name(row))
+        return node
 
     def add(self, node: Node, parent: Node, name: bytes) -> None:
-        """Take in a new node with its first name."""
+        """Take in a new node with its first name, and how often the kernel was told of it before."""
         self[node.ino] = node
+        node.lookups += self.told.take(node.ino)
         node.parent, node.name = parent, name
         parent.pins += 1
 
@@ -191,7 +214,9 @@ class NodeTable(dict[int, Node]):
     def forget(self, ino: int, count: int) -> None:
         """Take back ``count`` lookups of the kernel."""
         node = self.get(ino)
-        if node is not None and ino != ROOT:
+        if node is None:
+            self.told.forget(ino, count)
+        elif ino != ROOT:
             node.lookups -= count
             self.drop(node)
 
@@ -202,6 +227,9 @@ class NodeTable(dict[int, Node]):
                 del self[node.ino]
             if node.kind == stat.S_IFDIR:
                 self._release(node)
+                if node.told is not None:
+                    self.told.drop(node.told)
+                    node.told = None
             node.listing = None
             if node.content is not None:
                 node.close_content()

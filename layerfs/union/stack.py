@@ -149,6 +149,11 @@ class StackLower:
             return None
         return self._resolve([directory.sources[index] for index in indexes], name)
 
+    shift = 0
+
+    def rows(self, directory: _Entry) -> None:
+        """Return None: file systems number inodes as they like."""
+
     def entries(self, directory: _Entry) -> list[tuple[bytes, _Entry | None]]:
         """Return names with entries, in the order of the layers' own listings; None is that of what is not shown."""
         found: list[tuple[bytes, _Entry | None]] = []

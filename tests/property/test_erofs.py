@@ -8,10 +8,11 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from layerfs.errors import FormatError
+from layerfs.formats.erofs.directory import DOTS
 from layerfs.formats.erofs.layout import BLOCK, SUPER_OFFSET, crc32c
 from layerfs.formats.erofs.reader import Tree
-from layerfs.formats.tree import Node
-from tests.unit.formats.trees import facts_of_image, facts_of_nodes, trees, write
+from layerfs.formats.tree import Node, directory
+from tests.unit.formats.trees import facts_of_image, facts_of_nodes, regular, trees, write
 
 
 @given(trees())
@@ -49,6 +50,25 @@ def reordered(node: Node) -> Node:
             new.children = {name: copy(child) for name, child in reversed(old.children.items())}
             stack += [(child, new.children[name]) for name, child in old.children.items()]
     return top
+
+
+#: Names that the order of bytes puts before, between and behind the dots.
+_NAMES = st.sets(
+    st.text("-./a~", min_size=1, max_size=40).map(str.encode).filter(lambda name: b"/" not in name and name not in DOTS)
+)
+
+
+@given(_NAMES, st.data())
+def test_a_directory_is_read_from_any_row_on(names: set[bytes], data: st.DataObject) -> None:
+    root = directory(implicit=False)
+    root.children = {name: regular(number, 512 * number) for number, name in enumerate(sorted(names, key=hash))}
+    tree = Tree(write(root))
+    whole = [(name, child, *tree.fields(child)) for name, child, _ in tree.readdir(tree.root)]
+    entries = tree.directory(tree.root)
+    assert len(entries) == len(whole) == len(names)
+    start = data.draw(st.integers(0, len(whole) + 1))
+    assert list(entries.read(start)) == whole[start:]
+    assert [entries.name(row) for row in range(len(whole))] == sorted(names)
 
 
 @given(trees())

@@ -7,7 +7,6 @@ no read leaves the buffer. Images of other writers are refused when they use fea
 
 from __future__ import annotations
 
-import operator
 import stat
 import struct
 from collections.abc import Iterator
@@ -16,6 +15,7 @@ from os import strerror
 from typing import NamedTuple
 
 from layerfs.errors import FormatError, UnsupportedFormat
+from layerfs.formats.erofs.directory import DIRECTORY_TYPE, DOTS, Directory, decode_block
 from layerfs.formats.erofs.layout import (
     BLOCK,
     BLOCK_BITS,
@@ -23,7 +23,6 @@ from layerfs.formats.erofs.layout import (
     CHUNK_INDEXES,
     COMPAT_SB_CHECKSUM,
     DEVICE_SLOT,
-    DIRENT,
     FILE_TYPES,
     INCOMPAT_CHUNKED_FILE,
     INCOMPAT_DEVICE_TABLE,
@@ -39,14 +38,13 @@ from layerfs.formats.erofs.layout import (
     XATTR_HEADER,
     XATTR_PREFIXES,
     crc32c,
-    dirents,
     label_of,
 )
 
 __all__ = ["DIRECTORY_TYPE", "SYMLINK_TYPE", "DeviceSlot", "Inode", "Tree"]
 
-#: File types as directory entries carry them.
-DIRECTORY_TYPE, SYMLINK_TYPE = 2, 7
+#: The file type of symbolic links, as directory entries carry it.
+SYMLINK_TYPE = 7
 
 _MAX_SYMLINKS = 40
 _PREFIXES = dict(XATTR_PREFIXES)
@@ -213,8 +211,20 @@ class Tree:
         if not stat.S_ISDIR(inode.mode):
             raise NotADirectoryError(ENOTDIR, strerror(ENOTDIR))
         for name, child, kind in self._entries(inode):
-            if name not in (b".", b".."):
+            if name not in DOTS:
                 yield name, child, kind
+
+    def directory(self, nid: int) -> Directory:
+        """Return a directory's entries by row, for who hands them out piece by piece; nothing is kept.
+
+        Raises:
+            OSError: ENOTDIR when ``nid`` is no directory.
+            FormatError: the directory's data is damaged.
+        """
+        inode = self.inode(nid)
+        if not stat.S_ISDIR(inode.mode):
+            raise NotADirectoryError(ENOTDIR, strerror(ENOTDIR))
+        return Directory(self._buffer, self._meta, nid, self._content(inode))
 
     def drop_names(self, nid: int) -> None:
         """Forget a decoded directory, which the next look at it decodes again: for readers that must stay small."""
@@ -371,26 +381,7 @@ class Tree:
         """Yield the names, inode numbers and file types of each block of a directory."""
         content = bytes(self._content(inode))
         for start in range(0, len(content), BLOCK):
-            block = content[start : start + BLOCK]
-            try:
-                first = DIRENT.unpack_from(block)[1]
-                fields = dirents(first // DIRENT.size).unpack_from(block)
-            except struct.error as error:
-                raise FormatError(f"directory {inode.nid} is damaged") from error
-            text = block[first:].rstrip(b"\0")
-            if not fields or b"/" in text or b"\0" in text:
-                raise FormatError(f"directory {inode.nid} has a name that cannot be one")
-            children, offsets, kinds = fields[::3], fields[1::3], fields[2::3]
-            stops = (*offsets[1:], len(block.rstrip(b"\0")))
-            if not all(map(operator.lt, offsets, stops)):
-                raise FormatError(f"directory {inode.nid} has a name outside its block")
-            names = [block[offset:stop] for offset, stop in zip(offsets, stops, strict=True)]
-            if DIRECTORY_TYPE in kinds:
-                # The writer numbers directories from the root down: whoever walks a damaged tree comes to an end.
-                for name, child, kind in zip(names, children, kinds, strict=True):
-                    if kind == DIRECTORY_TYPE and child <= inode.nid and name not in (b".", b".."):
-                        raise FormatError(f"directory {inode.nid} is below itself")
-            yield names, children, kinds
+            yield decode_block(content[start : start + BLOCK], inode.nid)
 
     def _xattr_entry(self, position: int) -> tuple[bytes, bytes, int]:
         length, index, size = XATTR_ENTRY.unpack_from(self._buffer, position)

@@ -433,34 +433,29 @@ class Connection:
         seconds, nanoseconds = self._seconds, self._nanoseconds
         position = OUT_HEADER.size
         end = position + size
-
-        def take(name: bytes, found: Attributes, after: int) -> bool:
-            nonlocal position
-            length = len(name)
-            following = position + (header + length + 7 & ~7)
-            if following > end:
-                return False
-            child, mode, nlink, uid, gid, rdev, size, blocks, atime_ns, mtime_ns, ctime_ns = found
-            atime = ctime = mtime = mtime_ns // _SECOND
-            atime_rest = ctime_rest = mtime_rest = mtime_ns % _SECOND
-            if atime_ns != mtime_ns or ctime_ns != mtime_ns:  # never in an image
-                atime, atime_rest = divmod(atime_ns, _SECOND)
-                ctime, ctime_rest = divmod(ctime_ns, _SECOND)
-            node = child
-            if after < 3 or nlink < 0:  # NOT_LOOKED_UP
-                node, nlink = 0, 0
-            directory_entry(length).pack_into(
-                buffer, position,
-                node, 0, seconds, seconds, nanoseconds, nanoseconds,
-                child, size, blocks, atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest,
-                mode, nlink, uid, gid, rdev, _BLOCK, 0,
-                child, after, length, mode >> 12, name,
-            )  # fmt: skip
-            position = following
-            return True
-
         try:
-            self._union.readdir(ino, place, take)
+            for name, found, after in self._union.readdir(ino, place):
+                length = len(name)
+                following = position + (header + length + 7 & ~7)
+                if following > end:
+                    break
+                child, mode, nlink, uid, gid, rdev, size, blocks, atime_ns, mtime_ns, ctime_ns = found
+                atime = ctime = mtime = mtime_ns // _SECOND
+                atime_rest = ctime_rest = mtime_rest = mtime_ns % _SECOND
+                if atime_ns != mtime_ns or ctime_ns != mtime_ns:  # never in an image
+                    atime, atime_rest = divmod(atime_ns, _SECOND)
+                    ctime, ctime_rest = divmod(ctime_ns, _SECOND)
+                node = child
+                if after < 3 or nlink < 0:  # NOT_LOOKED_UP
+                    node, nlink = 0, 0
+                directory_entry(length).pack_into(
+                    buffer, position,
+                    node, 0, seconds, seconds, nanoseconds, nanoseconds,
+                    child, size, blocks, atime, mtime, ctime, atime_rest, mtime_rest, ctime_rest,
+                    mode, nlink, uid, gid, rdev, _BLOCK, 0,
+                    child, after, length, mode >> 12, name,
+                )  # fmt: skip
+                position = following
         except OSError:
             if position == OUT_HEADER.size:
                 raise

@@ -210,13 +210,10 @@ class UnionOperations(pyfuse3.Operations):
     @_answered
     def readdir(self, handle: int, place: int, token: Any) -> None:
         """List a directory with attributes."""
-        entry = self._entry
-
-        def take(name: bytes, found: Attributes, after: int) -> bool:
+        for name, found, after in self._union.readdir(handle, place):
             # pyfuse3 knows no entry that is not looked up; such a one is left out.
-            return found.nlink == NOT_LOOKED_UP or bool(readdir_reply(token, name, entry(found), after))
-
-        self._union.readdir(handle, place, take)
+            if found.nlink != NOT_LOOKED_UP and not readdir_reply(token, name, self._entry(found), after):
+                break
 
     @_answered
     def releasedir(self, _handle: int) -> None:

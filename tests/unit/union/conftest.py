@@ -103,16 +103,11 @@ class Work:
         found: list[tuple[str, Attributes]] = []
         last = -1
         place = 0
-
-        def take(name: bytes, attributes: Attributes, after: int) -> bool:
-            nonlocal place
-            found.append((name.decode(), attributes))
-            place = after
-            return True
-
         while place != last:  # an answer without an entry is the end
             last = place
-            self.union.readdir(self.at(path).ino, place, take)
+            for name, attributes, after in self.union.readdir(self.at(path).ino, place):
+                found.append((name.decode(), attributes))
+                place = after
         return found
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from itertools import islice
+
 import pytest
 
 from layerfs.union.node import ROOT
@@ -16,15 +18,7 @@ def test_a_directory_read_while_it_changes(work: Work) -> None:
     place = 0
     churn = 0
     while True:
-        taken: list[tuple[bytes, int]] = []
-
-        def take(name: bytes, _attributes: object, after: int, taken: list[tuple[bytes, int]] = taken) -> bool:
-            if len(taken) == 7:
-                return False
-            taken.append((name, after))
-            return True
-
-        union.readdir(a, place, take)
+        taken = [(name, after) for name, _, after in islice(union.readdir(a, place), 7)]
         if not taken:
             break
         seen += [name.decode() for name, _ in taken]
@@ -43,29 +37,17 @@ def test_a_directory_of_which_much_is_removed_while_it_is_read(work: Work) -> No
     union, a = work.union, work.at("a").ino
     for number in range(400):
         work.create("a", f"{number:03}")
-    seen: list[tuple[str, int]] = []
-
-    def take(name: bytes, _attributes: object, after: int) -> bool:
-        if len(seen) == 40:
-            return False
-        seen.append((name.decode(), after))
-        return True
-
-    union.readdir(a, 0, take)
+    seen = [(name.decode(), after) for name, _, after in islice(union.readdir(a, 0), 40)]
     order = [name for name, _ in work.entries("a")]  # places stay as they are
     gone = [name for name in order[40:] if name.isdecimal()][:200]
     stays = set(order) - {".", "..", *gone}
     for name in gone:
         union.unlink(a, name.encode())
 
-    def take_all(name: bytes, _attributes: object, after: int) -> bool:
-        seen.append((name.decode(), after))
-        return True
-
     before = 0
     while before != len(seen):
         before = len(seen)
-        union.readdir(a, seen[-1][1], take_all)
+        seen += [(name.decode(), after) for name, _, after in union.readdir(a, seen[-1][1])]
         assert len(seen) - before <= 64
     assert sorted(name for name, _ in seen if name not in {".", ".."}) == sorted(stays)
 
@@ -77,28 +59,15 @@ def test_other_listings_disturb_none(work: Work, monkeypatch: pytest.MonkeyPatch
     for name in stays:
         work.create("a", name)
         work.create("a", f"gone-{name}")
-    seen: list[bytes] = []
-    room = [20]
-    last = [0]
-
-    def take(name: bytes, _attributes: object, after: int) -> bool:
-        if not room[0]:
-            return False
-        room[0] -= 1
-        seen.append(name)
-        last[0] = after
-        return True
-
-    union.readdir(a, 0, take)
+    seen = [(name, after) for name, _, after in islice(union.readdir(a, 0), 20)]
     for name in stays:
         union.unlink(a, f"gone-{name}".encode())
     for _ in range(3):
         work.entries("/")
         work.entries("a/b")
         work.entries("a")
-    room[0] = 1000
-    union.readdir(a, last[0], take)
-    found = [name for name in seen if not name.startswith(b"gone-")]
+    seen += [(name, after) for name, _, after in union.readdir(a, seen[-1][1])]
+    found = [name for name, _ in seen if not name.startswith(b"gone-")]
     assert sorted(found) == sorted([b".", b"..", b"b", b"f", b"two", *(name.encode() for name in stays)])
 
 
