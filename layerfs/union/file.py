@@ -40,7 +40,9 @@ class FilePart(UnionPart):
 
     def read_into(self, ino: int, offset: int, buffer: memoryview) -> int:
         """As :meth:`read`, into a buffer; return how many bytes are in it."""
-        content = self._content(self._nodes[ino])
+        node = self._nodes.get(ino)
+        # Of a file that nobody has changed or asked for by name the lower tree alone knows.
+        content = self._lower.open(self._nodes.reference(ino)) if node is None else self._content(node)
         if content.size is None:
             return os.preadv(content.fd, [buffer], offset)
         size = min(len(buffer), content.size - offset)
@@ -123,7 +125,7 @@ class FilePart(UnionPart):
         Raises:
             OSError: ENXIO behind the end, EINVAL for another whence.
         """
-        content = self._content(self._nodes[ino])
+        content = self._content(self._nodes.look(ino))
         if content.size is None or content.owned:
             return os.lseek(content.fd, offset, whence)
         if whence not in {os.SEEK_DATA, os.SEEK_HOLE}:

@@ -30,7 +30,7 @@ class FlagPart(UnionPart):
         Raises:
             OSError: ENOTTY, EOPNOTSUPP where the upper's file system has none.
         """
-        node = self._nodes[ino]
+        node = self._nodes.look(ino)
         if not node.upper or self._upper is None:
             return bytes(form.size)
         with self._readable(node, self._upper) as fd:

@@ -106,7 +106,7 @@ class ImageLower:
 
     def kind(self, reference: int) -> int:
         """Return the type bits."""
-        return stat.S_IFMT(self._tree.fields(reference)[0])
+        return stat.S_IFMT(self._tree.mode(reference))
 
     def attributes(self, reference: int) -> Attributes:
         """Return what stat says; images have no atime and no ctime, so both are the mtime."""
@@ -141,6 +141,8 @@ class ImageLower:
     def _place(self, reference: int) -> LowerFile:
         """Find a file's bytes."""
         inode = self._tree.inode(reference)
+        if not stat.S_ISREG(inode.mode):
+            raise OSError(EIO, "no regular file")
         found = self._tree.file_data(inode)
         if found is None:
             return LowerFile(-1, 0, 0, owned=False)

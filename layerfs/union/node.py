@@ -138,9 +138,44 @@ class NodeTable(dict[int, Node]):
         self._lower = lower
         self._spare = _SPARE
         self.told = ToldTable()
+        self._named: Told | None = None
+        self._names: list[bytes] = []
 
     def __missing__(self, ino: int) -> Node:
         """Make the node of a number that the kernel was told of.
+
+        Raises:
+            OSError: ESTALE.
+        """
+        node, told, row = self._pass(ino)
+        node.lookups, told.counts[row] = told.counts[row], 0
+        node.name = self._name(told, row)
+        told.node.pins += 1
+        self[ino] = node
+        return node
+
+    def reference(self, ino: int) -> Reference:
+        """Return what a number that has no node means in the lower tree.
+
+        Raises:
+            OSError: ESTALE.
+        """
+        if self.told.find(ino) is None:
+            raise OSError(ESTALE, os.strerror(ESTALE))
+        return ino - self._lower.shift
+
+    def look(self, ino: int) -> Node:
+        """Return the node of a number for who only reads; one of the lower tree may be made for this time alone.
+
+        It has no name then, and what is kept in it is lost.
+
+        Raises:
+            OSError: ESTALE.
+        """
+        return self.get(ino) or self._pass(ino)[0]
+
+    def _pass(self, ino: int) -> tuple[Node, Told, int]:
+        """Return a node for a number that the kernel was told of, which nobody knows of yet, and where that stands.
 
         Raises:
             OSError: ESTALE.
@@ -149,13 +184,19 @@ class NodeTable(dict[int, Node]):
         if found is None:
             raise OSError(ESTALE, os.strerror(ESTALE))
         told, row = found
-        lower = self._lower
-        rows = told.rows or lower.rows(told.node.lower)
-        assert rows is not None
-        reference = ino - lower.shift
-        node = Node(ino, lower.kind(reference), reference, upper=False)
-        self.add(node, told.node, rows.name(row))
-        return node
+        reference = ino - self._lower.shift
+        node = Node(ino, self._lower.kind(reference), reference, upper=False)
+        node.parent = told.node
+        return node, told, row
+
+    def _name(self, told: Told, row: int) -> bytes:
+        """Return the name of a row; those of one small directory are kept, as who reads a file soon reads the next."""
+        if told.rows is not None:
+            return told.rows.name(row)
+        if told is not self._named:
+            rows = self._lower.rows(told.node.lower)
+            self._named, self._names = told, [] if rows is None else rows.names()
+        return self._names[row]
 
     def add(self, node: Node, parent: Node, name: bytes) -> None:
         """Take in a new node with its first name, and how often the kernel was told of it before."""

@@ -56,11 +56,11 @@ class ViewPart(UnionPart):
 
     def getattr(self, ino: int) -> Attributes:
         """Return the attributes of an inode. Raises ESTALE."""
-        return self._attributes(self._nodes[ino])
+        return self._attributes(self._nodes.look(ino))
 
     def readlink(self, ino: int) -> bytes:
         """Return the target of a symbolic link. Raises EINVAL for anything else."""
-        node = self._nodes[ino]
+        node = self._nodes.look(ino)
         if node.kind != stat.S_IFLNK:
             raise OSError(EINVAL, os.strerror(EINVAL))
         if not node.upper or self._upper is None:
@@ -83,7 +83,7 @@ class ViewPart(UnionPart):
 
     def find_xattr(self, ino: int, name: bytes) -> bytes | None:
         """As :meth:`getxattr`, but None where that is ENODATA: every write asks, and an exception costs more."""
-        value = self._own_xattr(self._nodes[ino], name)
+        value = self._own_xattr(self._nodes.look(ino), name)
         if value is None:
             if name.startswith(_KINDS):
                 return None
@@ -124,7 +124,7 @@ class ViewPart(UnionPart):
             ino: of what.
             is_privileged: whether the caller may see ``trusted.*``; asked only where there are any.
         """
-        node = self._nodes[ino]
+        node = self._nodes.look(ino)
         if node.bare:
             return []
         found = []

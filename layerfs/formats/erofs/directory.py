@@ -90,6 +90,13 @@ class Directory:
                     mtime * 1_000_000_000 + mtime_ns,
                 )  # fmt: skip
 
+    def names(self) -> list[bytes]:
+        """Return the names of all rows."""
+        found = []
+        for at in range(0, len(self._content), BLOCK):
+            found += decode_block(bytes(self._content[at : at + BLOCK]), self._nid)[0]
+        return [name for name in found if name not in DOTS]
+
     def name(self, row: int) -> bytes:
         """Return the name of a row."""
         number = bisect_right(self._starts, row) - 1

@@ -47,6 +47,8 @@ __all__ = ["DIRECTORY_TYPE", "SYMLINK_TYPE", "DeviceSlot", "Inode", "Tree"]
 SYMLINK_TYPE = 7
 
 _MAX_SYMLINKS = 40
+#: The mode alone, where INODE has it.
+_MODE = struct.Struct("<4xH")
 _PREFIXES = dict(XATTR_PREFIXES)
 _KNOWN_INCOMPAT = INCOMPAT_CHUNKED_FILE | INCOMPAT_DEVICE_TABLE
 
@@ -172,6 +174,17 @@ class Tree:
         if not form & 1:
             raise FormatError(f"inode {nid} is of a form that layerfs does not write")
         return mode, nlink, uid, gid, value if mode & 0xB000 == 0x2000 else 0, size, mtime * 1_000_000_000 + mtime_ns
+
+    def mode(self, nid: int) -> int:
+        """Return the mode of an inode alone.
+
+        Raises:
+            FormatError: ``nid`` lies outside the image.
+        """
+        try:
+            return int(_MODE.unpack_from(self._buffer, self._meta + nid * SLOT)[0])
+        except (struct.error, OverflowError) as error:
+            raise FormatError(f"inode {nid} lies outside the image") from error
 
     @property
     def limit(self) -> int:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Iterator
-from errno import ESTALE
+from errno import EIO, ESTALE
 from itertools import islice
 from pathlib import Path
 
@@ -14,6 +14,7 @@ from layerfs.formats.erofs.reader import Tree
 from layerfs.formats.erofs.writer import Device, write_tree
 from layerfs.formats.tree import Node, directory
 from layerfs.formats.whiteout import USER_PREFIX
+from layerfs.linux.inode_flags import FLAGS
 from layerfs.union.change import Changes
 from layerfs.union.image import ImageLower
 from layerfs.union.node import ROOT
@@ -38,11 +39,15 @@ def work(tmp_path: Path) -> Iterator[Work]:
         return node
 
     shared = regular()
+    link = Node(0o120777)
+    link.target = b"f000"
     assert root.children is not None
     for name in (b"d", b"e"):
         below = root.children[name] = directory(implicit=False)
         below.uid = below.gid = os.geteuid()
         below.children = {one: regular() for one in NAMES} | {b"f100-shared": shared, b"sub": directory(implicit=False)}
+    links = root.children[b"links"] = directory(implicit=False)
+    links.children = {b"link": link}
     tar = tmp_path / "layer.tar"
     tar.write_bytes(bytes(512) + content.ljust(512, b"\0"))
     tree = Tree(write_tree(root, [Device("0", b"0" * 64, 2)], bytes(16)))
@@ -64,6 +69,26 @@ def test_a_file_is_asked_for_by_the_number_of_its_listing(work: Work) -> None:
     for name, found in work.entries("d"):
         if name not in {".", ".."}:
             assert work.union.getattr(found.ino) == found == work.find(f"d/{name}")
+
+
+def test_who_only_reads_makes_no_node(work: Work) -> None:
+    union = work.union
+    numbers = {name: found.ino for name, found in [*work.entries("e"), *work.entries("links")]}
+    before = union.living
+    for _ in range(2):
+        assert union.read(numbers["f007"], 8, 99) == b"of a file"
+        assert union.readlink(numbers["link"]) == b"f000"
+        assert union.find_xattr(numbers["f007"], b"security.capability") is None
+        assert not union.listxattr(numbers["f007"], lambda: True)
+        assert union.seek(numbers["f007"], 3, os.SEEK_HOLE) == 17
+        assert union.flags(numbers["f007"], FLAGS) == bytes(FLAGS.size)
+        assert union.getattr(numbers["f007"]).nlink == 1
+    with failing(EIO):
+        union.read(numbers["link"], 0, 1)
+    assert union.living == before
+    union.write(numbers["f007"], 0, b"C")
+    assert union.living == before + 1
+    assert union.read(numbers["f007"], 0, 4) == b"Cont"
 
 
 def test_it_lives_as_long_as_the_kernel_remembers_it(work: Work) -> None:
