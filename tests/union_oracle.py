@@ -19,12 +19,15 @@ from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
+from layerfs.api import Store
+from layerfs.formats.erofs.reader import Tree
 from layerfs.linux.inode_flags import FLAGS, read_flags, write_flags
 from layerfs.linux.mount_api import umount
 from layerfs.linux.process import wait_for_end
 from layerfs.linux.rename import rename
 from layerfs.mount.fuse.specification import FuseSpecification
 from layerfs.mount.fuse.start import start_fuse
+from layerfs.store.layer import device_paths
 
 OLD = 1_000_000_000
 #: Times from here on are "now", whatever they are exactly.
@@ -91,14 +94,20 @@ def make_template(layers: list[Path], name: str, *, links: bool) -> None:
 
 
 class Pair:
-    """The two mounts; ``sides`` are their roots, the union first."""
+    """The two mounts; ``sides`` are their roots, the union first.
 
-    def __init__(self, *, sequences: int, links: bool = False, lowers: int = 3, pyfuse3: bool = False) -> None:
+    With ``image`` that one lies over an image of what the lowers show together, instead of over themselves.
+    """
+
+    def __init__(
+        self, *, sequences: int, links: bool = False, lowers: int = 3, pyfuse3: bool = False, image: bool = False
+    ) -> None:
         # Not below pytest's own directory, which other users cannot enter.
         self.folder = folder = Path(tempfile.mkdtemp(prefix="layerfs-oracle-"))
         folder.chmod(0o755)
         self.links = links
         self.pyfuse3 = pyfuse3
+        self.image = image
         self.layers = [folder / f"lower{number}" for number in range(lowers)]
         self.uppers = (folder / "upper-fuse", folder / "upper-kernel")
         self.sides = (folder / "fuse", folder / "kernel")
@@ -129,13 +138,23 @@ class Pair:
 
     def mount(self) -> None:
         """Mount both."""
-        self._pid = mount_fuse(self.layers, self.uppers[0], self.works[0], self.sides[0], pyfuse3=self.pyfuse3)
+        if self.image:
+            mount_layers(self.layers, self.sides[1])
+            try:
+                self._image = make_image(self.sides[1], self.folder / "store")
+            finally:
+                umount(self.sides[1])
+        self._pid = self.mount_union(self.uppers[0], self.works[0])
         mount_kernel(self.layers, self.uppers[1], self.works[1], self.sides[1], index=self.links)
+
+    def mount_union(self, upper: Path, work: Path) -> int:
+        """Mount the union with these directories, and return the pid."""
+        lower: Any = {"tree": self._image[0], "devices": self._image[1]} if self.image else {"layers": self.layers}
+        return mount_fuse(upper=upper, work=work, target=self.sides[0], pyfuse3=self.pyfuse3, **lower)
 
     def describe_lower(self) -> dict[str, Any]:
         """Return what the lowers show by themselves."""
-        options = f"lowerdir={':'.join(map(str, self.layers))}"
-        subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, self.sides[1]], check=True)
+        mount_layers(self.layers, self.sides[1])
         try:
             return describe_tree(self.sides[1])
         finally:
@@ -155,13 +174,30 @@ class Pair:
         shutil.rmtree(self.folder)
 
 
-def mount_fuse(layers: list[Path], upper: Path, work: Path, target: Path, *, pyfuse3: bool = False) -> int:
+def make_image(source: Path, root: Path) -> tuple[str, tuple[str, ...]]:
+    """Make an image of what a directory shows, in a store; return its tree and the files of its layers."""
+    with Store.open(root, runroot=root.with_suffix(".run")) as store:
+        tree = store._handle.layout.merged_tree(store.import_tree(source).chain_id)
+        with open(tree, "rb") as file:
+            return tree, tuple(device_paths(store._handle, Tree(file.read())))
+
+
+def mount_fuse(
+    layers: list[Path] | None = None, *, upper: Path, work: Path, target: Path, tree: str | None = None,
+    devices: tuple[str, ...] = (), pyfuse3: bool = False,
+) -> int:  # fmt: skip
     """Mount the union and return the pid."""
     wanted = FuseSpecification(
-        target=str(target), lowers=tuple(map(str, layers)), upper=str(upper), work=str(work), nosuid=False, nodev=False,
-        allow_other=True, pyfuse3=pyfuse3,
+        target=str(target), lowers=tuple(map(str, layers or ())), tree=tree, devices=devices, upper=str(upper),
+        work=str(work), nosuid=False, nodev=False, allow_other=True, pyfuse3=pyfuse3,
     )  # fmt: skip
     return start_fuse(wanted, log=str(target) + ".log")[1]
+
+
+def mount_layers(layers: list[Path], target: Path) -> None:
+    """Mount overlayfs of lowers alone."""
+    options = f"lowerdir={':'.join(map(str, layers))}"
+    subprocess.run(["mount", "-t", "overlay", "overlay", "-o", options, target], check=True)
 
 
 def mount_kernel(layers: list[Path], upper: Path, work: Path, target: Path, *, index: bool = False) -> None:

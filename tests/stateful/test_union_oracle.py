@@ -26,7 +26,6 @@ from tests.union_oracle import (
     describe_tree,
     is_counted_on,
     is_uncounted,
-    mount_fuse,
     mount_kernel,
 )
 
@@ -234,11 +233,12 @@ def _run(pair: Pair, sequences: int) -> None:
 
 
 @pytest.mark.parametrize(
-    ("links", "pyfuse3"), [(False, False), (True, False), (False, True)],
-    ids=["plain", "hard links in a layer", "through pyfuse3"],
+    ("links", "image", "pyfuse3"),
+    [(False, False, False), (True, False, False), (False, True, False), (True, True, False), (False, False, True)],
+    ids=["plain", "hard links in a layer", "image", "hard links in an image", "through pyfuse3"],
 )  # fmt: skip
-def test_every_answer_is_that_of_the_kernel(links: bool, pyfuse3: bool) -> None:
-    pair = Pair(sequences=200, links=links, pyfuse3=pyfuse3)
+def test_every_answer_is_that_of_the_kernel(links: bool, image: bool, pyfuse3: bool) -> None:
+    pair = Pair(sequences=200, links=links, image=image, pyfuse3=pyfuse3)
     try:
         _run(pair, SEQUENCES // 4 if pyfuse3 else SEQUENCES)
         before = describe_tree(pair.sides[0])
@@ -256,7 +256,7 @@ def test_every_answer_is_that_of_the_kernel(links: bool, pyfuse3: bool) -> None:
                 for upper in pair.uppers
             )
             assert mine == kernels
-            pid = mount_fuse(pair.layers, pair.uppers[1], pair.works[1], pair.sides[0])
+            pid = pair.mount_union(pair.uppers[1], pair.works[1])
             assert describe_tree(pair.sides[0]) == before
             umount(pair.sides[0])
             assert wait_for_end(pid, 10)
