@@ -77,7 +77,12 @@ class ImageLower:
 
     def lookup(self, directory: int, name: bytes) -> int | None:
         """Return the inode number of a name, or None."""
-        entry = (self._recent.get(directory) or self._names(directory)).get(name)
+        names = self._recent.get(directory)
+        if names is None:
+            if self._tree.lacks(directory, name):
+                return None
+            names = self._names(directory)
+        entry = names.get(name)
         return entry[0] if entry else None
 
     def entries(self, directory: int) -> list[tuple[bytes, int | None]]:

