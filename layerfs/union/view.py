@@ -56,7 +56,12 @@ class ViewPart(UnionPart):
 
     def getattr(self, ino: int) -> Attributes:
         """Return the attributes of an inode. Raises ESTALE."""
-        return self._attributes(self._nodes.look(ino))
+        node = self._nodes.get(ino)
+        if node is not None:
+            return self._attributes(node)
+        # After each first read the kernel asks anew, for the atime, which those of the lower tree do not have.
+        found = self._lower.attributes(self._nodes.reference(ino))
+        return self._show(found) if self._alters else found
 
     def readlink(self, ino: int) -> bytes:
         """Return the target of a symbolic link. Raises EINVAL for anything else."""
