@@ -167,7 +167,8 @@ class ChangePart(StorePart):
         Atomicity: the image is visible once it is complete and durable; the container is not changed.
         """
         from layerfs.changeset.commit import commit_container
-        from layerfs.mount.mounted import container_lock, why_mounted
+        from layerfs.mount.in_use import why_mounted
+        from layerfs.mount.mounted import container_lock
 
         snapshot = find_snapshot(self._handle, container)
         with callbacks() as own, self._writing("commit"), container_lock(self._handle, snapshot):

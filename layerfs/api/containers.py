@@ -101,7 +101,8 @@ class ContainerPart(StorePart):
                 )  # fmt: skip
         from layerfs.mount.fuse.start import clear_dead
         from layerfs.mount.image import mount_image
-        from layerfs.mount.mounted import container_lock, records_of, refuse_mounted
+        from layerfs.mount.in_use import refuse_mounted
+        from layerfs.mount.mounted import container_lock, records_of
 
         if target is not None:
             clear_dead(target)
@@ -172,7 +173,8 @@ class ContainerPart(StorePart):
             MountError: with ``force``, it is in use and cannot be unmounted.
             StoreError: the store cannot be written to.
         """
-        from layerfs.mount.mounted import container_lock, refuse_mounted
+        from layerfs.mount.in_use import refuse_mounted
+        from layerfs.mount.mounted import container_lock
 
         snapshot = find_snapshot(self._handle, name)
         with self._writing("rm"), ExitStack() as stack:

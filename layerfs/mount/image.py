@@ -20,13 +20,12 @@ from layerfs.linux.safe_path import make_private
 from layerfs.mount.choose import BackendStatus, choose_backend
 from layerfs.mount.fuse.specification import FuseSpecification
 from layerfs.mount.fuse.start import clear_dead, is_dead, start_fuse
+from layerfs.mount.in_use import refuse_mounted, wait_until_free
 from layerfs.mount.mounted import (
     container_lock,
     only_one,
     records_of,
-    refuse_mounted,
     target_lock,
-    wait_until_free,
 )
 from layerfs.mount.option import MountOptions
 from layerfs.mount.overlay import mount_directories, mount_merged, refuse_file_system

@@ -7,39 +7,21 @@ from __future__ import annotations
 
 import contextlib
 import errno
-import fcntl
 import os
-import time
 from collections.abc import Iterator
 
-from layerfs.errors import Conflict, MountError
+from layerfs.errors import MountError
 from layerfs.formats.digest import Digest
 from layerfs.linux.lock import FileLock
-from layerfs.linux.mountinfo import (
-    MountEntry,
-    find_foreign_upper_mount,
-    find_upper_mount,
-    is_listed_elsewhere,
-    read_mounts,
-)
-from layerfs.linux.process import sees_all_processes
+from layerfs.linux.mountinfo import MountEntry, read_mounts
 from layerfs.linux.safe_path import make_private
 from layerfs.linux.upper_use import is_upper_in_use
-from layerfs.mount.record import MountRecord, MountRecords, identify
+from layerfs.mount.record import MountRecords, identify
 from layerfs.store.handle import StoreHandle
 from layerfs.store.image import ImageRecord, image_layers, image_names, list_images
-from layerfs.store.snapshot import Snapshot, find_snapshot, is_dressed, list_snapshots
+from layerfs.store.snapshot import Snapshot, find_snapshot, list_snapshots
 
-__all__ = [
-    "adopt_mounts",
-    "container_lock",
-    "only_one",
-    "records_of",
-    "refuse_mounted",
-    "target_lock",
-    "wait_until_free",
-    "why_mounted",
-]
+__all__ = ["adopt_mounts", "container_lock", "only_one", "records_of", "target_lock"]
 
 
 def records_of(handle: StoreHandle) -> MountRecords:
@@ -131,113 +113,6 @@ def container_lock(handle: StoreHandle, snapshot: Snapshot | None) -> Iterator[N
     with only_one(handle.layout.lock(f"snapshot-{snapshot.id}")):
         find_snapshot(handle, snapshot.id)
         yield
-
-
-def refuse_mounted(handle: StoreHandle, snapshot: Snapshot) -> None:
-    """Refuse a container whose writable layer is in use; its lock is held.
-
-    Raises:
-        Conflict: it is mounted, or was unmounted lazily and somebody still works in it.
-    """
-    problem = why_mounted(handle, snapshot)
-    if problem is not None:
-        raise problem
-
-
-def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
-    """Return what is wrong with taking a container's writable layer for one's own, None if nobody uses it."""
-    records = records_of(handle)
-    upper = handle.layout.upper(snapshot.id)
-    mounted = [
-        record
-        for record in records.live()
-        if record.container == snapshot.name and not _is_over(records, record, upper)
-    ]
-    if mounted and mounted[0].is_hidden:
-        return _mounted_elsewhere(snapshot, mounted[0].target)
-    targets = [record.target for record in mounted]
-    if not targets and not os.path.lexists(upper):
-        return None  # somebody has removed it by hand, and nothing is left to protect
-    # Whoever mounted it with another run root left no record here, but the kernel knows.
-    entry = find_upper_mount(upper) if not targets else None
-    if entry is not None and is_upper_in_use(upper) is False:
-        entry = None  # of the directory that had this path before
-    if targets or entry is not None:
-        target = targets[0] if targets else entry.target if entry is not None else ""
-        known = snapshot.name if targets else target
-        return Conflict(
-            f"container {snapshot.name} is mounted at {target}", reason="mounted",
-            hint=f"Unmount it first with: {'layerfs umount' if targets else 'umount'} {known}",
-        )  # fmt: skip
-    # Only what was mounted before can live on elsewhere; a new container need not wait for a look at every process.
-    dressed = is_dressed(upper)
-    listed = _is_listed(upper) if dressed else False
-    if listed is not False and (foreign := find_foreign_upper_mount(upper)) is not None:
-        pid, entry = foreign
-        return Conflict(
-            f"container {snapshot.name} is still mounted in another mount namespace, that of process {pid}",
-            reason="mounted", hint=f"End it, or unmount there: nsenter --mount --target {pid} umount {entry.target}",
-        )  # fmt: skip
-    if _is_locked(upper):
-        return Conflict(
-            f"container {snapshot.name} is served through FUSE, by a mount without a record here", reason="mounted",
-            hint="Find it with findmnt --types fuse.layerfs, and unmount it with umount.",
-        )  # fmt: skip
-    if (listed or (dressed and not sees_all_processes())) and is_upper_in_use(upper):
-        return _mounted_elsewhere(snapshot)
-    users = records.users(snapshot.name)
-    if users:
-        return Conflict(
-            f"container {snapshot.name} was unmounted lazily and is still in use by {', '.join(map(str, users[:5]))}",
-            reason="mounted", hint="End these processes first.",
-        )  # fmt: skip
-    return None
-
-
-def _is_over(records: MountRecords, record: MountRecord, upper: str) -> bool:
-    """Return whether a mount that cannot be seen from here has ended, and forget it then."""
-    if not record.is_hidden or not os.path.lexists(upper):
-        return False
-    ended = not _is_locked(upper) if record.backend == "fuse" else is_upper_in_use(upper) is False
-    if ended:
-        records.remove(record.id)
-    return ended
-
-
-def _is_listed(upper: str) -> bool | None:
-    """Return whether the kernel lists an overlay of this upper directory elsewhere; None if it does not tell."""
-    try:
-        return is_listed_elsewhere(upper)
-    except OSError:  # it lists nothing, or nothing to this process
-        return None
-
-
-def _mounted_elsewhere(snapshot: Snapshot, target: str | None = None) -> Conflict:
-    place = "" if target is None else f" at {target}"
-    return Conflict(
-        f"container {snapshot.name} is mounted{place} where this process cannot look, in another PID namespace or in a"
-        " mount namespace without processes", reason="mounted",
-        hint="Unmount it there, or ask on the host, which sees all processes.",
-    )  # fmt: skip
-
-
-def wait_until_free(upper: str, seconds: float) -> None:
-    """Wait until no union serves an upper directory any more, so many seconds at most."""
-    end = time.monotonic() + seconds
-    while _is_locked(upper) and time.monotonic() < end:
-        time.sleep(0.01)
-
-
-def _is_locked(upper: str) -> bool:
-    """Return whether a union serves an upper directory: it holds a lock on it as long as it lives."""
-    fd = os.open(upper, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
-    try:
-        fcntl.flock(fd, fcntl.LOCK_EX | fcntl.LOCK_NB)
-    except BlockingIOError:
-        return True
-    finally:
-        os.close(fd)
-    return False
 
 
 @contextlib.contextmanager

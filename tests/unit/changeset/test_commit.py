@@ -96,7 +96,7 @@ def test_times_after_the_limit_become_the_limit(store: Store) -> None:
 def test_a_container_that_is_written_to_all_the_time_is_refused(store: Store, monkeypatch: pytest.MonkeyPatch) -> None:
     upper = _upper(store)
     (upper / "new").write_text("x")
-    monkeypatch.setattr("layerfs.mount.mounted.why_mounted", _mounted)
+    monkeypatch.setattr("layerfs.mount.in_use.why_mounted", _mounted)
     from layerfs.changeset.layer_tar import write_layer as original
 
     def write_and_disturb(*args: object, **options: object) -> Iterator[bytes]:
@@ -128,7 +128,7 @@ def test_what_is_committed_is_a_state_that_the_container_had(store: Store, monke
 
     writer = threading.Thread(target=write)
     writer.start()
-    monkeypatch.setattr("layerfs.mount.mounted.why_mounted", _mounted)
+    monkeypatch.setattr("layerfs.mount.in_use.why_mounted", _mounted)
     try:
         made = 0
         for attempt in range(20):
