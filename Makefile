@@ -53,7 +53,7 @@ test-large:
 # The long comparison of the union with overlayfs of the kernel; needs root, takes some twenty minutes (N=100 for a
 # part). It takes longer than a test that hangs is given before it is asked where it is.
 oracle: setup
-	LAYERFS_ORACLE=$(or $(N),5000) $(BIN)/pytest -o faulthandler_timeout=3600 tests/stateful/test_union_oracle.py
+	LAYERFS_ORACLE=$(or $(N),2500) $(BIN)/pytest -o faulthandler_timeout=3600 tests/stateful/test_union_oracle.py
 
 lint: setup
 	$(BIN)/ruff check .
