@@ -13,6 +13,7 @@ from bisect import bisect_right
 from collections.abc import Iterator, Sequence
 from errno import ELOOP, ENOTDIR, EPERM
 
+from layerfs.errors import FormatError
 from layerfs.formats.erofs.directory import Directory
 from layerfs.union.attribute import Attributes
 from layerfs.union.base import UnionPart
@@ -131,11 +132,13 @@ class ListingPart(UnionPart):
         get, shift, filled = nodes.get, self._lower.shift, told.filled
         start = max(place + 1 - _FIRST, 0)
         row = min(start, filled)
-        before = numbers[row - 1] if row else 0
+        before = numbers[filled - 1] if filled else 0
         for name, reference, mode, nlink, uid, gid, rdev, size, mtime in rows.read(row):
             number = reference + shift
             is_directory = mode & _TYPE == _DIRECTORY
             if row == filled:
+                if row == len(numbers):
+                    raise FormatError(f"directory {node.ino} has more entries than its blocks say")
                 before = max(before, number)
                 numbers[row] = before
                 told.filled = filled = row + 1
@@ -158,6 +161,8 @@ class ListingPart(UnionPart):
                         child.lookups = 1
                         nodes.add(child, node, name)
                     else:
+                        if not counts[row]:
+                            node.pins += 1
                         counts[row] += 1
             row += 1
 

@@ -69,7 +69,7 @@ class Node:
         fd: O_PATH descriptor of an inode without a name, or -1.
         content: where its bytes are, once they were asked for; it may be closed at any time.
         listing: what a directory shows, once it was listed.
-        told: what the kernel was told of it, of a directory that the lower tree alone has, once it was listed.
+        told: what the kernel was told of it, of a directory that was listed when the lower tree alone had it.
         marked: whether whiteouts may be xattrs in its upper directory.
         bare: whether it is known to have no xattrs.
         others: the file of the lower tree of which it is a copy, if some names of that could not be linked to it yet.
@@ -148,9 +148,9 @@ class NodeTable(dict[int, Node]):
             OSError: ESTALE.
         """
         node, told, row = self._pass(ino)
-        node.lookups, told.counts[row] = told.counts[row], 0
         node.name = self._name(told, row)
-        told.node.pins += 1
+        # What kept the directory alive is this node from now on.
+        node.lookups, told.counts[row] = told.counts[row], 0
         self[ino] = node
         return node
 
@@ -256,7 +256,9 @@ class NodeTable(dict[int, Node]):
         """Take back ``count`` lookups of the kernel."""
         node = self.get(ino)
         if node is None:
-            self.told.forget(ino, count)
+            above = self.told.forget(ino, count)
+            if above is not None:
+                self.drop(above)
         elif ino != ROOT:
             node.lookups -= count
             self.drop(node)

@@ -49,7 +49,10 @@ class Directory:
                 if at:
                     first = _name(block, 0)
                     starts.append(count - (first > b".") - (first > b".."))
-                count += DIRENT.unpack_from(block)[1] // DIRENT.size
+                offset = DIRENT.unpack_from(block)[1]
+                if offset % DIRENT.size or not 0 < offset <= len(block):
+                    raise FormatError(f"directory {nid} is damaged")
+                count += offset // DIRENT.size
         except struct.error as error:
             raise FormatError(f"directory {nid} is damaged") from error
         self._starts = [*starts, max(count - len(DOTS), starts[-1])]
@@ -92,10 +95,11 @@ class Directory:
 
     def names(self) -> list[bytes]:
         """Return the names of all rows."""
-        found = []
+        found: list[tuple[bytes, int]] = []
         for at in range(0, len(self._content), BLOCK):
-            found += decode_block(bytes(self._content[at : at + BLOCK]), self._nid)[0]
-        return [name for name in found if name not in DOTS]
+            names, _, kinds = decode_block(bytes(self._content[at : at + BLOCK]), self._nid)
+            found += zip(names, kinds, strict=True)
+        return [name for name, kind in found if kind != DIRECTORY_TYPE or name not in DOTS]
 
     def name(self, row: int) -> bytes:
         """Return the name of a row."""

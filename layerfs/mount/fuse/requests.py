@@ -13,6 +13,7 @@ import struct
 import time
 from collections.abc import Callable
 
+from layerfs.errors import FormatError
 from layerfs.linux.inode_flags import EXTENDED, FLAGS
 from layerfs.linux.process import groups_of, may_administer
 from layerfs.mount.fuse.protocol import (
@@ -385,7 +386,7 @@ class Requests:
                     child, after, length, mode >> 12, name,
                 )  # fmt: skip
                 position = following
-        except OSError:
+        except (OSError, FormatError):
             if position == OUT_HEADER.size:
                 raise
             # What is there counts as looked up; whoever goes on behind it is told the error.

@@ -98,7 +98,7 @@ def test_what_was_only_at_hand_goes_when_most_is_forgotten(work: Work, monkeypat
         }
 
     before = shown()
-    numbers = [node.ino for node in union._nodes.values()]
+    numbers = [*union._nodes, *(ino for entries in before.values() for _, ino in entries)]
     for _ in range(3):  # directories die after what is in them
         union.forget([(number, 1000) for number in numbers])
     assert union.living == 1

@@ -39,6 +39,11 @@ def work(tmp_path: Path) -> Iterator[Work]:
         return node
 
     shared = regular()
+    many = directory(implicit=False)
+    many.children = {b"f%02d" % number: regular() for number in range(40)}
+    # Met in d first, so their numbers are lower than those of their neighbours.
+    linked = {b"f%02d-linked" % number: regular() for number in range(0, 40, 3)}
+    many.children |= linked
     link = Node(0o120777)
     link.target = b"f000"
     assert root.children is not None
@@ -46,6 +51,9 @@ def work(tmp_path: Path) -> Iterator[Work]:
         below = root.children[name] = directory(implicit=False)
         below.uid = below.gid = os.geteuid()
         below.children = {one: regular() for one in NAMES} | {b"f100-shared": shared, b"sub": directory(implicit=False)}
+    root.children[b"l"] = links_first = directory(implicit=False)
+    links_first.children = linked
+    root.children[b"many"] = many
     links = root.children[b"links"] = directory(implicit=False)
     links.children = {b"link": link}
     tar = tmp_path / "layer.tar"
@@ -122,6 +130,36 @@ def test_an_entry_that_found_no_room_is_not_counted(work: Work) -> None:
     assert work.union.getattr(last[1].ino) == last[1]
     with failing(ESTALE):
         work.union.getattr(untaken[1].ino)
+
+
+@pytest.mark.parametrize("room", range(1, 12))
+def test_files_between_links_are_found_wherever_an_answer_ends(work: Work, room: int) -> None:
+    union, ino = work.union, work.at("many").ino
+    place, seen = 0, []
+    while taken := list(islice(union.readdir(ino, place), room + 1))[:room]:
+        seen += taken
+        place = taken[-1][2]
+    assert [name for name, *_ in seen] == [name.encode() for name, _ in work.entries("many")]
+    for name, found, _ in seen:
+        if name not in {b".", b".."}:
+            assert union.getattr(found.ino) == found
+    told = union._nodes[ino].told
+    assert told is not None
+    assert list(told.numbers) == sorted(told.numbers)
+
+
+def test_a_directory_lives_as_long_as_the_kernel_knows_a_file_in_it(work: Work) -> None:
+    """It may forget the directory first: an inode that is watched outlives its names."""
+    union, d = work.union, work.at("d").ino
+    ino = dict(work.entries("d"))["f007"].ino
+    union.forget([(d, 100)])
+    assert union.read(ino, 0, 7) == b"content"
+    work.entries("d")
+    union.forget([(ino, 1)])
+    assert union.getattr(ino).size == 17
+    union.forget([(ino, 1)])
+    with failing(ESTALE):
+        union.getattr(ino)
 
 
 def test_reading_begins_anywhere(work: Work) -> None:
