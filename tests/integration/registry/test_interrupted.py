@@ -113,7 +113,7 @@ def test_a_signal_leaves_only_the_received_part(tmp_path: Path, registry: Faulty
         time.sleep(0.01)
     running.send_signal(number)
     _, said = running.communicate(timeout=10)
-    assert running.returncode == (130 if number == signal.SIGINT else 128 + number)
+    assert running.returncode == (130 if number == signal.SIGINT else 128 + number), said
     assert b"Traceback" not in said
     with Store.open(root, sync=False) as store:
         assert_clean(store)
