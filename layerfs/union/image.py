@@ -54,6 +54,8 @@ class ImageLower:
         self._links: dict[int, list[list[bytes]]] | None = None
         self._recent: dict[int, dict[bytes, tuple[int, int]]] = {}
         self._kept = 0
+        self._looked_into = -1
+        self._raw: bytes | None = None  # the last directory that was looked into without decoding it
         self._places: dict[int, LowerFile] = {}
         self.root: int = tree.root
         self.limit: int = tree.limit + _FIRST
@@ -79,7 +81,9 @@ class ImageLower:
         """Return the inode number of a name, or None."""
         names = self._recent.get(directory)
         if names is None:
-            if self._tree.lacks(directory, name):
+            if directory != self._looked_into:
+                self._looked_into, self._raw = directory, self._tree.raw_names(directory)
+            if self._raw is not None and name not in self._raw:
                 return None
             names = self._names(directory)
         entry = names.get(name)
