@@ -32,8 +32,6 @@ Entry = tuple[bytes, Attributes, int]
 #: The place of the first name behind the dots.
 _FIRST = 3
 _TYPE, _DIRECTORY = stat.S_IFMT(0o177777), stat.S_IFDIR
-
-_new = tuple.__new__
 #: Names in listings of lower directories that are kept, 100 bytes each; what the kernel asks for next is in them.
 _KEPT = 20_000
 #: Entries of an upper directory that are handed out at a time: others wait for that, and it takes 8 µs for each.
@@ -128,14 +126,14 @@ class ListingPart(UnionPart):
         """
         if place < 2:
             yield from _dots(node, place)
-        nodes, numbers, counts, alters = self._nodes, told.numbers, told.counts, self._alters
-        get, shift, filled = nodes.get, self._lower.shift, told.filled
+        nodes, numbers, counts, filled = self._nodes, told.numbers, told.counts, told.filled
+        get, attributes_of, alters = nodes.get, self._lower.attributes, self._alters
         start = max(place + 1 - _FIRST, 0)
         row = min(start, filled)
         before = numbers[filled - 1] if filled else 0
-        for name, reference, mode, nlink, uid, gid, rdev, size, mtime in rows.read(row):
-            number = reference + shift
-            is_directory = mode & _TYPE == _DIRECTORY
+        for name, reference in rows.read(row):
+            found = attributes_of(reference)
+            number, nlink, is_directory = found.ino, found.nlink, found.mode & _TYPE == _DIRECTORY
             if row == filled:
                 if row == len(numbers):
                     raise FormatError(f"directory {node.ino} has more entries than its blocks say")
@@ -149,9 +147,6 @@ class ListingPart(UnionPart):
                     # Another name of it may be copied up; this one is linked to the copy now, if it can be.
                     yield from self._looked_up(self._lower_node(node, name, reference), None, name, row + _FIRST)
                 else:
-                    found = _new(
-                        Attributes, (number, mode, nlink, uid, gid, rdev, size, size + 511 >> 9, mtime, mtime, mtime)
-                    )  # fmt: skip
                     yield name, self._show(found) if alters else found, row + _FIRST
                     child = get(number)
                     if child is not None:
@@ -288,4 +283,4 @@ def _dots(node: Node, place: int) -> Iterator[Entry]:
 
 def _bare(node: Node) -> Attributes:
     """Return number and type of a directory."""
-    return _new(Attributes, (node.ino, stat.S_IFDIR, 0, 0, 0, 0, 0, 0, 0, 0, 0))
+    return tuple.__new__(Attributes, (node.ino, stat.S_IFDIR, 0, 0, 0, 0, 0, 0, 0, 0, 0))

@@ -195,7 +195,7 @@ class NodeTable(dict[int, Node]):
             return told.rows.name(row)
         if told is not self._named:
             rows = self._lower.rows(told.node.lower)
-            self._named, self._names = told, [] if rows is None else rows.names()
+            self._named, self._names = told, [] if rows is None else [name for name, _ in rows.read(0)]
         return self._names[row]
 
     def add(self, node: Node, parent: Node, name: bytes) -> None:

@@ -14,7 +14,7 @@ from bisect import bisect_right
 from collections.abc import Iterator
 
 from layerfs.errors import FormatError
-from layerfs.formats.erofs.layout import BLOCK, DIRENT, INODE, SLOT, dirents
+from layerfs.formats.erofs.layout import BLOCK, DIRENT, dirents
 
 __all__ = ["DIRECTORY_TYPE", "DOTS", "Directory", "decode_block"]
 
@@ -26,19 +26,15 @@ DOTS = frozenset({b".", b".."})
 class Directory:
     """One directory; its length is the number of its rows. What is damaged raises :class:`FormatError`."""
 
-    __slots__ = ("_buffer", "_content", "_meta", "_nid", "_starts")
+    __slots__ = ("_content", "_nid", "_starts")
 
-    def __init__(self, buffer: memoryview, meta: int, nid: int, content: memoryview) -> None:
+    def __init__(self, nid: int, content: memoryview) -> None:
         """Find out what row each block begins with.
 
         Args:
-            buffer: the whole image.
-            meta: where inode numbers count from in it.
             nid: the directory's own inode number.
             content: its blocks.
         """
-        self._buffer = buffer
-        self._meta = meta
         self._nid = nid
         self._content = content
         starts = [0]
@@ -60,18 +56,13 @@ class Directory:
     def __len__(self) -> int:
         return self._starts[-1]
 
-    def read(self, row: int) -> Iterator[tuple[bytes, int, int, int, int, int, int, int, int]]:
-        """Yield the entries from a row on, each with the inode that it names.
-
-        Yields:
-            (name, inode number, mode, links, owner, group, device, size, mtime in nanoseconds).
-        """
+    def read(self, row: int) -> Iterator[tuple[bytes, int]]:
+        """Yield names with inode numbers, from a row on."""
         starts = self._starts
         if row >= starts[-1]:
             return
         block = bisect_right(starts, row) - 1
         skipped = row - starts[block]
-        buffer, meta, unpack = self._buffer, self._meta, INODE.unpack_from
         for at in range(block * BLOCK, len(self._content), BLOCK):
             names, children, kinds = decode_block(bytes(self._content[at : at + BLOCK]), self._nid)
             for name, child, kind in zip(names, children, kinds, strict=True):
@@ -80,26 +71,7 @@ class Directory:
                 if skipped:
                     skipped -= 1
                     continue
-                try:
-                    form, _, mode, _, size, value, _, uid, gid, mtime, mtime_ns, links = unpack(
-                        buffer, meta + child * SLOT
-                    )
-                except (struct.error, OverflowError) as error:
-                    raise FormatError(f"inode {child} lies outside the image") from error
-                if not form & 1:
-                    raise FormatError(f"inode {child} is of a form that layerfs does not write")
-                yield (
-                    name, child, mode, links, uid, gid, value if mode & 0xB000 == 0x2000 else 0, size,
-                    mtime * 1_000_000_000 + mtime_ns,
-                )  # fmt: skip
-
-    def names(self) -> list[bytes]:
-        """Return the names of all rows."""
-        found: list[tuple[bytes, int]] = []
-        for at in range(0, len(self._content), BLOCK):
-            names, _, kinds = decode_block(bytes(self._content[at : at + BLOCK]), self._nid)
-            found += zip(names, kinds, strict=True)
-        return [name for name, kind in found if kind != DIRECTORY_TYPE or name not in DOTS]
+                yield name, child
 
     def name(self, row: int) -> bytes:
         """Return the name of a row."""

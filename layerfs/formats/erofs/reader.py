@@ -204,9 +204,7 @@ class Tree:
         """
         found = self._names.get(nid)
         if found is None:
-            inode = self.inode(nid)
-            if not stat.S_ISDIR(inode.mode):
-                raise NotADirectoryError(ENOTDIR, strerror(ENOTDIR))
+            inode = self._directory_inode(nid)
             found = {}
             for names, children, kinds in self._blocks(inode):
                 found.update(zip(names, zip(children, kinds, strict=True), strict=True))
@@ -222,10 +220,7 @@ class Tree:
             OSError: ENOTDIR when ``nid`` is no directory.
             FormatError: the directory's data is damaged.
         """
-        inode = self.inode(nid)
-        if not stat.S_ISDIR(inode.mode):
-            raise NotADirectoryError(ENOTDIR, strerror(ENOTDIR))
-        for name, child, kind in self._entries(inode):
+        for name, child, kind in self._entries(self._directory_inode(nid)):
             if name not in DOTS:
                 yield name, child, kind
 
@@ -236,10 +231,7 @@ class Tree:
             OSError: ENOTDIR when ``nid`` is no directory.
             FormatError: the directory's data is damaged.
         """
-        inode = self.inode(nid)
-        if not stat.S_ISDIR(inode.mode):
-            raise NotADirectoryError(ENOTDIR, strerror(ENOTDIR))
-        return Directory(self._buffer, self._meta, nid, self._content(inode))
+        return Directory(nid, self._content(self._directory_inode(nid)))
 
     def drop_names(self, nid: int) -> None:
         """Forget a decoded directory, which the next look at it decodes again: for readers that must stay small."""
@@ -256,9 +248,10 @@ class Tree:
         A name that is not among them is certainly missing, which takes a tenth of the time that decoding takes.
 
         Raises:
+            OSError: ENOTDIR when ``nid`` is no directory.
             FormatError: ``nid`` lies outside the image, or its data does.
         """
-        inode = self.inode(nid)
+        inode = self._directory_inode(nid)
         return bytes(self._content(inode)) if inode.size <= _SMALL_DIRECTORY else None
 
     def readdir(self, nid: int) -> Iterator[tuple[bytes, int, int]]:
@@ -397,6 +390,13 @@ class Tree:
         if inode.layout == LAYOUT_CHUNKED or start + inode.size > len(self._buffer):
             raise FormatError(f"inode {inode.nid} has its data outside the image")
         return self._buffer[start : start + inode.size]
+
+    def _directory_inode(self, nid: int) -> Inode:
+        """Return the inode of a directory; ENOTDIR for anything else."""
+        inode = self.inode(nid)
+        if not stat.S_ISDIR(inode.mode):
+            raise NotADirectoryError(ENOTDIR, strerror(ENOTDIR))
+        return inode
 
     def _entries(self, inode: Inode) -> Iterator[tuple[bytes, int, int]]:
         """Yield the raw entries of a directory."""
