@@ -17,95 +17,69 @@ from collections.abc import Callable
 
 from layerfs.mount.fuse.protocol import OUT_HEADER, Operation
 from layerfs.mount.fuse.requests import Reply, Requests
-from layerfs.union.union import Union
 
-__all__ = ["Connection"]
+__all__ = ["answer_requests"]
 
 _log = logging.getLogger(__name__)
 
 #: Errors of reading a request that only mean that it was taken back.
 _AGAIN = frozenset({errno.ENOENT, errno.EINTR})
-_SHORT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 #: What an IN_HEADER begins with: length, operation, unique, inode.
 _begin = struct.Struct("=IIQQ")
 
 
-class Connection:
-    """The kernel's end is a mount, this end answers it."""
+def answer_requests(device: int, requests: Requests, ready: Callable[[], None]) -> None:
+    """Answer requests until the file system is unmounted.
 
-    def __init__(self, device: int, union: Union, *, timeout: float, acl: bool) -> None:
-        """Prepare; nothing is read yet.
+    Args:
+        device: descriptor of /dev/fuse that was given to the mount; the caller closes it.
+        requests: what answers them.
+        ready: called when the kernel's first request is answered; the mount works from then on.
 
-        Args:
-            device: descriptor of /dev/fuse that was given to the mount; the caller closes it.
-            union: what is served.
-            timeout: seconds for which the kernel may keep what it is told.
-            acl: whether the kernel enforces POSIX ACLs.
-        """
-        self._device = device
-        self._union = union
-        self._requests = Requests(device, union, timeout=timeout, acl=acl)
-
-    def serve(self, ready: Callable[[], None]) -> None:
-        """Answer requests until the file system is unmounted.
-
-        Args:
-            ready: called when the kernel's first request is answered; the mount works from then on.
-
-        No error of a request ends it: an OSError becomes its errno, everything else is logged and becomes EIO.
-        """
-        device, request, unpack = self._device, self._requests.buffer, _begin.unpack_from
-        # The shortest way from Python into a buffer.
-        read = io.FileIO(device, closefd=False).readinto
-        handler_of, write = self._requests.handlers.get, os.write
-        init, destroy = int(Operation.INIT), int(Operation.DESTROY)
-        while True:
+    No error of a request ends it: an OSError becomes its errno, everything else is logged and becomes EIO.
+    """
+    request, unpack = requests.buffer, _begin.unpack_from
+    # The shortest way from Python into a buffer.
+    read = io.FileIO(device, closefd=False).readinto
+    handler_of, write = requests.handlers.get, os.write
+    init, destroy = int(Operation.INIT), int(Operation.DESTROY)
+    while True:
+        try:
+            if read(request) is None:  # nothing there, of a descriptor that does not block
+                continue
+        except OSError as error:
+            if error.errno in _AGAIN:
+                continue
+            if error.errno == errno.ENODEV:
+                return
+            raise
+        length, operation, unique, ino = unpack(request)
+        handler = handler_of(operation)
+        if handler is None:
+            if operation == destroy:
+                return
+            reply: Reply = OUT_HEADER.pack(OUT_HEADER.size, -errno.ENOSYS, unique)
+        else:
             try:
-                if read(request) is None:  # nothing there, of a descriptor that does not block
-                    continue
+                reply = handler(unique, ino, length)
+            except Exception as error:  # noqa: BLE001 - no request may end the mount
+                reply = requests.failed(operation, ino, unique, error)
+        if reply is not None:
+            try:
+                write(device, reply)
             except OSError as error:
-                if error.errno in _AGAIN:
-                    continue
                 if error.errno == errno.ENODEV:
                     return
-                raise
-            length, operation, unique, ino = unpack(request)
-            handler = handler_of(operation)
-            if handler is None:
-                if operation == destroy:
-                    return
-                reply: Reply = OUT_HEADER.pack(OUT_HEADER.size, -errno.ENOSYS, unique)
-            else:
-                try:
-                    reply = handler(unique, ino, length)
-                except Exception as error:  # noqa: BLE001 - no request may end the mount
-                    reply = self._failed(operation, ino, unique, error)
-            if reply is not None:
-                try:
-                    write(device, reply)
-                except OSError as error:
-                    if error.errno == errno.ENODEV:
-                        return
-                    if error.errno != errno.ENOENT:  # whoever asked was killed
-                        _log.error("reply to request %d of inode %d: %s", operation, ino, error)
-                if operation == init:
-                    self._check(reply)
-                    ready()
+                if error.errno != errno.ENOENT:  # whoever asked was killed
+                    _log.error("reply to request %d of inode %d: %s", operation, ino, error)
+            if operation == init:
+                _check(reply)
+                ready()
 
-    def _failed(self, operation: int, ino: int, unique: int, error: Exception) -> bytes:
-        """Return the reply to a request that went wrong."""
-        number = error.errno if isinstance(error, OSError) else None
-        if number in _SHORT_OF_DESCRIPTORS:
-            self._union.close_spare()
-        if not isinstance(error, OSError):
-            _log.error("%s of inode %d", Operation(operation).name, ino, exc_info=error)
-        elif number is None or number == errno.EIO:
-            _log.error("%s of inode %d: %s", Operation(operation).name, ino, error)
-        return OUT_HEADER.pack(OUT_HEADER.size, -(number or errno.EIO), unique)
 
-    def _check(self, reply: bytes | memoryview) -> None:
-        """Refuse a kernel that was refused."""
-        (number,) = struct.unpack_from("=4xi", reply)
-        if number:
-            raise OSError(-number, "this kernel speaks another version of FUSE")
+def _check(reply: bytes | memoryview) -> None:
+    """Refuse a kernel that was refused."""
+    (number,) = struct.unpack_from("=4xi", reply)
+    if number:
+        raise OSError(-number, "this kernel speaks another version of FUSE")

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import os
 import stat
 import struct
@@ -38,6 +39,8 @@ from layerfs.union.union import Union
 
 __all__ = ["Reply", "Requests"]
 
+_log = logging.getLogger(__name__)
+
 #: The most that one request or reply carries.
 _LARGEST = 1 << 20
 _PAGES = _LARGEST // os.sysconf("SC_PAGESIZE")
@@ -64,6 +67,7 @@ _NOW = SetAttr.ATIME_NOW | SetAttr.MTIME_NOW
 _ACL_KILL_SGID = 1 << 0
 _FDATASYNC = 1 << 0
 _NO_DATA = -errno.ENODATA
+_SHORT_OF_DESCRIPTORS = frozenset({errno.EMFILE, errno.ENFILE})
 
 #: What TMPFILE adds to the entry: no handle, and pages that may be kept.
 _OPENED = struct.pack("=QII", 0, 1 << 1, 0)
@@ -167,6 +171,17 @@ class Requests:
         }
         # By plain numbers, which are found without comparing.
         self.handlers = {int(operation): handler for operation, handler in handlers.items()}
+
+    def failed(self, operation: int, ino: int, unique: int, error: Exception) -> bytes:
+        """Return the reply to a request that went wrong."""
+        number = error.errno if isinstance(error, OSError) else None
+        if number in _SHORT_OF_DESCRIPTORS:
+            self._union.close_spare()
+        if not isinstance(error, OSError):
+            _log.error("%s of inode %d", Operation(operation).name, ino, exc_info=error)
+        elif number is None or number == errno.EIO:
+            _log.error("%s of inode %d: %s", Operation(operation).name, ino, error)
+        return OUT_HEADER.pack(OUT_HEADER.size, -(number or errno.EIO), unique)
 
     def _init(self, unique: int, _ino: int, _length: int) -> bytes:
         major, minor, read_ahead, offered = INIT_IN.unpack_from(self.buffer, _HEADER)

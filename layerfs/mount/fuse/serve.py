@@ -22,7 +22,8 @@ from layerfs.formats.whiteout import mark_prefix
 from layerfs.linux.mountinfo import find_upper_mount
 from layerfs.linux.probe import feature
 from layerfs.mount.fuse.attach import attach, detach_mount, find_device, raise_read_ahead
-from layerfs.mount.fuse.connection import Connection
+from layerfs.mount.fuse.connection import answer_requests
+from layerfs.mount.fuse.requests import Requests
 from layerfs.mount.fuse.specification import FuseSpecification
 from layerfs.store.layer import map_tree
 from layerfs.union.image import ImageLower
@@ -120,7 +121,7 @@ def _serve_device(
     for number in (signal.SIGTERM, signal.SIGINT, signal.SIGHUP):
         signal.signal(number, stop)
     try:
-        Connection(device, union, timeout=wanted.timeout, acl=wanted.acl).serve(started)
+        answer_requests(device, Requests(device, union, timeout=wanted.timeout, acl=wanted.acl), started)
     finally:
         os.close(device)
 

@@ -9,8 +9,9 @@ import struct
 import pytest
 
 from layerfs.linux.inode_flags import EXTENDED, FLAGS, FlagForm
-from layerfs.mount.fuse.connection import Connection
+from layerfs.mount.fuse.connection import answer_requests
 from layerfs.mount.fuse.protocol import IN_HEADER, OUT_HEADER, Operation
+from layerfs.mount.fuse.requests import Requests
 
 
 class _Flagged:
@@ -34,7 +35,8 @@ def _ioctl(union: _Flagged, command: int, argument: int = 0, data: bytes = b"") 
         length = IN_HEADER.size + len(body)
         mine.send(IN_HEADER.pack(length, Operation.IOCTL, 7, 5, 1000, 1000, 1, 0, 0) + body)
         mine.send(IN_HEADER.pack(IN_HEADER.size, Operation.DESTROY, 8, 0, 0, 0, 0, 0, 0))
-        Connection(theirs.fileno(), union, timeout=1.0, acl=False).serve(lambda: None)  # type: ignore[arg-type]
+        requests = Requests(theirs.fileno(), union, timeout=1.0, acl=False)  # type: ignore[arg-type]
+        answer_requests(theirs.fileno(), requests, lambda: None)
         answer = mine.recv(4096)
     length, error, unique = OUT_HEADER.unpack_from(answer)
     assert (length, unique) == (len(answer), 7)
