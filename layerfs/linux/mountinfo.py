@@ -153,7 +153,8 @@ def find_upper_mount(upper: str | os.PathLike[str]) -> MountEntry | None:
 def find_foreign_upper_mount(upper: str | os.PathLike[str]) -> tuple[int, MountEntry] | None:
     """Return an overlay mount with this upper directory in another mount namespace, and a process that lives there.
 
-    Namespaces of processes that this one may not look at are not seen, nor those that no process lives in.
+    Every process is looked at, so :func:`is_listed_elsewhere` is worth asking first. Namespaces of processes that this
+    one may not look at are not seen, nor those that no process lives in.
 
     Args:
         upper: the directory.
@@ -162,11 +163,6 @@ def find_foreign_upper_mount(upper: str | os.PathLike[str]) -> tuple[int, MountE
         OSError: if ``upper`` cannot be looked at.
     """
     wanted = os.stat(upper)
-    try:
-        if not is_listed_elsewhere(upper):
-            return None
-    except OSError:
-        pass  # an older kernel, or no privilege: every process has to be looked at
     seen = {os.readlink("/proc/self/ns/mnt")}
     for pid in filter(str.isdigit, os.listdir("/proc")):
         with contextlib.suppress(OSError):  # it ended, or is somebody else's
@@ -181,21 +177,26 @@ def find_foreign_upper_mount(upper: str | os.PathLike[str]) -> tuple[int, MountE
     return None
 
 
-def is_listed_elsewhere(upper: str | os.PathLike[str]) -> bool:
+def is_listed_elsewhere(upper: str | os.PathLike[str]) -> bool | None:
     """Return whether the kernel lists an overlay in another mount namespace that seems to have this upper directory.
 
+    None says that it does not tell: an older kernel, or no privilege.
+
     Raises:
-        OSError: an older kernel does not, or no privilege; ``upper`` cannot be looked at.
+        OSError: if ``upper`` cannot be looked at.
     """
     from layerfs.linux.mount_namespaces import foreign_overlays  # noqa: PLC0415 - who only lists needs no ctypes
 
     wanted = os.stat(upper)
     # The same directory may have another path there, but hardly another name and place in what it belongs to.
     end = os.sep + os.sep.join(os.path.realpath(upper).split(os.sep)[-3:])
-    return any(
-        _has_upper(options, wanted) or any(path.endswith(end) for path in _values(options, "upperdir"))
-        for options in foreign_overlays()
-    )
+    try:
+        return any(
+            _has_upper(options, wanted) or any(path.endswith(end) for path in _values(options, "upperdir"))
+            for options in foreign_overlays()
+        )
+    except OSError:
+        return None
 
 
 def mount_id(fd: int) -> int:

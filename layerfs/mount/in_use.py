@@ -43,7 +43,7 @@ def why_mounted(handle: StoreHandle, snapshot: Snapshot) -> Conflict | None:
         return recorded  # a layer that somebody has removed by hand needs no protection
     # Only what was mounted before can live on elsewhere; a new container need not wait for a look at every process.
     dressed = is_dressed(upper)
-    listed = _is_listed(upper) if dressed else False
+    listed = is_listed_elsewhere(upper) if dressed else False
     return (
         _mounted_here(snapshot, upper)
         or (None if listed is False else _seen_elsewhere(snapshot, upper))
@@ -86,14 +86,6 @@ def _mounted_here(snapshot: Snapshot, upper: str) -> Conflict | None:
     if entry is None or is_upper_in_use(upper) is False:  # that of the directory that had this path before
         return None
     return _at(snapshot, entry.target, f"umount {entry.target}")
-
-
-def _is_listed(upper: str) -> bool | None:
-    """Return whether the kernel lists an overlay of this upper directory elsewhere; None if it does not tell."""
-    try:
-        return is_listed_elsewhere(upper)
-    except OSError:  # it lists nothing, or nothing to this process
-        return None
 
 
 def _seen_elsewhere(snapshot: Snapshot, upper: str) -> Conflict | None:

@@ -13,7 +13,7 @@ import pytest
 
 from layerfs.linux import mount_namespaces
 from layerfs.linux.mount_namespaces import foreign_overlays
-from layerfs.linux.mountinfo import find_foreign_upper_mount
+from layerfs.linux.mountinfo import find_foreign_upper_mount, is_listed_elsewhere
 
 pytestmark = [pytest.mark.needs_root, pytest.mark.needs_overlay]
 
@@ -66,6 +66,8 @@ def test_an_upper_directory_is_found(upper: Path, monkeypatch: pytest.MonkeyPatc
             raise OSError(errno.ENOTTY, os.strerror(errno.ENOTTY))
 
         monkeypatch.setattr(mount_namespaces, "foreign_overlays", refuse)
+    assert is_listed_elsewhere(upper) is (True if is_told else None)
+    assert is_listed_elsewhere(upper.parent) is (False if is_told else None)
     found = find_foreign_upper_mount(upper)
     assert found is not None
     pid, entry = found
