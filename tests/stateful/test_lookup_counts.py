@@ -21,16 +21,14 @@ from hypothesis import HealthCheck, settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, initialize, invariant, rule, run_state_machine_as_test
 
-from layerfs.formats.erofs.reader import Tree
-from layerfs.formats.erofs.writer import Device, write_tree
 from layerfs.formats.tree import Node, directory
 from layerfs.formats.whiteout import USER_PREFIX
 from layerfs.union.attribute import Attributes
 from layerfs.union.change import Changes
-from layerfs.union.image import ImageLower
 from layerfs.union.node import ROOT
 from layerfs.union.union import Union
 from layerfs.union.upper import Upper
+from tests.unit.union.conftest import Caller, image_of
 
 CONTENT = b"content of a file"
 #: Some sort before the dots.
@@ -39,10 +37,7 @@ names = st.sampled_from([*NAMES, b"new", b"d0", b"d1"])
 picks = st.integers(0, 1_000)
 
 
-class Caller:
-    uid = os.geteuid()
-    gid = os.getegid()
-    umask = 0
+CALLER = Caller(os.geteuid(), os.getegid(), umask=0)
 
 
 class Kernel(RuleBasedStateMachine):
@@ -68,21 +63,18 @@ class Kernel(RuleBasedStateMachine):
                 if pick % 3 or not files:
                     files.append(Node(stat.S_IFREG | 0o644))
                     files[-1].device, files[-1].offset, files[-1].size = "0", 512, len(CONTENT)
-                    files[-1].uid, files[-1].gid = Caller.uid, Caller.gid
+                    files[-1].uid, files[-1].gid = CALLER.uid, CALLER.gid
                 node = files[-1] if pick % 3 else files[pick % len(files)]
                 new.children = {**(new.children or {}), name: node}
             parent = directories[above % len(directories)]
             parent.children = {**(parent.children or {}), b"d%d" % number: new}
             directories.append(new)
         for one in directories:
-            one.uid, one.gid = Caller.uid, Caller.gid
-        tar = folder / "layer.tar"
-        tar.write_bytes(bytes(512) + CONTENT.ljust(512, b"\0"))
+            one.uid, one.gid = CALLER.uid, CALLER.gid
         for place in ("upper", "work"):
             (folder / place).mkdir()
-        tree = Tree(write_tree(root, [Device("0", b"0" * 64, 2)], bytes(16)))
         self.union = Union(
-            ImageLower(tree, [str(tar)], os.open(tar, os.O_RDONLY | os.O_CLOEXEC)),
+            image_of(root, bytes(512) + CONTENT.ljust(512, b"\0"), folder / "layer.tar"),
             Upper(str(folder / "upper"), str(folder / "work"), USER_PREFIX),
         )
         self.stack.callback(self.union.close)
@@ -151,7 +143,7 @@ class Kernel(RuleBasedStateMachine):
 
     @rule(pick=picks, name=names)
     def create(self, pick: int, name: bytes) -> None:
-        found = self.attempt(self.union.create, self.directory(pick), name, 0o644, Caller)
+        found = self.attempt(self.union.create, self.directory(pick), name, 0o644, CALLER)
         if found is not None:
             self.told(found)
 

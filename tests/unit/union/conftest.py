@@ -141,6 +141,13 @@ def make_directories(folder: Path) -> list[str]:
     return [str(top), str(bottom)]
 
 
+def image_of(root: Node, content: bytes, tar: Path, device: str | None = None) -> ImageLower:
+    """Return the image of a tree of one layer, "0", which is written to ``tar`` and looked for in ``device``."""
+    tar.write_bytes(content)
+    image = write_tree(root, [Device("0", b"0" * 64, len(content) // BLOCK)], bytes(16))
+    return ImageLower(Tree(image), [device or str(tar)], os.open(tar, os.O_RDONLY | os.O_CLOEXEC))
+
+
 def make_image(folder: Path, device: str = "layer.tar") -> ImageLower:
     """Return an image with the same content, whose bytes are looked for in a file of this name."""
     tar = folder / "layer.tar"
@@ -172,9 +179,7 @@ def make_image(folder: Path, device: str = "layer.tar") -> ImageLower:
     link = Node(stat.S_IFLNK | 0o777)
     link.target = b"a/f"
     place("link", link)
-    tar.write_bytes(content)
-    image = write_tree(root, [Device("0", b"0" * 64, len(content) // BLOCK)], bytes(16))
-    return ImageLower(Tree(image), [str(folder / device)], os.open(tar, os.O_RDONLY | os.O_CLOEXEC))
+    return image_of(root, bytes(content), tar, str(folder / device))
 
 
 Make = Callable[[], Work]

@@ -10,17 +10,14 @@ from pathlib import Path
 
 import pytest
 
-from layerfs.formats.erofs.reader import Tree
-from layerfs.formats.erofs.writer import Device, write_tree
 from layerfs.formats.tree import Node, directory
 from layerfs.formats.whiteout import USER_PREFIX
 from layerfs.linux.inode_flags import FLAGS
 from layerfs.union.change import Changes
-from layerfs.union.image import ImageLower
 from layerfs.union.node import ROOT
 from layerfs.union.union import Union
 from layerfs.union.upper import Upper
-from tests.unit.union.conftest import Caller, Work, failing
+from tests.unit.union.conftest import Caller, Work, failing, image_of
 
 #: One of them comes before the dots, and they fill many blocks.
 NAMES = [b"-before", *(b"f%03d" % number for number in range(200))]
@@ -56,10 +53,7 @@ def work(tmp_path: Path) -> Iterator[Work]:
     root.children[b"many"] = many
     links = root.children[b"links"] = directory(implicit=False)
     links.children = {b"link": link}
-    tar = tmp_path / "layer.tar"
-    tar.write_bytes(bytes(512) + content.ljust(512, b"\0"))
-    tree = Tree(write_tree(root, [Device("0", b"0" * 64, 2)], bytes(16)))
-    lower = ImageLower(tree, [str(tar)], os.open(tar, os.O_RDONLY | os.O_CLOEXEC))
+    lower = image_of(root, bytes(512) + content.ljust(512, b"\0"), tmp_path / "layer.tar")
     (tmp_path / "upper").mkdir()
     (tmp_path / "work").mkdir()
     union = Union(lower, Upper(str(tmp_path / "upper"), str(tmp_path / "work"), USER_PREFIX))
